@@ -1,0 +1,1 @@
+"""The harness: read recipes, walk models, measure, write records."""

@@ -1,0 +1,1 @@
+"""Latency and memory: every clock in the project is here."""

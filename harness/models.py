@@ -1,0 +1,251 @@
+"""Models as data: where a family's blocks and linears are, and how weights are read block by block."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from trinity.methods.errors import ConfigError, UnsupportedError, nearest
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model type keeps its transformer blocks, and which of their linears share an input.
+
+    blocks: dotted path of the list of blocks   groups: linears of a block, in order of execution
+    """
+
+    blocks: str
+    groups: tuple[tuple[str, ...], ...]
+
+
+_LLAMA = Family(
+    "model.layers",
+    (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.o_proj",),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("mlp.down_proj",),
+    ),
+)
+FAMILIES: Mapping[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "opt": Family(
+        "model.decoder.layers",
+        (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.out_proj",),
+            ("fc1",),
+            ("fc2",),
+        ),
+    ),
+    "gpt2": Family(
+        "transformer.h", (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",))
+    ),
+    "gpt_neox": Family(
+        "gpt_neox.layers",
+        (
+            ("attention.query_key_value",),
+            ("attention.dense",),
+            ("mlp.dense_h_to_4h",),
+            ("mlp.dense_4h_to_h",),
+        ),
+    ),
+}
+
+
+class WeightReader:
+    """Tensors of a folder's safetensors files, read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: holds *.safetensors; a pickle checkpoint is refused."""
+        self.files = sorted(folder.glob("*.safetensors"))
+        if not self.files:
+            pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+                p.name for p in folder.glob("*.pt")
+            )
+            found = (
+                f"only {pickles[0]}, a pickle, which can run code when it is read and is refused"
+                if pickles
+                else "none"
+            )
+            msg = (
+                f"model {folder}: expected *.safetensors, found {found}. Save the model with "
+                f"`save_pretrained(..., safe_serialization=True)` or take a revision that has them."
+            )
+            raise ConfigError(msg)
+
+    @cached_property
+    def places(self) -> dict[str, Path]:
+        """Tensor name -> file."""
+        places = {}
+        for path in self.files:
+            with safe_open(path, framework="pt") as stream:
+                places.update(dict.fromkeys(stream.keys(), path))
+        return places
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, as stored."""
+        with safe_open(self.places[name], framework="pt") as stream:
+            tensor: Tensor = stream.get_tensor(name)
+            return tensor
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a tensor of this name is stored."""
+        return name in self.places
+
+
+class Decoder:
+    """A Hugging Face decoder whose weights stay on disk until a block is asked for."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        """folder: config.json and safetensors in Hugging Face's layout."""
+        self.folder, self.dtype, self.device = folder, dtype, device
+        config = read_config(folder)
+        self.family = FAMILIES[config.model_type]
+        self.reader = WeightReader(folder)
+        self.model = skeleton(config)
+        self.blocks: nn.ModuleList = self.model.get_submodule(self.family.blocks)  # type: ignore[assignment]  # a list of blocks in every family of the table
+
+    @cached_property
+    def tensor_names(self) -> dict[str, str]:
+        """Name in the model -> name in the files (some hub files leave out the base model's prefix)."""
+        prefix = f"{self.model.base_model_prefix}."
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        names = {}
+        for name in self.model.state_dict():
+            short = name.removeprefix(prefix)
+            if name in self.reader or short in self.reader:
+                names[name] = name if name in self.reader else short
+            elif name not in tied:
+                msg = f"model {self.folder}: its safetensors have no tensor '{name}'."
+                raise ConfigError(msg)
+        return names
+
+    def layer_names(self, index: int) -> list[str]:
+        """Full names of a block's linears."""
+        return [
+            f"{self.family.blocks}.{index}.{name}"
+            for group in self.family.groups
+            for name in group
+        ]
+
+    def layer_shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every linear of every block; needs no weights."""
+        return {
+            name: linear_shape(self.model.get_submodule(name))
+            for index in range(len(self.blocks))
+            for name in self.layer_names(index)
+        }
+
+    def load(self, module_path: str) -> None:
+        """Read the weights of one submodule."""
+        module = self.model.get_submodule(module_path)
+        prefix = f"{module_path}."
+        state = {
+            name.removeprefix(prefix): self._tensor(stored)
+            for name, stored in self.tensor_names.items()
+            if name.startswith(prefix)
+        }
+        module.load_state_dict(state, assign=True)
+
+    def unload(self, module_path: str) -> None:
+        """Forget the weights of one submodule."""
+        self.model.get_submodule(module_path).to("meta")
+
+    def load_outside_blocks(self) -> None:
+        """Read embeddings, norms and head: all that is not in a block."""
+        prefix = f"{self.family.blocks}."
+        state = {
+            name: self._tensor(stored)
+            for name, stored in self.tensor_names.items()
+            if not name.startswith(prefix)
+        }
+        self.model.load_state_dict(state, assign=True, strict=False)
+        self.model.tie_weights()
+
+    def uncompressed(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all that is no linear weight of a block, tied weights once."""
+        linears = {f"{name}.weight" for name in self.layer_shapes()}
+        for name, stored in self.tensor_names.items():
+            if name not in linears:
+                yield name, self._tensor(stored)
+
+    def _tensor(self, stored: str) -> Tensor:
+        tensor = self.reader.read(stored)
+        if not bool(torch.isfinite(tensor).all()):
+            msg = (
+                f"model {self.folder}: tensor '{stored}' holds NaN or infinity. The file is damaged or was "
+                f"saved in a type too small for it; get the model again."
+            )
+            raise ConfigError(msg)
+        return tensor.to(device=self.device, dtype=self.dtype)
+
+
+def read_config(folder: Path) -> Any:
+    """The model's configuration (transformers has no common type for it); refuses unknown kinds early."""
+    if not (folder / "config.json").is_file():
+        msg = f"model {folder}: there is no config.json. Expected a Hugging Face model folder."
+        raise ConfigError(msg)
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in FAMILIES:
+        msg = (
+            f"model {folder}: model type '{config.model_type}' is not supported."
+            f"{nearest(config.model_type, list(FAMILIES))} Supported: {', '.join(sorted(FAMILIES))}."
+        )
+        raise UnsupportedError(msg)
+    return config
+
+
+def skeleton(config: Any) -> Any:
+    """The model without weights: parameters on `meta`, buffers (rotary frequencies) real."""
+    with init_empty_weights(include_buffers=False), warnings_off():
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@contextlib.contextmanager
+def warnings_off() -> Iterator[None]:
+    """Silence transformers' advice about initialisation: these weights are read later."""
+    from transformers.utils import logging as hf_logging
+
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear or of GPT-2's transposed linear."""
+    rows, columns = module.weight.shape  # type: ignore[union-attr, misc]  # every linear has a weight matrix
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A linear's weight as float32 [out, in]; a view where it already is that."""
+    weight: Tensor = module.weight.detach()  # type: ignore[union-attr, assignment, operator]
+    return (weight.t().contiguous() if isinstance(module, Conv1D) else weight).float()
+
+
+def set_weight(module: nn.Module, weight: Tensor, dtype: torch.dtype) -> None:
+    """Put [out, in] into a linear, in the linear's own orientation and the given type."""
+    if isinstance(module, Conv1D):
+        weight = weight.t().contiguous()
+    module.weight = nn.Parameter(weight.to(dtype), requires_grad=False)

@@ -1,0 +1,190 @@
+"""Recipes: one run as frozen data, read from YAML with every unknown key refused."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
+
+from trinity.methods.errors import ConfigError, nearest
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(Section):
+    """id: a folder, 'package:NAME', 'random:NAME' or a hub id; dtype: of activations and dense weights."""
+
+    id: str
+    revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+class Step(BaseModel):
+    """One compression step: a method's name and its options, which the method's own config checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    method: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class CompressSpec(Section):
+    """steps: for every linear of every block; skip: globs left dense; layers: glob -> other steps."""
+
+    steps: tuple[Step, ...] = ()
+    skip: tuple[str, ...] = ("lm_head",)
+    layers: dict[str, tuple[Step, ...]] = {}
+
+
+class CalibrationSpec(Section):
+    """Which text the statistics are taken on.
+
+    rule: 'documents' (the papers': a window of one random document) or 'concatenated' (a random window
+        of all documents joined, for corpora of short texts)
+    """
+
+    dataset: str = "c4"
+    split: str = "train"
+    samples: PositiveInt = 128
+    seqlen: PositiveInt = 2048
+    seed: int = 0
+    rule: Literal["documents", "concatenated"] = "documents"
+
+
+class LowerSpec(Section):
+    """target: what to compile for; length: tokens a prefill call takes; context: cache positions."""
+
+    target: str = "llvm-cpu"
+    length: PositiveInt = 128
+    context: PositiveInt = 2048
+
+
+class SuiteSpec(Section):
+    """One accuracy suite and how much of it is run; None means all of it."""
+
+    suite: str
+    windows: PositiveInt | None = None
+    seqlen: PositiveInt | None = None
+    limit: PositiveInt | None = None
+    tasks: tuple[str, ...] | None = None
+
+
+class EvaluateSpec(Section):
+    """suites: names, or names with sizes; engine: what runs them."""
+
+    suites: tuple[SuiteSpec, ...] = ()
+    engine: Literal["torch", "iree"] = "torch"
+
+    @field_validator("suites", mode="before")
+    @classmethod
+    def _names_are_suites(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [{"suite": item} if isinstance(item, str) else item for item in value]
+        return value
+
+
+class BenchSpec(Section):
+    """suites: what is timed; prompt and new: tokens; repeats: kept samples of each engine."""
+
+    suites: tuple[Literal["prefill", "decode", "memory"], ...] = ("prefill", "decode", "memory")
+    prompt: PositiveInt = 128
+    new: PositiveInt = 32
+    repeats: PositiveInt = 5
+
+
+class Recipe(Section):
+    """A whole run.  What is left out is not done."""
+
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9._+-]*$")
+    model: ModelSpec
+    compress: CompressSpec = CompressSpec()
+    calibration: CalibrationSpec | None = None
+    lower: LowerSpec | None = None
+    evaluate: EvaluateSpec | None = None
+    bench: BenchSpec | None = None
+
+
+def read(path: Path, overrides: list[str]) -> Recipe:
+    """A recipe file with `key.path=value` overrides; its name is the file's unless it gives one."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        msg = f"recipe {path}: cannot be read ({error.strerror})."
+        raise ConfigError(msg) from error
+    except yaml.YAMLError as error:
+        msg = f"recipe {path}: is not YAML ({' '.join(str(error).split())})."
+        raise ConfigError(msg) from error
+    if not isinstance(data, dict):
+        msg = f"recipe {path}: expected a mapping with a `model:` key, found {type(data).__name__}."
+        raise ConfigError(msg)
+    for override in overrides:
+        apply_override(data, override)
+    return parse({"name": path.stem, **data}, str(path))
+
+
+def parse(data: dict[str, Any], where: str) -> Recipe:
+    """Plain data to a recipe; ConfigError lists every wrong key with the nearest right one."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(item["loc"], item["type"], item["msg"]) for item in error.errors()]
+        msg = f"{where}: {' '.join(problems)}"
+        raise ConfigError(msg) from error
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value`, value in YAML, in place; list items are addressed by number."""
+    found = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.*)", override, flags=re.DOTALL)
+    if not found:
+        msg = f"--set {override}: expected key.path=value, for example --set calibration.samples=16."
+        raise ConfigError(msg)
+    *parents, last = found[1].split(".")
+    here: Any = data
+    try:
+        for key in parents:
+            if isinstance(here, list):
+                here = here[int(key)]
+            else:
+                if here.get(key) is None:
+                    here[key] = {}
+                here = here[key]
+        here[int(last) if isinstance(here, list) else last] = yaml.safe_load(found[2])
+    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
+        msg = f"--set {override}: there is no such place in the recipe ({error})."
+        raise ConfigError(msg) from error
+
+
+def _problem(where: tuple[int | str, ...], kind: str, message: str) -> str:
+    path = ".".join(map(str, where))
+    if kind != "extra_forbidden":
+        return f"`{path}`: {message}."
+    section: Any = Recipe
+    for key in where[:-1]:
+        field = getattr(section, "model_fields", {}).get(key)
+        section = _section_of(field.annotation) if field else section
+    known = list(getattr(section, "model_fields", {}))
+    return f"unknown key `{path}`.{nearest(str(where[-1]), known)} Keys here: {', '.join(known)}."
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section class inside `Section | None` or `tuple[Section, ...]`."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

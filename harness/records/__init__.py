@@ -1,0 +1,1 @@
+"""Records: one run, one JSON file, and what reads it."""

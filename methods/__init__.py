@@ -1,0 +1,1 @@
+"""Compression methods: tensors in, compressed weight out."""

@@ -1,0 +1,145 @@
+"""What a compression method is: the types that methods, plugins and the walker share.
+
+A recipe is a list of steps.  Each step gets the original weight *and* what the steps before it made
+of that weight, because the papers need both: SLiM's pruner scores the original weight but masks the
+quantized one, and its adapter fits the difference between the two.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import CompressedWeight
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's options: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Statistic(Flag):
+    """What the walker collects for a method on every linear layer."""
+
+    NOTHING = 0
+    X_NORM = auto()
+    X_MEAN_ABS = auto()
+    HESSIAN = auto()
+    ACTIVATIONS = auto()
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStats:
+    """Calibration statistics of one layer's input; only what was asked for is there.
+
+    x_norm: [in], float32, sqrt of the mean over sequences of the squared norm over tokens
+        (Wanda's `scaler_row`, rooted)
+    x_mean_abs: [in], float32, mean over tokens of |x|
+    H: [in, in], float32, 2/tokens * X^T X, not damped
+    X: [tokens, in], float32
+    """
+
+    tokens: int = 0
+    x_norm: Tensor | None = None
+    x_mean_abs: Tensor | None = None
+    H: Tensor | None = None
+    X: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse NaN and infinity: a sort would place them somewhere, and a mask hide them."""
+        for name in ("x_norm", "x_mean_abs", "H", "X"):
+            values = getattr(self, name)
+            if values is not None and not bool(torch.isfinite(values).all()):
+                msg = (
+                    f"calibration statistics: {name} holds NaN or infinity. The model overflows on "
+                    f"the calibration text, or a block before this layer is damaged."
+                )
+                raise ConfigError(msg)
+
+
+C = TypeVar("C", bound=MethodConfig, contravariant=True)
+
+
+@runtime_checkable
+class Method(Protocol[C]):
+    """Compresses one linear layer at a time.
+
+    name: registry key   paper: where it is from   config: options   needs: what to collect
+    """
+
+    name: str
+    paper: str
+    config: type[MethodConfig]
+    needs: Statistic
+
+    def problem(self, shape: tuple[int, int], config: C) -> str | None:
+        """Why a layer [out, in] cannot be compressed with `config`, or None.  Needs no weights."""
+        ...
+
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: C
+    ) -> CompressedWeight:
+        """The compressed layer.
+
+        W: [out, in], float32, the original weight, left unchanged
+        current: what earlier steps made of it; `Dense(W)` in the first step
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTask:
+    """One transformer block, for methods that look past a single layer.
+
+    weights: original weight of each linear   current: what earlier steps made of it
+    stats: statistics of each linear's input
+    inputs: block inputs, one [seq, hidden] for each calibration sequence (after the compressed
+        blocks)
+    forward: (weight of each linear, one input) -> block output [seq, hidden]; differentiable
+    """
+
+    weights: Mapping[str, Tensor]
+    current: Mapping[str, CompressedWeight]
+    stats: Mapping[str, LayerStats]
+    inputs: tuple[Tensor, ...]
+    forward: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+
+
+@runtime_checkable
+class BlockMethod(Protocol[C]):
+    """Compresses all linears of a transformer block together."""
+
+    name: str
+    paper: str
+    config: type[MethodConfig]
+    needs: Statistic
+
+    def problem(self, shape: tuple[int, int], config: C) -> str | None:
+        """Why a layer [out, in] cannot be compressed with `config`, or None."""
+        ...
+
+    def compress_block(self, task: BlockTask, config: C) -> Mapping[str, CompressedWeight]:
+        """The compressed linears, under the names of `task.weights`."""
+        ...
+
+
+@runtime_checkable
+class CheckpointSource(Protocol[C]):
+    """Reads weights that were compressed elsewhere."""
+
+    name: str
+    paper: str
+    config: type[MethodConfig]
+
+    def load(self, tensors: Mapping[str, Tensor], config: C) -> Mapping[str, CompressedWeight]:
+        """The compressed weight of every linear found among a checkpoint's tensors."""
+        ...
+
+
+Registered = Method[MethodConfig] | BlockMethod[MethodConfig] | CheckpointSource[MethodConfig]

@@ -1,0 +1,29 @@
+"""Frozen value types for compressed weights, with their reference decode and their storage."""
+
+from trinity.methods.formats.adapter import Adapted, AdapterFormat
+from trinity.methods.formats.dense import Dense
+from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of, sparsity_of
+from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes, unpack
+from trinity.methods.formats.quantized import Grid, Quantized
+from trinity.methods.formats.sparse import NM, Pattern, Sparse, Unstructured, parse_pattern
+
+__all__ = [
+    "NM",
+    "Adapted",
+    "AdapterFormat",
+    "CompressedWeight",
+    "Dense",
+    "Grid",
+    "Pattern",
+    "Quantized",
+    "Sparse",
+    "Unstructured",
+    "WeightFormat",
+    "bits_per_weight",
+    "format_of",
+    "pack",
+    "parse_pattern",
+    "sparsity_of",
+    "stored_bytes",
+    "unpack",
+]

@@ -1,0 +1,125 @@
+"""Uniformly quantized weights: integer codes, a scale and, if asymmetric, a zero point."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats.dense import FLOAT_DTYPES
+
+BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a uniform quantization is, without its numbers.
+
+    scale_shape: (1, 1) per tensor, (out, 1) per channel, (out, in // group_size) per group.
+    """
+
+    bits: int
+    symmetric: bool
+    scale_shape: tuple[int, int]
+    scale_dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """`scale * (code - zero_point)`, one scale a tensor, output channel or group of inputs.
+
+    codes: [out, in], int8 in [-2^(bits-1), 2^(bits-1) - 1] if symmetric, else uint8 in [0, 2^bits -
+        1]
+    scale: [1, 1], [out, 1] or [out, in // group_size], float32, float16 or bfloat16, positive
+    zero_point: None if symmetric, else uint8 of the shape of `scale`
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse codes off the grid, scales that are not positive, and shapes that do not fit."""
+        self._check_codes()
+        self._check_scale()
+        self._check_range()
+        zero_point = self.zero_point
+        if zero_point is not None:
+            if zero_point.dtype != torch.uint8 or zero_point.shape != self.scale.shape:
+                msg = (
+                    f"zero_point: expected uint8 {list(self.scale.shape)}, "
+                    f"found {zero_point.dtype} {list(zero_point.shape)}."
+                )
+                raise ConfigError(msg)
+            if int(zero_point.max()) >= 2**self.bits:
+                msg = f"zero_point: {int(zero_point.max())} does not fit {self.bits} bits."
+                raise ConfigError(msg)
+
+    def _check_codes(self) -> None:
+        if self.bits not in BITS:
+            msg = f"bits: {self.bits} is not one of {', '.join(map(str, BITS))}."
+            raise ConfigError(msg)
+        codes, symmetric = self.codes, self.zero_point is None
+        expected = torch.int8 if symmetric else torch.uint8
+        if codes.ndim != 2 or 0 in codes.shape or codes.dtype != expected:
+            msg = f"codes: expected {expected} [out, in], found {codes.dtype} {list(codes.shape)}."
+            raise ConfigError(msg)
+
+    def _check_range(self) -> None:
+        # After the scale: a scale of zero makes codes of NaN, and is the thing to report.
+        codes = self.codes
+        low, high = code_range(self.bits, self.zero_point is None)
+        smallest, largest = (int(v) for v in torch.aminmax(codes))
+        if smallest < low or largest > high:
+            msg = f"codes: {smallest}..{largest} is outside {low}..{high} of {self.bits} bits."
+            raise ConfigError(msg)
+
+    def _check_scale(self) -> None:
+        (out, d_in), scale = self.shape, self.scale
+        if scale.dtype not in FLOAT_DTYPES or scale.ndim != 2:
+            msg = f"scale: expected a float matrix, found {scale.dtype} {list(scale.shape)}."
+            raise ConfigError(msg)
+        rows, groups = scale.shape
+        if not (rows == out or (rows, groups) == (1, 1)) or groups < 1 or d_in % groups:
+            msg = (
+                f"scale: {list(scale.shape)} does not fit codes [{out}, {d_in}]: expected [1, 1], "
+                f"[{out}, 1] or [{out}, {d_in} // group_size]."
+            )
+            raise ConfigError(msg)
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            msg = (
+                f"scale: holds entries that are not positive finite numbers in {scale.dtype}. "
+                f"If the weights are very small or large, store scales as float32."
+            )
+            raise ConfigError(msg)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return (self.codes.shape[0], self.codes.shape[1])
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive inputs that share one scale; `in` if per tensor or per channel."""
+        return self.shape[1] // self.scale.shape[1]
+
+    @property
+    def grid(self) -> Grid:
+        """The quantization without its numbers."""
+        rows, groups = self.scale.shape
+        name = str(self.scale.dtype).removeprefix("torch.")
+        return Grid(self.bits, self.zero_point is None, (rows, groups), name)
+
+    def dequantize(self) -> Tensor:
+        """The weight it stands for.  -> [out, in], float32."""
+        out, d_in = self.shape
+        codes = self.codes.float().view(out, self.scale.shape[1], self.group_size)
+        if self.zero_point is not None:
+            codes = codes - self.zero_point.float()[:, :, None]
+        return (codes * self.scale.float()[:, :, None]).reshape(out, d_in)
+
+
+def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
+    """Smallest and largest code of a grid."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
