@@ -1,12 +1,14 @@
-"""Calibration windows, drawn by the papers' rule or by a second rule that a recipe must ask for by name.
+"""Calibration windows, by the papers' rule or a second one that a recipe must ask for by name.
 
 `documents`: SparseGPT, GPTQ, Wanda and SLiM on C4.  Seed Python's generator; for each sample draw
-`randint(0, documents - 1)` until that document has strictly more than `seqlen` tokens, then take `seqlen` tokens from
-`randint(0, tokens - seqlen - 1)`.  The calls are the same in number, order and range as in the reference code, so one
-seed and one tokenizer give the same windows; here the generator is local and the global one is left alone.
+`randint(0, documents - 1)` until that document has strictly more than `seqlen` tokens, then take
+`seqlen` tokens from `randint(0, tokens - seqlen - 1)`.  The calls are the same in number, order
+and range as in the reference code, so one seed and one tokenizer give the same windows; here the
+generator is local and the global one is left alone.
 
-`concatenated`: the same code's rule for WikiText-2.  Join all documents with a blank line, tokenise once, take each
-window from `randint(0, tokens - seqlen - 1)`.  For texts whose documents are short.
+`concatenated`: the same code's rule for WikiText-2.  Join all documents with a blank line,
+tokenise once, take each window from `randint(0, tokens - seqlen - 1)`.  For texts whose documents
+are short.
 
 Differs from the papers: they load the slow tokenizer (`use_fast=False`); the fast one is used here.
 """
@@ -24,8 +26,9 @@ from trinity.methods.errors import ConfigError
 
 Rule = Literal["documents", "concatenated"]
 
-_COUNTED_UP_FRONT = 10_000  # documents: below this, all are tokenised first; a C4 shard (356,317) would take minutes
-_DRAWS_PER_SAMPLE = 2_000  # 1 in 40 documents of C4 has more than 2048 tokens
+# Smaller corpora are tokenised as a whole first; a C4 shard (356,317 documents) would take minutes.
+_COUNTED_UP_FRONT = 10_000
+_DRAWS_PER_SAMPLE = 2_000  # generous: documents of more than 2048 tokens are rare in C4
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +48,18 @@ def sample(
     seed: int,
     rule: Rule = "documents",
 ) -> CalibrationSet:
-    """Draw `samples` windows of `seqlen` tokens; ConfigError if the corpus cannot fill them by this rule."""
+    """Draw `samples` windows of `seqlen` tokens; ConfigError if the corpus cannot fill them."""
     if samples < 1 or seqlen < 2:
-        msg = f"calibration: samples must be at least 1 and seqlen at least 2, found {samples} and {seqlen}."
+        msg = (
+            f"calibration: samples must be at least 1 and seqlen at least 2, found {samples} and "
+            f"{seqlen}."
+        )
         raise ConfigError(msg)
     draw = _draw_documents if rule == "documents" else _draw_concatenated
     ids = torch.stack(draw(corpus, tokenizer, samples, seqlen, Random(seed)))
-    return CalibrationSet(ids, rule, hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest())
+    return CalibrationSet(
+        ids, rule, hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
+    )
 
 
 def _draw_documents(
@@ -88,9 +96,9 @@ def _draw_concatenated(
     needed = max(samples * seqlen, seqlen + 1)
     if len(ids) < needed:
         msg = (
-            f"calibration: {corpus.name} ({corpus.split}) has {len(ids)} tokens, and {samples} samples of {seqlen} "
-            f"need {needed}: windows would repeat each other. Lower calibration.samples or calibration.seqlen, or "
-            f"choose a larger calibration.dataset."
+            f"calibration: {corpus.name} ({corpus.split}) has {len(ids)} tokens, and {samples} "
+            f"samples of {seqlen} need {needed}: windows would repeat each other. Lower "
+            f"calibration.samples or calibration.seqlen, or choose a larger calibration.dataset."
         )
         raise ConfigError(msg)
     return [_window(ids, seqlen, rng) for _ in range(samples)]
@@ -104,7 +112,8 @@ def _window(ids: Tensor, seqlen: int, rng: Random) -> Tensor:
 
 def _too_few(corpus: TextCorpus, samples: int, seqlen: int, found: str) -> str:
     return (
-        f"calibration: {corpus.name} ({corpus.split}) has {found} documents longer than {seqlen} tokens, and rule "
-        f"'documents' needs at least {samples}. Set calibration.rule to 'concatenated' (which joins documents, unlike "
-        f"the papers' rule for C4), lower calibration.seqlen or calibration.samples, or use another dataset."
+        f"calibration: {corpus.name} ({corpus.split}) has {found} documents longer than {seqlen} "
+        f"tokens, and rule 'documents' needs at least {samples}. Set calibration.rule to "
+        "'concatenated' (which joins documents, unlike the papers' rule for C4), lower "
+        "calibration.seqlen or calibration.samples, or use another dataset."
     )

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trinity.harness.models import DTYPES, Decoder, read_config, set_weight, skeleton
-from trinity.harness.store import link_or_copy, read_json, write_json
+from trinity.harness.store import MANIFEST, link_or_copy, read_json, write_json
 from trinity.harness.walk import LAYERS, WEIGHTS
 from trinity.methods.errors import RecordError
 from trinity.methods.formats import CompressedWeight, WeightFormat, unpack
@@ -33,7 +33,7 @@ CONFIG, SUMMARY, REST, INDEX = (
     "model.safetensors.index.json",
 )
 VERSION = 1
-NOT_TOKENIZER = (CONFIG, INDEX, "generation_config.json")
+NOT_TOKENIZER = (CONFIG, INDEX, MANIFEST)
 
 
 def write(

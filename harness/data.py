@@ -1,8 +1,8 @@
 """Text by name: where it was found, and a hash of what it says.
 
-Local files come first (`TRINITY_DATA_DIR/<folder>/<split>.jsonl.gz`), then the Hugging Face hub; which of the two
-it was is in the corpus, and so in the record.  `pydoc` needs neither: it is the English text that every Python
-installation carries.
+Local files come first (`TRINITY_DATA_DIR/<folder>/<split>.jsonl.gz`), then the Hugging Face hub;
+which of the two it was is in the corpus, and so in the record.  `pydoc` needs neither: it is the
+English text that every Python installation carries.
 """
 
 import gzip
@@ -30,12 +30,8 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
 
-    def __call__(self, text: str, *, verbose: bool = True) -> Any:
-        """Text to a mapping with `input_ids`, the tokenizer's own special tokens added."""
-        ...
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Text to ids."""
+    def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any:
+        """Text to a mapping with `input_ids`."""
         ...
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
@@ -48,7 +44,8 @@ class TextCorpus:
     """Documents of one split of one data set.
 
     source: where they were found, in words that name no user's folder
-    sha256: over the documents, each preceded by its length in bytes; the same from disk and from the hub
+    sha256: over the documents, each preceded by its length in bytes; the same from disk and from
+    the hub
     """
 
     name: str
@@ -95,9 +92,7 @@ SOURCES = {
             for split, shards in (("train", "01024"), ("validation", "00008"))
         },
     ),
-    "c4-sample": TextSource(
-        folder="c4-sample", field="text", files={"train": "c4_sample"}, hub={}
-    ),
+    "c4-sample": TextSource(folder="c4-sample", field="text", files={"train": "c4_sample"}, hub={}),
 }
 PYDOC = "pydoc"
 PYDOC_SPLITS = ["train", "test"]
@@ -109,7 +104,7 @@ def names() -> list[str]:
 
 
 def load(name: str, split: str) -> TextCorpus:
-    """Read a corpus; ConfigError for an unknown name or split, MachineError if it is nowhere to be had."""
+    """Read a corpus; ConfigError for an unknown name or split, MachineError if it is nowhere."""
     _check(name, split)
     if name == PYDOC:
         source = f"pydoc_data.topics of Python {platform.python_version()}"
@@ -130,18 +125,26 @@ def at_hand(name: str, split: str) -> str | None:
     source = SOURCES[name]
     if local_file(source.folder, source.files[split]) is not None:
         return None
-    return f"{name} ({split}) is not on this machine: {_looked_at(source.folder, source.files[split])}"
+    return (
+        f"{name} ({split}) is not on this machine: {_looked_at(source.folder, source.files[split])}"
+    )
+
+
+def hub_is_off() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the hub, read as huggingface_hub reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def local_file(folder: str, stem: str) -> Path | None:
-    """`TRINITY_DATA_DIR/<folder>/<stem>.jsonl.gz` if it exists; MachineError if the variable names no folder."""
+    """`TRINITY_DATA_DIR/<folder>/<stem>.jsonl.gz` if it exists."""
     root = os.environ.get(DATA_DIR)
     if not root:
         return None
     if not Path(root).is_dir():
         msg = (
             f"{DATA_DIR} is '{root}', which is not a folder. Set it to a folder that holds "
-            f"<name>/<split>.jsonl.gz files, or unset it to read data sets from the Hugging Face hub."
+            "<name>/<split>.jsonl.gz files, or unset it to read data sets from the Hugging Face "
+            "hub."
         )
         raise MachineError(msg)
     path = Path(root) / folder / f"{stem}.jsonl.gz"
@@ -149,14 +152,15 @@ def local_file(folder: str, stem: str) -> Path | None:
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
-    """The papers' `tokenizer(text).input_ids`: special tokens as the tokenizer adds them.  ->  int64 [tokens]"""
-    # verbose=False: no warning that a text is longer than the model's context; it is cut into windows afterwards.
+    """The papers' `tokenizer(text).input_ids`, special tokens included.  ->  int64 [tokens]"""
+    # verbose=False: no warning that a text is longer than the model's context; it is cut into
+    # windows afterwards.
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
 
 def content_hash(parts: Iterable[str]) -> str:
-    """sha256 over texts, each preceded by its length, so that moving a boundary changes the hash."""
+    """sha256 over texts, each preceded by its length: moving a boundary changes it."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode()
@@ -171,7 +175,10 @@ def _check(name: str, split: str) -> None:
         raise ConfigError(msg)
     splits = PYDOC_SPLITS if name == PYDOC else list(SOURCES[name].files)
     if split not in splits:
-        msg = f"data set '{name}' has no split '{split}'.{nearest(split, splits)} Splits: {', '.join(splits)}."
+        msg = (
+            f"data set '{name}' has no split '{split}'.{nearest(split, splits)} Splits: "
+            f"{', '.join(splits)}."
+        )
         raise ConfigError(msg)
 
 
@@ -191,7 +198,9 @@ def _read_jsonl(path: Path, field: str) -> list[str]:
                     raise ConfigError(msg)
                 documents.append(row[field])
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        msg = f"{path}: not a gzip file of UTF-8 JSON lines ({error}). Replace the file or remove it."
+        msg = (
+            f"{path}: not a gzip file of UTF-8 JSON lines ({error}). Replace the file or remove it."
+        )
         raise ConfigError(msg) from error
     return documents
 
@@ -201,7 +210,8 @@ def _from_hub(name: str, split: str, source: TextSource) -> TextCorpus:
     if split not in source.hub:
         msg = f"{name} ({split}): {where}, and this data set is on no hub."
         raise MachineError(msg)
-    # Imported here: `datasets` takes seconds to import, and the command line must answer `--help` in half of one.
+    # Imported here: `datasets` takes seconds to import, and the command line must answer `--help`
+    # in half of one.
     import datasets
 
     arguments = source.hub[split]
@@ -210,8 +220,9 @@ def _from_hub(name: str, split: str, source: TextSource) -> TextCorpus:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         msg = (
             f"{name} ({split}): {where}, and the Hugging Face hub did not give {arguments['path']} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). Put the file "
-            f"there, or allow this machine to reach huggingface.co (and unset HF_HUB_OFFLINE)."
+            f"({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Put the file there, "
+            "or allow this machine to reach huggingface.co (and unset HF_HUB_OFFLINE)."
         )
         raise MachineError(msg) from error
     return _corpus(name, split, rows[source.field], f"huggingface.co/datasets/{arguments['path']}")
@@ -219,4 +230,8 @@ def _from_hub(name: str, split: str, source: TextSource) -> TextCorpus:
 
 def _looked_at(folder: str, stem: str) -> str:
     path = f"{DATA_DIR}/{folder}/{stem}.jsonl.gz"
-    return f"no {path}" if os.environ.get(DATA_DIR) else f"{DATA_DIR} is not set (it would hold {path[17:]})"
+    return (
+        f"no {path}"
+        if os.environ.get(DATA_DIR)
+        else f"{DATA_DIR} is not set (it would hold {path[17:]})"
+    )

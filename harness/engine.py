@@ -49,26 +49,28 @@ class TorchEngine:
     def __init__(self, model: nn.Module, max_length: int, path: MeasurementPath) -> None:
         """model: in eval mode; path: 'reference' only if nothing in it was dequantized."""
         self.model = model.eval()
+        self.device = next(model.parameters()).device
         self.max_length = max_length
         self.path = path
 
     @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
         """ids: int64 [seq]  ->  float32 [seq, vocab]"""
-        output: Tensor = self.model(input_ids=ids[None], use_cache=False).logits[0]
+        ids = ids[None].to(self.device)
+        output: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
         return output.float()
 
     def session(self) -> "TorchSession":
         """A new, empty sequence."""
-        return TorchSession(self.model)
+        return TorchSession(self.model, self.device)
 
 
 class TorchSession:
     """Decoding with the cache that transformers makes for the model."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """model: in eval mode."""
-        self.model = model
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        """model: in eval mode, on `device`."""
+        self.model, self.device = model, device
         self.cache: object | None = None
 
     def prefill(self, ids: Tensor) -> Tensor:
@@ -81,7 +83,12 @@ class TorchSession:
 
     @torch.inference_mode()
     def _advance(self, ids: Tensor) -> Tensor:
-        output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        output = self.model(
+            input_ids=ids.to(self.device),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         self.cache = output.past_key_values
         logits: Tensor = output.logits[0, -1].float()
         return logits

@@ -24,10 +24,12 @@ class Family:
     """Where a model type keeps its transformer blocks, and which of their linears share an input.
 
     blocks: dotted path of the list of blocks   groups: linears of a block, in order of execution
+    renamed: tensors that files call by another name than the model does
     """
 
     blocks: str
     groups: tuple[tuple[str, ...], ...]
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 _LLAMA = Family(
@@ -66,6 +68,7 @@ FAMILIES: Mapping[str, Family] = {
             ("mlp.dense_h_to_4h",),
             ("mlp.dense_4h_to_h",),
         ),
+        renamed=(("lm_head.weight", "embed_out.weight"),),
     ),
 }
 
@@ -127,12 +130,14 @@ class Decoder:
     def tensor_names(self) -> dict[str, str]:
         """Name in the model -> name in the files (some hub files leave out the base model's prefix)."""
         prefix = f"{self.model.base_model_prefix}."
-        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        renamed = dict(self.family.renamed)
+        tied = self.model._tied_weights_keys if self.model.config.tie_word_embeddings else ()
         names = {}
         for name in self.model.state_dict():
-            short = name.removeprefix(prefix)
-            if name in self.reader or short in self.reader:
-                names[name] = name if name in self.reader else short
+            candidates = (name, name.removeprefix(prefix), renamed.get(name, name))
+            stored = next((found for found in candidates if found in self.reader), None)
+            if stored is not None:
+                names[name] = stored
             elif name not in tied:
                 msg = f"model {self.folder}: its safetensors have no tensor '{name}'."
                 raise ConfigError(msg)
@@ -241,11 +246,15 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 def weight_of(module: nn.Module) -> Tensor:
     """A linear's weight as float32 [out, in]; a view where it already is that."""
     weight: Tensor = module.weight.detach()  # type: ignore[union-attr, assignment, operator]
-    return (weight.t().contiguous() if isinstance(module, Conv1D) else weight).float()
+    return oriented(module, weight).contiguous().float()
 
 
 def set_weight(module: nn.Module, weight: Tensor, dtype: torch.dtype) -> None:
     """Put [out, in] into a linear, in the linear's own orientation and the given type."""
-    if isinstance(module, Conv1D):
-        weight = weight.t().contiguous()
-    module.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    own = oriented(module, weight).contiguous()
+    module.weight = nn.Parameter(own.to(dtype), requires_grad=False)
+
+
+def oriented(module: nn.Module, weight: Tensor) -> Tensor:
+    """[out, in] to a linear's own orientation, or back: GPT-2's Conv1D keeps [in, out]."""
+    return weight.t() if isinstance(module, Conv1D) else weight

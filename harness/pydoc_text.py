@@ -1,23 +1,26 @@
-"""The English text of `pydoc_data.topics`, the language reference that every Python installation carries.
+"""The English text of `pydoc_data.topics`, which every Python installation carries.
 
-For machines that have neither local data nor the hub.  It is technical prose with grammar and examples, it differs
-between Python versions, and a model may have seen it in training: numbers on it compare rows of one table, no more.
+For machines that have neither local data nor the hub.  It is technical prose with grammar and
+examples, it differs between Python versions, and a model may have seen it in training: numbers on
+it compare rows of one table, no more.
 
-Topics quote each other (`class` is a section of `compound`), so a plain split by topic would put the same paragraphs
-on both sides.  Topics that share a paragraph therefore stay together, and within a side a repeated paragraph is
-kept once.
+Topics quote each other (`class` is a section of `compound`), so a plain split by topic would put
+the same paragraphs on both sides.  Topics that share a paragraph therefore stay together, and
+within a side a repeated paragraph is kept once.
 """
 
 import re
 from itertools import chain
 from pydoc_data.topics import topics
 
-_SHORTEST_TELLING = 80  # characters: shorter paragraphs (headings, "Changed in version") recur by chance
+_SHORTEST_TELLING = (
+    80  # characters: shorter paragraphs (headings, "Changed in version") recur by chance
+)
 _TRAIN_SHARE = 0.7
 
 
 def split_topics() -> dict[str, tuple[str, ...]]:
-    """'train' (for calibration) and 'test' (held out): one document a topic, about 70 and 30 percent of the text."""
+    """'train' (for calibration), about 70 percent of the text, and 'test'; a document a topic."""
     groups = sorted(_linked(topics), key=lambda names: (-_size(names), names))
     total = sum(map(_size, groups))
     room = {"train": _TRAIN_SHARE * total, "test": (1 - _TRAIN_SHARE) * total}
@@ -58,7 +61,8 @@ def _size(names: list[str]) -> int:
 def _documents(names: list[str]) -> tuple[str, ...]:
     seen: set[str] = set()
     documents: list[str] = []
-    # Longest first: a chapter keeps its flow, and the topics cut out of it become empty and drop out.
+    # Longest first: a chapter keeps its flow, and the topics cut out of it become empty and drop
+    # out.
     for name in sorted(names, key=lambda name: (-len(topics[name]), name)):
         fresh = []
         for block in paragraphs(topics[name]):

@@ -17,6 +17,19 @@ from pydantic import (
 from trinity.methods.errors import ConfigError, nearest
 
 
+class RecipeLoader(yaml.SafeLoader):
+    """Plain YAML, but `2:4` is text: YAML 1.1 reads it as the number 124 in base 60."""
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile(r"^[-+]?(0|[1-9][0-9]*)$") if tag.endswith(":int") else pattern)
+        for tag, pattern in resolvers
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class Section(BaseModel):
     """Base of every part of a recipe."""
 
@@ -123,7 +136,7 @@ class Recipe(Section):
 def read(path: Path, overrides: list[str]) -> Recipe:
     """A recipe file with `key.path=value` overrides; its name is the file's unless it gives one."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), Loader=RecipeLoader)
     except OSError as error:
         msg = f"recipe {path}: cannot be read ({error.strerror})."
         raise ConfigError(msg) from error
@@ -164,7 +177,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                 if here.get(key) is None:
                     here[key] = {}
                 here = here[key]
-        here[int(last) if isinstance(here, list) else last] = yaml.safe_load(found[2])
+        here[int(last) if isinstance(here, list) else last] = yaml.load(found[2], Loader=RecipeLoader)
     except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
         msg = f"--set {override}: there is no such place in the recipe ({error})."
         raise ConfigError(msg) from error

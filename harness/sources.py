@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trinity.harness.models import warnings_off
-from trinity.harness.store import StageStore, file_sha256, fingerprint
+from trinity.harness.store import MANIFEST, StageStore, file_sha256, fingerprint
 from trinity.methods.errors import ConfigError, MachineError, nearest
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ def folder_sha256(folder: Path) -> str:
     files = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix in (".safetensors", ".json", ".model", ".txt") and path.is_file()
+        if path.suffix in (".safetensors", ".json", ".model", ".txt")
+        and path.name != MANIFEST
+        and path.is_file()
     )
     return fingerprint({path.name: file_sha256(path) for path in files})
 

@@ -1,6 +1,7 @@
 """Intervals and tests on raw samples.  Pure functions; every random one takes its seed.
 
-Bootstrap intervals are percentile intervals.  With fewer than two samples there is no interval: None.
+Bootstrap intervals are percentile intervals.  With fewer than two samples there is no interval:
+None.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,20 +20,26 @@ Floats = NDArray[np.float64]
 Array = NDArray[Any]  # bool or float64
 
 
-def perplexity_interval(losses: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Interval | None:
+def perplexity_interval(
+    losses: ArrayLike, *, level: float = 0.95, seed: int = 0
+) -> Interval | None:
     """exp of the mean loss, windows resampled.  losses: [windows]"""
-    return _interval([losses], lambda x: np.exp(x.mean(axis=-1)), level, seed, "bootstrap over windows")
+    return _interval(
+        [losses], lambda x: np.exp(x.mean(axis=-1)), level, seed, "bootstrap over windows"
+    )
 
 
 def median_interval(samples: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Interval | None:
     """The median, samples resampled.  samples: [repetitions]"""
-    return _interval([samples], lambda x: np.median(x, axis=-1), level, seed, "bootstrap of the median")
+    return _interval(
+        [samples], lambda x: np.median(x, axis=-1), level, seed, "bootstrap of the median"
+    )
 
 
 def average_interval(
     strata: Sequence[ArrayLike], *, level: float = 0.95, seed: int = 0
 ) -> Interval | None:
-    """The unweighted mean of the strata's means, examples resampled within each.  strata: [tasks] of [examples]"""
+    """The mean of the tasks' means, examples resampled in each.  strata: [tasks] of [examples]"""
 
     def average(*groups: Floats) -> Floats:
         means: Floats = np.mean([group.mean(axis=-1) for group in groups], axis=0)
@@ -56,7 +63,7 @@ def quartiles(samples: ArrayLike) -> tuple[float, float, float]:
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, seed: int = 0
 ) -> Interval | None:
-    """mean(a) - mean(b), pairs resampled.  a, b: [pairs], a[i] and b[i] on the same example or window"""
+    """mean(a) - mean(b), pairs resampled.  a, b: [pairs], both on the same examples or windows"""
     return _paired(a, b, lambda x, y: (x - y).mean(axis=-1), level, seed, "difference of means")
 
 
@@ -75,7 +82,7 @@ def paired_ratio(
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact two-sided p value that two models are equally often right.  a, b: [examples], nonzero is right"""
+    """Exact two-sided p value that both are equally often right.  a, b: [examples], 1 is right"""
     right_a, right_b = _pair(np.asarray(a) != 0, np.asarray(b) != 0)
     only_a = int(np.sum(right_a & ~right_b))
     only_b = int(np.sum(right_b & ~right_a))
@@ -114,7 +121,7 @@ def _interval(
     seed: int,
     method: str,
 ) -> Interval | None:
-    """Resample each group's first axis with replacement; `statistic` maps [resamples, n, ...] arrays to [resamples]."""
+    """Resample along first axes; `statistic` maps [resamples, n, ...] arrays to [resamples]."""
     arrays = [np.asarray(group, dtype=np.float64) for group in groups]
     if not arrays or min(len(array) for array in arrays) < 2:
         return None

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trinity.harness.models import Decoder, set_weight, weight_of
+from trinity.harness.models import Decoder, oriented, set_weight, weight_of
 from trinity.harness.plan import Plan
 from trinity.harness.activations import collected
 from trinity.harness.store import StageStore, read_json, write_json
@@ -196,8 +196,7 @@ class Walk:
             state = {}
             for name, weight in weights.items():
                 linear = self.decoder.model.get_submodule(name)
-                transposed = linear.weight.shape != weight.shape
-                state[f"{name.removeprefix(prefix)}.weight"] = weight.t() if transposed else weight
+                state[f"{name.removeprefix(prefix)}.weight"] = oriented(linear, weight)
             output: Tensor = torch.func.functional_call(
                 block, state, (inputs[None], *call.args), call.kwargs
             )

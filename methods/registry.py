@@ -63,7 +63,10 @@ def get(name: str) -> Registered:
         )
         raise ConfigError(msg)
     if found.name != name:
-        msg = f"method '{name}' of {distribution}: '{target}' calls itself '{found.name}'. Rename one."
+        msg = (
+            f"method '{name}' of {distribution}: '{target}' calls itself '{found.name}'. "
+            f"Rename one of the two."
+        )
         raise ConfigError(msg)
     return found
 

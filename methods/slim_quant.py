@@ -86,7 +86,7 @@ def _errors(
     size = max(1, CHUNK // centres.numel())
     pieces = [
         expected_error(centres[piece], centres, density, bits, objective)
-        for piece in candidates.split(size)
+        for piece in torch.split(candidates, size)
     ]
     return torch.cat(pieces)
 

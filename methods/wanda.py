@@ -1,8 +1,8 @@
 """Wanda: prune by weight magnitude times input norm (Sun et al., arXiv:2306.11695).
 
 Differs from the paper's code: ties keep the lower column, so runs repeat bit for bit.
-`norm: shifted` is SLiM's variant (arXiv:2410.09615), which adds the smallest positive squared norm to
-all.
+`norm: shifted` is SLiM's variant (arXiv:2410.09615): the smallest positive squared norm is added to
+all squared norms.
 """
 
 from typing import Literal

@@ -50,9 +50,10 @@ def pack(weight: CompressedWeight) -> dict[str, Tensor]:
 def unpack(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> CompressedWeight:
     """Rebuild a weight from its stored tensors; RecordError says what is missing or not fitting."""
     try:
-        weight: CompressedWeight = _unpack_base(layout, tensors)
+        base = _unpack_base(layout, tensors)
+        weight: CompressedWeight = base
         if layout.adapter is not None:
-            weight = Adapted(weight, tensors["lora_B.weight"], tensors["lora_A.weight"])
+            weight = Adapted(base, tensors["lora_B.weight"], tensors["lora_A.weight"])
     except KeyError as error:
         msg = f"stored weight ({layout.label}): tensor {error} is missing; found {sorted(tensors)}."
         raise RecordError(msg) from error
@@ -91,7 +92,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
         return codes.contiguous()
     per_byte = 8 // bits
     padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
-    lanes = padded.unflatten(-1, (padded.shape[-1] // per_byte, per_byte))
+    lanes = padded.reshape(*padded.shape[:-1], padded.shape[-1] // per_byte, per_byte)
     packed = torch.zeros(lanes.shape[:-1], dtype=torch.uint8, device=codes.device)
     for lane in range(per_byte):
         packed |= lanes[..., lane] << (lane * bits)
@@ -101,7 +102,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
     """Inverse of `pack_bits`.  packed: uint8 [..., packed_width(n, bits)]  ->  uint8 [..., n]"""
     if bits == 3:
-        low, high = packed.split([packed_width(n, 2), packed_width(n, 1)], dim=-1)
+        low, high = packed[..., : packed_width(n, 2)], packed[..., packed_width(n, 2) :]
         return unpack_bits(low, 2, n) | (unpack_bits(high, 1, n) << 2)
     if bits == 8:
         return packed
@@ -125,13 +126,13 @@ def _unsigned(codes: Tensor, bits: int) -> Tensor:
     """Signed codes in offset binary; unsigned ones as they are."""
     if codes.dtype == torch.uint8:
         return codes
-    return (codes.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    return (codes.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
 
 
 def _signed(codes: Tensor, grid: Grid) -> Tensor:
     if not grid.symmetric:
         return codes
-    return (codes.to(torch.int16) - 2 ** (grid.bits - 1)).to(torch.int8)
+    return (codes.to(torch.int16) - (1 << (grid.bits - 1))).to(torch.int8)
 
 
 def _pack_grid(weight: Quantized) -> dict[str, Tensor]:

@@ -1,0 +1,323 @@
+"""Zero-shot tasks through lm-evaluation-harness on any Engine: the only import of lm_eval.
+
+Importing it also registers the model `trinity` with lm-eval, for
+`lm_eval.simple_evaluate(model=TrinityLM(...))` and for scripts of one's own.  lm-eval 0.4.13
+loads no entry points, so its command line cannot find the model unasked.
+
+Tokenisation is that of lm-eval's HFLM with default arguments: the tokenizer's own special tokens
+(so a BOS token exactly if the tokenizer adds one), none added where the text already starts with
+BOS, the BOS or else EOS token as the only context of an empty one, and left truncation.
+Different from it: batch 1 without padding, log-softmax in float32.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import datasets
+import lm_eval
+import torch
+import yaml
+from lm_eval import evaluator, utils
+from lm_eval.api import task as lm_eval_task
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.tasks import TaskManager
+
+from trinity.harness import statistics
+from trinity.harness.accuracy import task_data
+from trinity.harness.accuracy.scoring import Score, continuation_scores, evenly_spaced
+from trinity.harness.data import DATA_DIR, Tokenizer, content_hash
+from trinity.harness.engine import Engine
+from trinity.harness.records.measurement import Measurement
+from trinity.methods.errors import ConfigError, MachineError, UnsupportedError, nearest
+
+log = logging.getLogger(__name__)
+
+METRIC = "acc"  # `acc,none`, for every task of the papers; never `acc_norm`
+AVERAGE = "average"
+_MAX_NEW_TOKENS = 256  # HFLM's default
+
+
+@register_model("trinity")
+class TrinityLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
+    """An Engine as an lm-eval model."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.truncated = 0  # requests cut on the left because the engine's context is too short
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the engine reads at most."""
+        return self.engine.max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end-of-text token."""
+        if self.tokenizer.eos_token_id is None:
+            msg = (
+                "the tokenizer names no EOS token, which lm-eval needs to end a text. Set it in "
+                "tokenizer_config.json."
+            )
+            raise ConfigError(msg)
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The context of an empty context: BOS, or EOS for a tokenizer without one."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: object
+    ) -> list[int]:
+        """Text to ids, as HFLM does by default."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(
+                self.tokenizer.decode([self.prefix_token_id])
+            )
+        # verbose=False: no warning about texts longer than the context; they are cut, and counted,
+        # below.
+        ids: list[int] = self.tokenizer(
+            string, add_special_tokens=add_special_tokens, verbose=False
+        )["input_ids"]
+        return ids
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations; without lm-eval's progress bars unless asked for."""
+        answers: list[tuple[float, bool]] = super().loglikelihood(
+            requests, disable_tqdm=disable_tqdm
+        )
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: object
+    ) -> list[tuple[float, bool]]:
+        """One forward for each distinct input: one-token answers share their question's."""
+        groups: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+        for number, (_text, context, continuation) in enumerate(requests):
+            tokens = (context + continuation)[:-1]
+            self.truncated += len(tokens) > self.max_length
+            answers = groups.setdefault(tuple(tokens[-self.max_length :]), {})
+            answers.setdefault(tuple(continuation), []).append(number)
+        scores: dict[int, Score] = {}
+        for done, (inputs, answers) in enumerate(groups.items(), start=1):
+            ids = torch.tensor(inputs, dtype=torch.int64)
+            found = continuation_scores(self.engine, ids, list(answers))
+            for score, numbers in zip(found, answers.values(), strict=True):
+                scores |= dict.fromkeys(numbers, score)
+            if done % 100 == 0 or done == len(groups):
+                log.info("%d of %d sequences scored", done, len(groups))
+        ordered = [scores[number] for number in range(len(requests))]
+        return [(score.log_likelihood, score.greedy) for score in ordered]
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Log-likelihood of whole texts, in disjoint windows of the engine's context."""
+        totals: list[float] = []
+        for (text,) in (request.args for request in requests):
+            windows = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            pieces = [(None, *utils.make_disjoint_window(window)) for window in windows]
+            totals.append(math.fsum(score for score, _ in self._loglikelihood_tokens(pieces)))
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Greedy continuations up to a stop text."""
+        return [self._generate(*request.args) for request in requests]
+
+    def _generate(self, context: str, options: dict[str, Any]) -> str:
+        if options.get("do_sample") or options.get("temperature"):
+            msg = (
+                f"generation with sampling ({options}) is not supported: only greedy decoding is "
+                "deterministic."
+            )
+            raise UnsupportedError(msg)
+        until = options.get("until") or []
+        stops = [
+            *([until] if isinstance(until, str) else until),
+            self.tokenizer.decode([self.eot_token_id]),
+        ]
+        room = int(options.get("max_gen_toks", _MAX_NEW_TOKENS))
+        if room >= self.max_length:
+            msg = (
+                f"max_gen_toks {room} leaves no room for a prompt in {self.max_length} tokens. "
+                "Lower it."
+            )
+            raise ConfigError(msg)
+        prompt = self.tok_encode(context)
+        self.truncated += len(prompt) > self.max_length - room
+        session = self.engine.session()
+        ids = torch.tensor(prompt[room - self.max_length :], dtype=torch.int64)
+        logits = session.prefill(ids)
+        tokens: list[int] = []
+        text = ""
+        while len(tokens) < room:
+            token = int(logits.argmax())
+            if token == self.eot_token_id:
+                break
+            tokens.append(token)
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            if any(stop and stop in text for stop in stops) or len(tokens) == room:
+                break
+            logits = session.step(token)
+        for stop in filter(None, stops):
+            text = text.split(stop)[0]
+        return text
+
+
+def evaluate(
+    engine: Engine, tokenizer: Tokenizer, tasks: Sequence[str], limit: int | None = None
+) -> list[Measurement]:
+    """Accuracy of each task in order, then their unweighted mean if there are several.
+
+    limit: examples a task: the first ones, evenly spaced ones where the file is sorted by subject
+    Samples are 1 or 0 an example, in the file's order.
+    """
+    if limit is not None and limit < 1:
+        msg = (
+            f"zero-shot tasks: limit is {limit}. Set at least 1, or leave it out for all examples."
+        )
+        raise ConfigError(msg)
+    measured = [_evaluate_one(engine, tokenizer, name, limit) for name in tasks]
+    return [*measured, _average(measured)] if len(measured) > 1 else measured
+
+
+def _evaluate_one(
+    engine: Engine, tokenizer: Tokenizer, name: str, limit: int | None
+) -> Measurement:
+    model = TrinityLM(engine, tokenizer)
+    with _quiet():
+        task = load_task(name)
+        total = len(task.eval_docs)
+        spread = name in task_data.SORTED_BY_SUBJECT
+        chosen = evenly_spaced(total, limit) if spread else list(range(total))[:limit]
+        log.info("task %s: %d of %d examples", name, len(chosen), total)
+        results = evaluator.evaluate(
+            lm=model,
+            task_dict={"tasks": {name: task}},
+            samples={name: chosen},
+            bootstrap_iters=0,
+        )
+    samples = sorted(results["samples"][name], key=lambda sample: int(sample["doc_id"]))
+    if METRIC not in samples[0]:
+        msg = f"task {name} has no metric '{METRIC}' (it has {', '.join(samples[0]['metrics'])})."
+        raise UnsupportedError(msg)
+    correct = [float(sample[METRIC]) for sample in samples]
+    right = round(sum(correct))
+    details = {
+        "examples": len(correct),
+        "examples_available": total,
+        "examples_chosen": "evenly spaced" if spread and limit else "first",
+        "num_fewshot": int(results["n-shot"][name]),
+        "task_version": results["versions"][name],
+        "lm_eval_version": lm_eval.__version__,
+        "lm_eval_key": f"{METRIC},none",
+        "pooled": name == "mmlu",
+        "documents_sha256": content_hash(sample["doc_hash"] for sample in samples),
+        "requests_truncated_on_the_left": model.truncated,
+    }
+    return Measurement(
+        name=name,
+        metric=METRIC,
+        value=right / len(correct),
+        unit="1",
+        higher_is_better=True,
+        path=engine.path,
+        engine=engine.name,
+        interval=statistics.wilson_interval(right, len(correct)),
+        samples=correct,
+        details=details | task_data.source(name),
+    )
+
+
+def _average(tasks: list[Measurement]) -> Measurement:
+    means = [math.fsum(task.samples) / len(task.samples) for task in tasks]
+    return Measurement(
+        name=AVERAGE,
+        metric=METRIC,
+        value=math.fsum(means) / len(means),
+        unit="1",
+        higher_is_better=True,
+        path=tasks[0].path,
+        engine=tasks[0].engine,
+        interval=statistics.average_interval([task.samples for task in tasks]),
+        samples=means,
+        details={"tasks": [task.name for task in tasks], "weights": "equal"},
+    )
+
+
+def load_task(name: str) -> lm_eval_task.Task:
+    """lm-eval's task with zero shots, its data local if they are under TRINITY_DATA_DIR."""
+    try:
+        task = _load_known(name) if name in task_data.TASKS else _load_registered(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        msg = (
+            f"task {name}: {task_data.at_hand(name) or 'its local file cannot be read'}, and "
+            f"loading its data failed ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Put the file under "
+            f"{DATA_DIR}, or allow this machine to reach huggingface.co (and unset "
+            "HF_HUB_OFFLINE)."
+        )
+        raise MachineError(msg) from error
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    return task
+
+
+def _load_known(name: str) -> lm_eval_task.Task:
+    packaged = Path(lm_eval.__file__).parent / "tasks" / task_data.TASKS[name].definition
+    definition = {"include": str(packaged)} | task_data.overrides(name)
+    with TemporaryDirectory(prefix="trinity-task-") as folder:
+        path = Path(folder) / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(definition), encoding="utf-8")
+        # Without lm-eval's defaults: indexing its thousands of YAML files takes seconds.
+        return TaskManager(include_path=folder, include_defaults=False).load([name])["tasks"][name]
+
+
+def _load_registered(name: str) -> lm_eval_task.Task:
+    manager = TaskManager()
+    if name not in manager.all_subtasks:
+        known = sorted({*task_data.TASKS, *manager.all_subtasks})
+        msg = (
+            f"task '{name}' is no single task of lm-eval "
+            f"{lm_eval.__version__}.{nearest(name, known)} With data at hand offline: "
+            f"{', '.join(sorted(task_data.TASKS))}."
+        )
+        raise ConfigError(msg)
+    return manager.load([name])["tasks"][name]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars of `datasets` and lm-eval and its log, which would bury our own progress."""
+    chatty = logging.getLogger("lm_eval")
+    level = chatty.level
+    bars = datasets.is_progress_bar_enabled()
+    progress = lm_eval_task.tqdm
+    chatty.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    lm_eval_task.tqdm = partial(progress, disable=True)  # it has no switch of its own
+    try:
+        yield
+    finally:
+        lm_eval_task.tqdm = progress
+        chatty.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,218 @@
+"""What the small commands do: one checkpoint, one suite, one question."""
+
+import shutil
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from trinity.harness import checkpoint, paper, recipe, sources
+from trinity.harness.compiled import (
+    PARAMETERS,
+    compile_module,
+    module_bits,
+    plan_of,
+    write_parameters,
+)
+from trinity.harness.measure import Measuring, Subject, check_machine
+from trinity.harness.progress import Reporter
+from trinity.harness.records import record
+from trinity.harness.records.measurement import Measurement
+from trinity.harness.report import tables
+from trinity.harness.repro import Reproduced, planned_rows, write_table
+from trinity.harness.run import Run
+from trinity.harness.store import StageStore
+from trinity.methods import conformance, registry
+from trinity.methods.contract import BlockMethod, Method
+from trinity.methods.errors import ConfigError
+
+EMITTED = ("torch", "annotated", "storage", "vmfb")
+
+
+def compress_to(
+    model: str,
+    method: str,
+    settings: list[str],
+    dtype: str,
+    out: Path,
+    store: StageStore,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """One method on one model, into a new folder.  settings: method options, or calibration.KEY=value."""
+    check_new(out)
+    found = registry.get(method)
+    step: dict[str, Any] = {"method": method}
+    data: dict[str, Any] = {
+        "name": method,
+        "model": {"id": model, "dtype": dtype},
+        "compress": {"steps": [step]},
+    }
+    for setting in settings:
+        recipe.apply_override(data if setting.startswith("calibration.") else step, setting)
+    if isinstance(found, (Method, BlockMethod)) and found.needs:
+        data.setdefault("calibration", {})
+    finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
+    # A copy, not links: what a user does to it must not reach the store.
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("stage.json"))
+    compressed = checkpoint.Checkpoint(out)
+    return {
+        "checkpoint": str(out),
+        "bits_per_weight": compressed.bits_per_weight,
+        "layers": len(compressed.formats),
+    }
+
+
+def measuring_of(
+    model: str, lower: recipe.LowerSpec | None, store: StageStore, reporter: Reporter
+) -> Measuring:
+    """Engines of a compressed checkpoint, or of any plain model taken as it is."""
+    folder = Path(model)
+    if checkpoint.is_compressed(folder):
+        subject = Subject(folder, sources.folder_sha256(folder), folder.name)
+        return Measuring(subject, lower, store, reporter)
+    data = {"name": "dense", "model": {"id": model}, "lower": lower.model_dump() if lower else None}
+    return Run(recipe.parse(data, model), store, reporter).measuring
+
+
+def evaluate_model(
+    model: str,
+    suites: list[str],
+    sizes: dict[str, int | None],
+    engine: str,
+    target: str,
+    store: StageStore,
+    reporter: Reporter,
+) -> list[Measurement]:
+    """Accuracy suites on one model."""
+    data = {"suites": [{"suite": suite, **sizes} for suite in suites], "engine": engine}
+    spec = recipe.parse({"model": {"id": model}, "evaluate": data}, "trinity eval").evaluate
+    assert spec is not None
+    lower = recipe.LowerSpec(target=target) if engine == "iree" else None
+    check_machine(spec, lower)
+    return measuring_of(model, lower, store, reporter).evaluate(spec)
+
+
+def bench_model(
+    model: str,
+    suites: list[str],
+    engines: list[str],
+    target: str,
+    sizes: tuple[int, int, int],
+    store: StageStore,
+    reporter: Reporter,
+) -> list[Measurement]:
+    """Latency and memory suites on one model.  sizes: prompt tokens, new tokens, repeats"""
+    prompt, new, repeats = sizes
+    data = {"suites": suites, "prompt": prompt, "new": new, "repeats": repeats}
+    spec = recipe.parse({"model": {"id": model}, "bench": data}, "trinity bench").bench
+    assert spec is not None
+    unknown = sorted(set(engines) - {"torch", "iree"})
+    if unknown:
+        msg = f"--engine {', '.join(unknown)}: expected torch or iree."
+        raise ConfigError(msg)
+    lower = recipe.LowerSpec(target=target) if "iree" in engines else None
+    check_machine(None, lower)
+    return measuring_of(model, lower, store, reporter).bench(spec, engines)
+
+
+def lower_to(
+    folder: Path,
+    target: str,
+    emit: str | None,
+    length: int,
+    context: int,
+    out: Path,
+    store: StageStore,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Compile a checkpoint into a new folder: module, parameters, and one stage's text if asked."""
+    check_new(out)
+    if emit not in (None, *EMITTED):
+        msg = f"--emit {emit}: expected one of {', '.join(EMITTED)}."
+        raise ConfigError(msg)
+    compressed = checkpoint.Checkpoint(folder)
+    plan = plan_of(folder, recipe.LowerSpec(target=target, length=length, context=context))
+    module = compile_module(folder, plan, store, reporter)
+    parameters = write_parameters(folder, module, store, sources.folder_sha256(folder))
+    out.mkdir()
+    names = ["module.vmfb", "module.json"]
+    if emit and emit != "vmfb":
+        names.append(f"{emit}.mlir")
+    for name in names:
+        shutil.copyfile(module / name, out / name)
+    shutil.copyfile(parameters / PARAMETERS, out / PARAMETERS)
+    return {
+        "target": target,
+        "files": ", ".join(sorted(path.name for path in out.iterdir())),
+        "bits_per_weight_checkpoint": round(compressed.bits_per_weight, 4),
+        "bits_per_weight_module": round(module_bits(plan), 4),
+    }
+
+
+def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reproduced]:
+    """Tables from the newest record of every row; ConfigError if there is none."""
+    definition = paper.load(paper_name)
+    paper.pick("profile", profile_name, definition.profiles)
+    records = [
+        (path, record.read(path)) for path in sorted((out / "v1").rglob("*.json"))
+    ]
+    results = []
+    for key, table in definition.tables.items():
+        for model in definition.profiles[profile_name].models:
+            newest = {
+                found.recipe["name"]: (path, found)
+                for path, found in sorted(records, key=lambda pair: pair[1].date)
+                if found.model.id == model
+            }
+            cells = []
+            for row, pattern in planned_rows(table, "*"):
+                if (name := paper.recipe_name(row, pattern)) in newest:
+                    path, found = newest[name]
+                    cells.append(tables.Cell(row, pattern, found, str(path.relative_to(out))))
+            if cells:
+                results.append(write_table(definition, key, profile_name, cells, out, ""))
+    if not results:
+        msg = f"{out / 'v1'}: holds no record of paper '{paper_name}', profile '{profile_name}'. Run `trinity repro {paper_name} --profile {profile_name}` first."
+        raise ConfigError(msg)
+    return results
+
+
+def describe_method(name: str) -> dict[str, Any]:
+    """A method as plain data: paper, needs, options with their defaults."""
+    method = registry.get(name)
+    options = {}
+    for key, field in method.config.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.default!r}"
+        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
+        options[key] = f"{default}, {kind}" if field.is_required() else default
+    needs = method.needs if isinstance(method, (Method, BlockMethod)) else None
+    return {
+        "name": name,
+        "owner": registry.owner(name),
+        "paper": method.paper,
+        "needs": str(needs.name or "NOTHING") if needs is not None else "a checkpoint",
+        "options": options,
+        "about": (type(method).__doc__ or "").strip(),
+    }
+
+
+def check_package(package: str) -> dict[str, list[str]]:
+    """Contract violations of every method that a package registers; an empty list conforms."""
+    try:
+        entries = [e for e in distribution(package).entry_points if e.group == registry.GROUP]
+    except PackageNotFoundError as error:
+        msg = f"package '{package}' is not installed in this environment. Install it with pip first."
+        raise ConfigError(msg) from error
+    if not entries:
+        msg = f"package '{package}' registers nothing in the entry-point group '{registry.GROUP}'."
+        raise ConfigError(msg)
+    return {entry.name: conformance.check(registry.get(entry.name)) for entry in entries}
+
+
+def check_new(out: Path) -> None:
+    """ConfigError if a folder to be written has something in it: nothing a user made is overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        msg = f"--out {out}: exists and is not an empty folder. Choose another, or remove it."
+        raise ConfigError(msg)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        out.rmdir()

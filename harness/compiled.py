@@ -1,0 +1,163 @@
+"""A compressed checkpoint as a compiled, verified module: lowering through the stage store."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trinity.harness import checkpoint
+from trinity.harness.engine import DecodeSession, Engine, MeasurementPath
+from trinity.harness.models import DTYPES, read_config, skeleton
+from trinity.harness.progress import Reporter
+from trinity.harness.recipe import LowerSpec
+from trinity.harness.records.record import LoweringInfo
+from trinity.harness.store import StageStore, read_json, write_json
+from trinity.lowering import lower as lowering
+from trinity.lowering import storage, targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trinity.lowering.invoke import CompiledModel
+
+PARAMETERS, REPORT = "parameters.safetensors", "verification.json"
+
+
+class IreeEngine:
+    """A compiled module as something to measure."""
+
+    name = "iree"
+
+    def __init__(self, compiled: "CompiledModel", path: MeasurementPath) -> None:
+        """path: 'compiled', or 'kernel' where our own kernels do the products."""
+        self.compiled, self.path = compiled, path
+        self.max_length = compiled.max_length
+
+    def logits(self, ids: "Tensor") -> "Tensor":
+        """ids: int64 [seq]  ->  float32 [seq, vocab]"""
+        return self.compiled.logits(ids)
+
+    def session(self) -> DecodeSession:
+        """A new, empty sequence."""
+        return self.compiled.session()
+
+
+@dataclass(eq=False)
+class Lowered:
+    """A compiled module with its parameters, both in the store, checked against torch.
+
+    fingerprint: of the module, the parameters and the check   info: what the record says
+    """
+
+    module: Path
+    parameters: Path
+    target: targets.Target
+    fingerprint: str
+    info: LoweringInfo
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The module on its device, loaded when first asked for."""
+        return _engine(self.module, self.parameters, self.target)
+
+
+def plan_of(folder: Path, spec: LowerSpec) -> lowering.Lowering:
+    """What the module depends on: architecture, formats, target, sizes; not the weights."""
+    config = read_config(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config._name_or_path = ""
+    longest = min(spec.context, config.max_position_embeddings)
+    formats = checkpoint.Checkpoint(folder).formats
+    lengths = (1, min(spec.length, longest))
+    return lowering.Lowering(config, formats, targets.get(spec.target), lengths, longest)
+
+
+def compile_module(
+    folder: Path, plan: lowering.Lowering, store: StageStore, reporter: Reporter
+) -> Path:
+    """The stage of the compiled module: every stage's text, `module.vmfb`, `module.json`."""
+
+    def write(place: Path) -> None:
+        started = time.perf_counter()
+        model = skeleton(plan.config).to(DTYPES[str(plan.config.dtype).removeprefix("torch.")])
+        lowered = lowering.lower(model, plan, lambda stage: reporter.say(f"lower: {stage}"))
+        lowered.save(place)
+        for stage in ("torch", "annotated", "storage"):
+            (place / f"{stage}.mlir").write_text(getattr(lowered, stage))
+        write_json(place / "timing.json", {"compile_s": time.perf_counter() - started})
+
+    return store.fetch("module", plan.fingerprint(), write)
+
+
+def write_parameters(folder: Path, module: Path, store: StageStore, fingerprint: str) -> Path:
+    """The stage of the module's parameters: the checkpoint's weights in the module's storage."""
+
+    def write(place: Path) -> None:
+        compressed = checkpoint.Checkpoint(folder)
+        names = json.loads((module / "module.json").read_text())["parameters"]
+        model = skeleton(read_config(folder))
+        model.load_state_dict(compressed.rest(), assign=True, strict=False)
+        model.tie_weights()
+        lowering.write_parameters(place / PARAMETERS, model, dict(compressed.weights()), names)
+
+    inputs = {"checkpoint": fingerprint, "module": module.name}
+    return store.fetch("parameters", inputs, write)
+
+
+def lower(
+    subject: Any,
+    spec: LowerSpec,
+    store: StageStore,
+    torch_engine: Callable[[], Engine],
+    reporter: Reporter,
+) -> Lowered:
+    """Compile a checkpoint and compare its logits with torch's; LoweringError if they differ.
+
+    subject: a `measure.Subject`   torch_engine: made only if the comparison is not in the store
+    """
+    from trinity.lowering.verify import verify
+
+    plan = plan_of(subject.folder, spec)
+    module = compile_module(subject.folder, plan, store, reporter)
+    parameters = write_parameters(subject.folder, module, store, subject.fingerprint)
+    inputs = {"module": module.name, "parameters": parameters.name}
+
+    def write(place: Path) -> None:
+        reporter.say(f"{subject.name}: comparing compiled logits with torch")
+        engine = _engine(module, parameters / PARAMETERS, plan.target)
+        report = verify(engine, torch_engine(), dict(checkpoint.Checkpoint(subject.folder).weights()))
+        write_json(place / REPORT, report)
+
+    verified = store.fetch("verification", inputs, write)
+    report = read_json(verified / REPORT)
+    fingerprint = plan.fingerprint()
+    info = LoweringInfo(
+        target=plan.target.name,
+        fingerprint=module.name,
+        compiler=fingerprint["versions"]["iree-base-compiler"],
+        flags=fingerprint["target"]["flags"],
+        bits_per_weight=module_bits(plan),
+        largest_logit_error=report["largest_logit_error"],
+        tolerance=report["tolerance"],
+        compile_s=read_json(module / "timing.json")["compile_s"],
+    )
+    return Lowered(module, parameters / PARAMETERS, plan.target, verified.name, info)
+
+
+def module_bits(plan: lowering.Lowering) -> float:
+    """Bits per weight of the compressed linears in the module's storage."""
+    sizes = {name: f.shape[0] * f.shape[1] for name, f in plan.formats.items()}
+    bits = sum(storage.module_bits(f) * sizes[name] for name, f in plan.formats.items())
+    return bits / sum(sizes.values())
+
+
+def _engine(module: Path, parameters: Path, target: targets.Target) -> IreeEngine:
+    # Imported here: a run whose numbers are all in the store needs no runtime.
+    from trinity.lowering.invoke import CompiledModel
+
+    compiled = CompiledModel(module, parameters, target)
+    return IreeEngine(compiled, compiled.path)

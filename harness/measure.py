@@ -1,0 +1,170 @@
+"""Measurements of one compressed checkpoint: accuracy suites, latency and memory, on torch and compiled.
+
+Every suite is a stage of the store, keyed by all that its numbers depend on.  Models are loaded only when
+a stage that needs one is missing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trinity.harness import checkpoint, sources
+from trinity.harness.accuracy import suites
+from trinity.harness.code import code_sha256
+from trinity.harness.compiled import Lowered, lower
+from trinity.harness.engine import Engine, TorchEngine
+from trinity.harness.latency import generate, memory
+from trinity.harness.models import read_config
+from trinity.harness.progress import Reporter
+from trinity.harness.recipe import BenchSpec, EvaluateSpec, LowerSpec, SuiteSpec
+from trinity.harness.records.environment import environment, numerics
+from trinity.harness.records.measurement import Measurement
+from trinity.harness.store import StageStore, read_json, write_json
+from trinity.lowering import targets
+from trinity.methods.errors import ConfigError, MachineError
+
+MEASUREMENTS = "measurements.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is measured: a checkpoint's folder, the fingerprint of its bytes, a name for progress."""
+
+    folder: Path
+    fingerprint: str
+    name: str
+
+
+class Measuring:
+    """The engines and suites of one checkpoint."""
+
+    def __init__(
+        self, subject: Subject, lower_spec: LowerSpec | None, store: StageStore, reporter: Reporter
+    ) -> None:
+        """lower_spec: what to compile for; None leaves torch as the only engine."""
+        self.subject, self.lower_spec = subject, lower_spec
+        self.store, self.reporter = store, reporter
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded once (transformers has no common type for it)."""
+        return sources.tokenizer_of(self.subject.folder)
+
+    @cached_property
+    def torch_engine(self) -> Engine:
+        """The dequantized model in torch."""
+        compressed = checkpoint.Checkpoint(self.subject.folder)
+        untouched = all(not layout.grid and not layout.pattern for layout in compressed.formats.values())
+        model = compressed.load_model().to(self.device)
+        path = "reference" if untouched else "simulated"
+        return TorchEngine(model, context_length(self.subject.folder), path)
+
+    @cached_property
+    def lowered(self) -> Lowered | None:
+        """The compiled and verified module; None if the recipe does not lower."""
+        if self.lower_spec is None:
+            return None
+        return lower(
+            self.subject, self.lower_spec, self.store, lambda: self.torch_engine, self.reporter
+        )
+
+    def evaluate(self, spec: EvaluateSpec) -> list[Measurement]:
+        """Every accuracy suite that is asked for."""
+        measurements = []
+        for suite in spec.suites:
+            inputs = {
+                "suite": suites.resolve(suite).model_dump(mode="json"),
+                "data": suites.fingerprint(suite),
+                **self._measuring(spec.engine),
+                "code": code_sha256("accuracy", "data.py", "engine.py", "statistics.py"),
+            }
+            measurements += self._measured("suite", inputs, suite.suite, self._suite(suite, spec))
+        return measurements
+
+    def _suite(self, suite: SuiteSpec, spec: EvaluateSpec) -> Callable[[], list[Measurement]]:
+        return lambda: suites.run(suite, self._engine(spec.engine), self.tokenizer)
+
+    def bench(self, spec: BenchSpec, engines: list[str]) -> list[Measurement]:
+        """Latency and memory of the named engines, interleaved."""
+        inputs = {
+            "bench": spec.model_dump(mode="json"),
+            "engines": engines,
+            **self._measuring(*engines),
+            "code": code_sha256("latency", "engine.py", "statistics.py"),
+        }
+        return self._measured("bench", inputs, "bench", lambda: self._run_bench(spec, engines))
+
+    def _measured(
+        self,
+        kind: str,
+        inputs: dict[str, Any],
+        name: str,
+        measure: Callable[[], list[Measurement]],
+    ) -> list[Measurement]:
+        """A stage whose result is measurements."""
+
+        def write(folder: Path) -> None:
+            self.reporter.say(f"{self.subject.name}: {name}")
+            found = [m.model_dump(mode="json") for m in measure()]
+            write_json(folder / MEASUREMENTS, found)
+
+        stage = self.store.fetch(kind, inputs, write)
+        return [Measurement.model_validate(m) for m in read_json(stage / MEASUREMENTS)]
+
+    def _measuring(self, *engines: str) -> dict[str, Any]:
+        """What a measurement depends on besides its suite."""
+        lowered = self.lowered if "iree" in engines else None
+        packages = environment()["packages"]
+        return {
+            "checkpoint": self.subject.fingerprint,
+            "engines_of": sorted(engines),
+            "lowered": lowered.fingerprint if lowered else None,
+            "numerics": numerics(self.device),
+            "packages": {name: packages[name] for name in ("transformers", "lm-eval")},
+            "machine": environment()["machine"],
+        }
+
+    def _engine(self, name: str) -> Engine:
+        if name == "torch":
+            return self.torch_engine
+        if self.lowered is None:
+            msg = "engine 'iree': there is no `lower:` section that says for which target."
+            raise ConfigError(msg)
+        return self.lowered.engine
+
+    def _run_bench(self, spec: BenchSpec, names: list[str]) -> list[Measurement]:
+        engines = [self._engine(name) for name in names]
+        found: list[Measurement] = []
+        if "prefill" in spec.suites:
+            found += generate.prefill(engines, spec.prompt, spec.repeats)
+        if "decode" in spec.suites:
+            found += generate.decode(engines, spec.prompt, spec.new, spec.repeats)
+        if "memory" in spec.suites:
+            stored = checkpoint.Checkpoint(self.subject.folder).stored_bytes()
+            found += memory.stored(sum(stored.values()), engines[0])
+            found += memory.resident_peak(engines[0])
+        return found
+
+
+def check_machine(evaluate: EvaluateSpec | None, lower_spec: LowerSpec | None) -> None:
+    """Refuse, before anything is loaded, what this machine lacks: data, a target's device."""
+    if evaluate:
+        for suite in evaluate.suites:
+            missing = suites.missing(suite)
+            if missing:
+                raise MachineError(missing)
+        if evaluate.engine == "iree" and lower_spec is None:
+            msg = "evaluate.engine is 'iree', and the recipe has no `lower:` section that names a target."
+            raise ConfigError(msg)
+    if lower_spec:
+        targets.get(lower_spec.target).require()
+
+
+def context_length(folder: Path) -> int:
+    """Positions that a model was built for."""
+    return int(read_config(folder).max_position_embeddings)

@@ -1,0 +1,199 @@
+"""A paper's tables and profiles, read from `papers/*.yaml`, and the recipes they stand for."""
+
+import csv
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from trinity.harness.recipe import (
+    BenchSpec,
+    CalibrationSpec,
+    EvaluateSpec,
+    LowerSpec,
+    Recipe,
+    Section,
+    parse,
+)
+from trinity.methods.errors import ConfigError, nearest
+
+GROUP = "trinity.papers"
+
+
+class PublishedKey(Section):
+    """Which rows of the published file a row of ours is compared with."""
+
+    method: str
+    quantization: str
+
+
+class Row(Section):
+    """One method of a table.  `steps` may hold $pattern and the profile's $parameters."""
+
+    name: str
+    label: str
+    quantization: str
+    steps: tuple[dict[str, Any], ...]
+    published: PublishedKey | None = None
+
+    @property
+    def by_pattern(self) -> bool:
+        """Whether the row is run once for each sparsity pattern."""
+        return any("$pattern" in str(value) for step in self.steps for value in step.values())
+
+
+class Table(Section):
+    """A table's layout: rows of methods, one part for each pattern."""
+
+    title: str
+    published: str
+    patterns: dict[str, str]
+    rows: tuple[Row, ...]
+    missing: tuple[str, ...] = ()
+
+
+class Data(Section):
+    """Texts and tasks that a profile may take its numbers on."""
+
+    calibration: CalibrationSpec
+    evaluate: EvaluateSpec
+
+
+class Profile(Section):
+    """How a table is filled on a kind of machine."""
+
+    summary: str
+    models: tuple[str, ...]
+    parameters: dict[str, Any] = {}
+    data: tuple[Data, ...]
+    dtype: str = "float32"
+    lower: LowerSpec | None = None
+    bench: BenchSpec | None = None
+    needs: tuple[str, ...] = ()
+    published_names: dict[str, str] = {}
+
+
+class Paper(Section):
+    """A paper: tables by name, profiles by name."""
+
+    name: str
+    title: str
+    source: str
+    tables: dict[str, Table]
+    profiles: dict[str, Profile]
+
+
+def names() -> list[str]:
+    """Papers that can be reproduced: ours, and those of plugins."""
+    ours = [item.name.removesuffix(".yaml") for item in _folder().iterdir()]
+    return sorted({*ours, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def load(name: str) -> Paper:
+    """Read a paper's definition; ConfigError with the nearest names if there is none."""
+    ours = _folder() / f"{name}.yaml"
+    plugins = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+    if len(plugins) + ours.is_file() > 1:
+        owners = [entry.dist.name if entry.dist else "?" for entry in plugins]
+        msg = f"paper '{name}' is defined twice: by {' and '.join([*['trinity'] * ours.is_file(), *owners])}."
+        raise ConfigError(msg)
+    if plugins:
+        # A plugin's entry point names a Path to its own YAML file.
+        text = Path(plugins[0].load()).read_text()
+    elif ours.is_file():
+        text = ours.read_text()
+    else:
+        msg = f"paper '{name}' is not known.{nearest(name, names())} Known: {', '.join(names())}."
+        raise ConfigError(msg)
+    try:
+        return Paper.model_validate(yaml.safe_load(text))
+    except ValidationError as error:
+        msg = f"paper '{name}': {error}"
+        raise ConfigError(msg) from error
+
+
+def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    """An entry of a paper by name; ConfigError with the nearest names."""
+    if name not in known:
+        msg = f"{kind} '{name}' is not known.{nearest(name, list(known))} Known: {', '.join(known)}."
+        raise ConfigError(msg)
+    return known[name]
+
+
+def recipe_name(row: Row, pattern: str | None) -> str:
+    """'slim-lora-2of4', 'wanda-50pct': a file name."""
+    if pattern is None:
+        return row.name
+    return f"{row.name}-{pattern.replace(':', 'of').replace('%', 'pct')}"
+
+
+def recipe(profile: Profile, data: Data, model: str, row: Row, pattern: str | None) -> Recipe:
+    """The run behind one row of a table."""
+    values = {**profile.parameters, "pattern": pattern}
+    steps = [{key: _filled(value, values) for key, value in step.items()} for step in row.steps]
+    return parse(
+        {
+            "name": recipe_name(row, pattern),
+            "model": {"id": model, "dtype": profile.dtype},
+            "compress": {"steps": steps},
+            "calibration": data.calibration.model_dump(),
+            "evaluate": data.evaluate.model_dump(),
+            "lower": profile.lower.model_dump() if profile.lower else None,
+            "bench": profile.bench.model_dump() if profile.bench else None,
+        },
+        f"row '{row.name}'",
+    )
+
+
+def published(table: Table, row: Row, pattern: str | None, model: str | None) -> float | None:
+    """The paper's own number for a row, if it has one for this very model."""
+    if row.published is None or model is None:
+        return None
+    wanted = {
+        "model": model,
+        "method": row.published.method,
+        "quantization": row.published.quantization,
+        "sparsity_pattern": table.patterns[pattern] if pattern else "dense",
+    }
+    with published_file(table.published).open(newline="") as stream:
+        for line in csv.DictReader(stream):
+            if all(line[key] == value for key, value in wanted.items()):
+                try:
+                    return float(line["value"])
+                except ValueError:
+                    return None  # 'OOM': the paper has no number either
+    return None
+
+
+def published_file(name: str) -> Path:
+    """A file of the papers' own numbers, which are installed as data beside the code."""
+    # Not importlib.resources: it refuses a folder without Python that is installed in editable mode.
+    for folder in import_module("trinity.published").__path__:
+        path = Path(folder, name)
+        if path.is_file():
+            return path
+    msg = f"published numbers '{name}': the file is not installed. Reinstall compression-trinity."
+    raise ConfigError(msg)
+
+
+def _folder() -> Any:
+    """importlib.resources has no public type for what it returns."""
+    return files("trinity.harness") / "papers"
+
+
+def _filled(value: Any, values: dict[str, Any]) -> Any:
+    """Replace '$name'; a value that is only a name keeps the parameter's type."""
+    if not isinstance(value, str) or "$" not in value:
+        return value
+    if value[1:] in values:
+        return values[value[1:]]
+    try:
+        return Template(value).substitute(values)
+    except KeyError as error:
+        msg = f"parameter {error} is not given by the profile."
+        raise ConfigError(msg) from error

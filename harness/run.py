@@ -1,0 +1,206 @@
+"""One recipe, start to end: calibrate, compress, lower, evaluate, time, record.
+
+Every part is a stage of the store, keyed by all that it depends on, so a second run reads and a killed
+run goes on.  Models are loaded only when a stage that needs one is missing.
+"""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trinity.harness import calibration, checkpoint, data, plan, sources
+from trinity.harness.code import code_sha256
+from trinity.harness.measure import Measuring, Subject, check_machine, context_length
+from trinity.harness.models import DTYPES, Decoder
+from trinity.harness.progress import Reporter
+from trinity.harness.recipe import Recipe
+from trinity.harness.records.environment import environment, numerics
+from trinity.harness.records.measurement import Measurement
+from trinity.harness.records.record import CheckpointInfo, ModelInfo, Record
+from trinity.harness.store import StageStore, read_json, write_json
+from trinity.harness.walk import Walk
+from trinity.methods.errors import ConfigError
+
+COMPRESS_CODE = ("walk.py", "activations.py", "models.py", "plan.py", "checkpoint.py")
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What a run leaves: its record, and the checkpoint's folder in the store."""
+
+    record: Record
+    checkpoint: Path
+
+
+class Run:
+    """The stages of one recipe.  Making a `Run` checks everything that needs no model weights."""
+
+    def __init__(self, recipe: Recipe, store: StageStore, reporter: Reporter) -> None:
+        """Raises before anything expensive: unknown methods and keys, shapes, data, targets."""
+        self.recipe, self.store, self.reporter = recipe, store, reporter
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_machine(recipe.evaluate, recipe.lower)
+        self.source = sources.resolve(recipe.model.id, recipe.model.revision, store)
+        self.decoder = Decoder(self.source.path, DTYPES[recipe.model.dtype], self.device)
+        self.plan = plan.make(recipe.compress, self.decoder.layer_shapes())
+        self._check_calibration()
+
+    def finish(self) -> Finished:
+        """Do what is missing, and put the record together."""
+        folder = self.checkpoint
+        measurements = self._measure()
+        lowered = self.measuring.lowered
+        inputs = {
+            "checkpoint": folder.name,
+            "lowered": lowered.fingerprint if lowered else None,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "measurements": [m.model_dump(mode="json") for m in measurements],
+        }
+        # The record is a stage too: a run that measured nothing new ends with the same record.
+        stage = self.store.fetch(
+            "record",
+            inputs,
+            lambda place: write_json(
+                place / "record.json", self._record(measurements).model_dump(mode="json")
+            ),
+        )
+        return Finished(Record.model_validate(read_json(stage / "record.json")), folder)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded once (transformers has no common type for it)."""
+        return sources.tokenizer_of(self.source.path)
+
+    @cached_property
+    def calibration(self) -> tuple[Tensor, dict[str, Any]] | None:
+        """Token ids [samples, seqlen] and where they are from; None if the recipe has none."""
+        spec = self.recipe.calibration
+        if spec is None:
+            return None
+        corpus = data.load(spec.dataset, spec.split)
+        inputs = {
+            "spec": spec.model_dump(mode="json"),
+            "text": corpus.sha256,
+            "model": self.source.sha256,
+            "code": code_sha256("calibration.py", "data.py"),
+        }
+
+        def write(folder: Path) -> None:
+            drawn = calibration.sample(
+                corpus, self.tokenizer, spec.samples, spec.seqlen, spec.seed, spec.rule
+            )
+            save_file({"ids": drawn.ids}, folder / "ids.safetensors")
+            write_json(folder / "ids.json", {"sha256": drawn.sha256})
+
+        stage = self.store.fetch("calibration", inputs, write)
+        description = {
+            **inputs["spec"],
+            "source": corpus.source,
+            "text_sha256": corpus.sha256,
+            "ids_sha256": read_json(stage / "ids.json")["sha256"],
+        }
+        return load_file(stage / "ids.safetensors")["ids"], description
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """The compressed checkpoint's folder in the store."""
+        drawn = self.calibration
+        inputs = {
+            "model": self.source.sha256,
+            "dtype": self.recipe.model.dtype,
+            "calibration": drawn[1]["ids_sha256"] if drawn else None,
+            "numerics": numerics(self.device),
+            "code": code_sha256(*COMPRESS_CODE) + self._methods_sha256(),
+        }
+        walk = Walk(self.decoder, self.plan, drawn[0] if drawn else None, self.store, inputs)
+        blocks = walk.run(lambda done, of: self._step("compress, blocks", done, of))
+        summary = {
+            "model": {"id": self.recipe.model.id, "sha256": self.source.sha256},
+            "recipe": self.recipe.model_dump(mode="json", include={"model", "compress", "calibration"}),
+            "steps": self.plan.describe(sorted(self.plan.steps)),
+            "calibration": drawn[1] if drawn else None,
+            "numerics": inputs["numerics"],
+            "versions": environment()["packages"],
+        }
+        return self.store.fetch(
+            "checkpoint",
+            {"last_block": blocks[-1].name, "summary": summary},
+            lambda folder: checkpoint.write(folder, self.decoder, blocks, summary),
+        )
+
+    @cached_property
+    def measuring(self) -> Measuring:
+        """The engines and suites of the finished checkpoint."""
+        subject = Subject(self.checkpoint, self.checkpoint.name, self.recipe.name)
+        return Measuring(subject, self.recipe.lower, self.store, self.reporter)
+
+    def _measure(self) -> list[Measurement]:
+        found: list[Measurement] = []
+        if self.recipe.evaluate:
+            found += self.measuring.evaluate(self.recipe.evaluate)
+        if self.recipe.bench:
+            engines = ["torch", *(["iree"] if self.recipe.lower else [])]
+            found += self.measuring.bench(self.recipe.bench, engines)
+        return found
+
+    def _record(self, measurements: list[Measurement]) -> Record:
+        compressed = checkpoint.Checkpoint(self.checkpoint)
+        drawn = self.calibration
+        return Record(
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+            recipe=self.recipe.model_dump(mode="json"),
+            model=ModelInfo(
+                id=self.recipe.model.id,
+                label=self.source.label,
+                revision=self.recipe.model.revision,
+                sha256=self.source.sha256,
+                note=self.source.note,
+            ),
+            calibration=drawn[1] if drawn else None,
+            checkpoint=CheckpointInfo(
+                fingerprint=self.checkpoint.name,
+                bits_per_weight=compressed.bits_per_weight,
+                stored_bytes=compressed.stored_bytes(),
+                layers=compressed.summary["layers"],
+            ),
+            lowering=self.measuring.lowered.info if self.measuring.lowered else None,
+            measurements=measurements,
+            environment=environment(),
+        )
+
+    def _step(self, what: str, done: int, of: int) -> None:
+        self.reporter.step(f"{self.recipe.name}: {what}", done, of)
+
+    def _check_calibration(self) -> None:
+        spec = self.recipe.calibration
+        longest = context_length(self.source.path)
+        if spec and spec.seqlen > longest:
+            msg = (
+                f"calibration.seqlen {spec.seqlen} is longer than the {longest} positions of "
+                f"{self.source.label}. Choose a shorter one."
+            )
+            raise ConfigError(msg)
+        if spec is None and self.plan.needs:
+            names = sorted({s.name for steps in self.plan.steps.values() for s in steps if s.method.needs})
+            msg = f"method {', '.join(names)} needs calibration data, and the recipe has no `calibration:`."
+            raise ConfigError(msg)
+
+    def _methods_sha256(self) -> str:
+        """Hash of all built-in method code and of the files that define plugin methods."""
+        package = files("trinity.methods")
+        digest = hashlib.sha256()
+        paths = set(Path(str(package)).rglob("*.py"))
+        for steps in self.plan.steps.values():
+            paths |= {Path(inspect.getfile(type(step.method))) for step in steps}
+        for path in sorted(paths, key=lambda p: p.name):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()

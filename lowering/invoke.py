@@ -1,0 +1,158 @@
+"""The only import of the IREE runtime: compiled modules as functions of token ids."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import iree.runtime as rt
+import numpy as np
+import torch
+from torch import Tensor
+
+from trinity.lowering.compile import SCOPE
+from trinity.lowering.export import step_name
+from trinity.lowering.targets import Target
+from trinity.methods.errors import ConfigError, MachineError
+
+
+ELEMENT_TYPES = {
+    "float32": rt.HalElementType.FLOAT_32,
+    "float16": rt.HalElementType.FLOAT_16,
+    "int64": rt.HalElementType.SINT_64,
+    "int32": rt.HalElementType.SINT_32,
+    "int8": rt.HalElementType.SINT_8,
+    "uint8": rt.HalElementType.UINT_8,
+}
+
+
+def has_device(driver: str) -> bool:
+    """Whether the IREE runtime finds a device of this driver."""
+    if driver not in rt.query_available_drivers():
+        return False
+    try:
+        return bool(rt.get_driver(driver).query_available_devices())
+    except RuntimeError:  # the driver's library is not installed
+        return False
+
+
+class Loaded:
+    """One module on a device, its parameters from a file or none."""
+
+    def __init__(self, vmfb: bytes, target: Target, parameters: Path | None = None) -> None:
+        """MachineError if this machine has no such device."""
+        self.device = rt.get_device(target.require())
+        instance = rt.VmInstance()
+        modules = [rt.create_hal_module(instance, self.device)]
+        if parameters is not None:
+            index = rt.ParameterIndex()
+            index.load(str(parameters), format="safetensors")
+            provider = index.create_provider(scope=SCOPE)
+            modules.append(rt.create_io_parameters_module(instance, provider))
+        modules.append(rt.VmModule.copy_buffer(instance, vmfb))
+        self.context = rt.VmContext(instance, modules=modules)
+        module = modules[-1]
+        self.functions = {name: module.lookup_function(name) for name in module.function_names}
+
+    def call(self, name: str, arguments: Sequence[rt.HalBufferView]) -> rt.HalBufferView:
+        """Call an exported function of one result."""
+        inputs, outputs = rt.VmVariantList(len(arguments)), rt.VmVariantList(1)
+        for argument in arguments:
+            inputs.push_ref(argument)
+        self.context.invoke(self.functions[name], inputs, outputs)
+        return outputs.get_as_ref(0).deref(rt.HalBufferView)
+
+    def put(self, array: np.ndarray) -> rt.HalBufferView:
+        """Copy an array to the device."""
+        return self.device.allocator.allocate_buffer_copy(
+            memory_type=rt.MemoryType.DEVICE_LOCAL,
+            allowed_usage=rt.BufferUsage.DEFAULT,
+            device=self.device,
+            buffer=np.ascontiguousarray(array),
+            element_type=ELEMENT_TYPES[array.dtype.name],
+        )
+
+    def fetch(self, view: rt.HalBufferView) -> np.ndarray:
+        """Copy a float32 array from the device.
+
+        Through a buffer of the allocator's own: importing NumPy's memory fails on Vulkan, where it
+        would have to start on a page.
+        """
+        source = view.get_buffer()
+        staging = self.device.allocator.allocate_buffer(
+            memory_type=int(rt.MemoryType.HOST_LOCAL | rt.MemoryType.DEVICE_VISIBLE),
+            allowed_usage=int(rt.BufferUsage.TRANSFER_TARGET | rt.BufferUsage.MAPPING_SCOPED),
+            allocation_size=source.byte_length(),
+        )
+        semaphore = self.device.create_semaphore(0)
+        start, end = rt.HalFence.create_at(semaphore, 0), rt.HalFence.create_at(semaphore, 1)
+        self.device.queue_copy(source, staging, wait_semaphores=start, signal_semaphores=end)
+        end.wait()
+        mapped: np.ndarray = staging.map().asarray(view.shape, np.dtype(np.float32))
+        return mapped.copy()
+
+
+class CompiledModel:
+    """A lowered model with its weights on a device.
+
+    Reads `module.vmfb` and `module.json`, as `LoweredModel.save` wrote them, and a parameter file.
+    """
+
+    path = "compiled"
+
+    def __init__(self, folder: Path, parameters: Path, target: Target) -> None:
+        """Load the module and its parameters; MachineError without the device."""
+        self.meta = json.loads((folder / "module.json").read_text("utf-8"))
+        if self.meta["target"] != target.name:
+            msg = f"{folder}: compiled for {self.meta['target']}, asked to run on {target.name}."
+            raise ConfigError(msg)
+        self.max_length: int = self.meta["max_length"]
+        self.loaded = Loaded((folder / "module.vmfb").read_bytes(), target, parameters)
+        self.chunk: int = max(self.meta["lengths"])
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Next-token logits after every position.  ids: int64 [seq] -> float32 [seq, vocab]"""
+        return CompiledSession(self).feed(ids)
+
+    def session(self) -> "CompiledSession":
+        """A new, empty sequence."""
+        return CompiledSession(self)
+
+
+class CompiledSession:
+    """One sequence on the device, and its key/value caches."""
+
+    def __init__(self, model: CompiledModel) -> None:
+        """Start empty."""
+        self.model = model
+        dtype = np.dtype(model.meta["dtype"])
+        empty = np.zeros(model.meta["cache"], dtype=dtype)
+        self.caches = [model.loaded.put(empty) for _ in range(model.meta["caches"])]
+        self.length = 0
+
+    def prefill(self, ids: Tensor) -> Tensor:
+        """Append ids.  int64 [seq] -> logits of the last position, float32 [vocab]"""
+        return self.feed(ids)[-1]
+
+    def step(self, token: int) -> Tensor:
+        """Append one token.  -> logits after it, float32 [vocab]"""
+        return self.feed(torch.tensor([token]), chunk=1)[-1]
+
+    def feed(self, ids: Tensor, chunk: int | None = None) -> Tensor:
+        """Append ids in chunks.  int64 [seq] -> logits after each, float32 [seq, vocab]"""
+        end, limit = self.length + len(ids), self.model.max_length
+        if len(ids) == 0 or end > limit:
+            msg = f"a sequence of {end} tokens does not fit the module: it was compiled for 1 to {limit}."
+            raise ConfigError(msg)
+        size = chunk or self.model.chunk
+        found = [self._run(part.tolist(), size) for part in ids.split(size)]
+        return torch.from_numpy(np.concatenate(found))
+
+    def _run(self, tokens: Sequence[int], size: int) -> np.ndarray:
+        """One step, padded at its end: later positions overwrite what padding leaves in the caches."""
+        ids = np.zeros((1, size), dtype=np.int64)
+        ids[0, : len(tokens)] = tokens
+        positions = np.arange(self.length, self.length + size, dtype=np.int64)
+        put = self.model.loaded.put
+        logits = self.model.loaded.call(step_name(size), [put(ids), put(positions), *self.caches])
+        self.length += len(tokens)
+        return self.model.loaded.fetch(logits)[0, : len(tokens)]

@@ -1,0 +1,186 @@
+"""Model, formats and target in; every stage and one compiled module out."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trinity.lowering import storage
+from trinity.lowering.annotate import annotated_call, storage_call
+from trinity.lowering.dialects import LinearCall, call_linears, global_names, merged, substitute_linears, verified
+from trinity.lowering.export import Geometry, StepShape, export_step, first_names
+from trinity.lowering.storage import layout_of
+from trinity.lowering.targets import Target
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import CompressedWeight, WeightFormat
+
+DECODE_AND_PREFILL = (1, 128)
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """All that a module depends on.
+
+    config: the model's configuration (Hugging Face's, whole)
+    formats: of every compressed linear, by name   lengths: tokens of a step, 1 among them
+    max_length: longest sequence; None for the model's own limit
+    """
+
+    config: Any  # transformers' PretrainedConfig, which lowering must not import
+    formats: Mapping[str, WeightFormat]
+    target: Target
+    lengths: tuple[int, ...] = DECODE_AND_PREFILL
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that make no engine, before anything is exported."""
+        limit = Geometry.of(self.config).max_positions
+        if 1 not in self.lengths or min(self.lengths) < 1:
+            msg = f"lengths {list(self.lengths)}: expected positive numbers of tokens, 1 (decode) among them."
+            raise ConfigError(msg)
+        if self.max_length is not None and not 1 <= self.max_length <= limit:
+            msg = f"max_length {self.max_length}: the model has positions for 1 to {limit} tokens."
+            raise ConfigError(msg)
+        for layer, weight_format in self.formats.items():
+            try:
+                layout_of(weight_format)
+            except ConfigError as error:
+                raise type(error)(f"{layer}: {error}") from error
+
+    @property
+    def geometry(self) -> Geometry:
+        """What the step must know of the architecture."""
+        return Geometry.of(self.config)
+
+    def shape(self, tokens: int) -> StepShape:
+        """Sizes of the step that takes so many tokens; caches have room for any padded tail."""
+        max_length = self.max_length or self.geometry.max_positions
+        longest = max(self.lengths)
+        return StepShape(tokens, max_length, -(-max_length // longest) * longest)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain data on which the compiled module depends; costs no export.
+
+        Equal data, equal module: nothing of it is a weight's number.
+        """
+        from trinity.lowering.compile import COMMON_FLAGS, compiler_versions
+
+        shape = self.shape(1)
+        return {
+            "config": json.loads(self.config.to_json_string(use_diff=False)),
+            "formats": {name: self.formats[name].to_json() for name in sorted(self.formats)},
+            "target": {"name": self.target.name, "flags": [*COMMON_FLAGS, *self.target.flags]},
+            "host": host_cpu() if "host" in " ".join(self.target.flags) else None,
+            "lengths": sorted(self.lengths),
+            "max_length": shape.max_length,
+            "cache_length": shape.cache_length,
+            "versions": compiler_versions(),
+            "lowering": source_hash(),
+        }
+
+
+@dataclass(frozen=True)
+class LoweredModel:
+    """The text of every stage and the compiled module.
+
+    parameters: names the module reads from its parameter file
+    meta: what `CompiledModel` needs beside the module and the parameters; plain data
+    """
+
+    torch: str
+    annotated: str
+    storage: str
+    vmfb: bytes
+    parameters: tuple[str, ...]
+    meta: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write `module.vmfb` and `module.json`, and nothing that depends on weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "module.vmfb").write_bytes(self.vmfb)
+        data = {**self.meta, "parameters": list(self.parameters)}
+        (folder / "module.json").write_text(json.dumps(data, indent=1, sort_keys=True), "utf-8")
+
+
+def lower(
+    model: nn.Module, plan: Lowering, progress: Callable[[str], None] = lambda _: None
+) -> LoweredModel:
+    """Export, annotate, store and compile.  `model` may be on `meta`: its numbers are not read.
+
+    progress: told each stage as it starts
+    """
+    from trinity.lowering.compile import compile_text
+
+    progress("export")
+    steps = [
+        export_step(model, plan.formats, plan.geometry, plan.shape(tokens)) for tokens in plan.lengths
+    ]
+    torch_text = merged(steps, "torch")
+    progress("annotate")
+    annotated = call_linears(torch_text, lambda name, rows: annotated_call(name, plan.formats[name], rows))
+    progress("storage")
+    stored = substitute_linears(annotated, lambda name, rows: storage_call(name, plan.formats[name], rows))
+    progress("compile")
+    vmfb = compile_text(stored, plan.target)
+    geometry, shape = plan.geometry, plan.shape(1)
+    meta = {
+        "lengths": sorted(plan.lengths),
+        "max_length": shape.max_length,
+        "cache": [1, geometry.kv_heads, shape.cache_length, geometry.head_dim],
+        "caches": 2 * geometry.layers,
+        "dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:],
+        "target": plan.target.name,
+    }
+    return LoweredModel(torch_text, annotated, stored, vmfb, tuple(global_names(stored, "storage")), meta)
+
+
+def parameter_tensors(
+    model: nn.Module, weights: Mapping[str, CompressedWeight], names: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors a module reads: packed weights, and what else of the model it needs, tied ones once."""
+    owned = dict(model.named_buffers()) | dict(model.named_parameters())
+    found: dict[str, Tensor] = {}
+    packed: dict[str, dict[str, Tensor]] = {}
+    for name in names:
+        layer, _, key = name.rpartition(".")
+        if layer in weights:
+            if layer not in packed:
+                packed = {layer: storage.pack(weights[layer])}  # names are sorted: one layer at a time
+            if key in packed[layer]:
+                found[name] = packed[layer][key]
+                continue
+        found[name] = owned[name].detach()
+    return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
+
+
+def write_parameters(
+    path: Path, model: nn.Module, weights: Mapping[str, CompressedWeight], names: Sequence[str]
+) -> None:
+    """Write the module's parameters as one safetensors file."""
+    save_file(parameter_tensors(model, weights, names), path)
+
+
+@cache
+def source_hash() -> str:
+    """Hash of this package's sources: a change of the compiler's own code makes new modules."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@cache
+def host_cpu() -> str:
+    """What code for 'the host' depends on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else [platform.processor()]
+    flags = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return hashlib.sha256("\n".join([platform.machine(), *sorted(flags)]).encode()).hexdigest()

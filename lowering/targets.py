@@ -1,0 +1,113 @@
+"""Where modules run: a name, the compiler's flags, and the runtime's driver."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from trinity.methods.errors import ConfigError, MachineError, nearest
+
+GROUP = "trinity.targets"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A compilation target.
+
+    flags: of iree-compile, that choose the device   driver: IREE runtime driver, None if compile only
+    embeds: text that every module for it contains   missing: what a machine without it lacks
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    driver: str | None
+    missing: str
+    embeds: bytes | None = None
+    path: str = "compiled"
+
+    def available(self) -> bool:
+        """Whether this machine has the device."""
+        if self.driver is None:
+            return False
+        from trinity.lowering import invoke
+
+        return invoke.has_device(self.driver)
+
+    def require(self) -> str:
+        """The driver; MachineError if a module cannot run here."""
+        if self.driver is None or not self.available():
+            msg = f"target {self.name}: modules compile but cannot run here: {self.missing}"
+            raise MachineError(msg)
+        return self.driver
+
+
+BUILT_IN = {
+    target.name: target
+    for target in (
+        Target(
+            "llvm-cpu",
+            (
+                "--iree-hal-target-device=local",
+                "--iree-hal-local-target-device-backends=llvm-cpu",
+                "--iree-llvmcpu-target-cpu=host",
+            ),
+            "local-task",
+            "the IREE runtime lists no local-task device; reinstall iree-base-runtime.",
+        ),
+        Target(
+            "vulkan",
+            # Without it, index arithmetic of 64 bits meets devices that have none.
+            ("--iree-hal-target-device=vulkan", "--iree-input-demote-i64-to-i32"),
+            "vulkan",
+            "the Vulkan loader finds no device. Install a driver; Debian's mesa-vulkan-drivers has one "
+            "that runs on the CPU.",
+        ),
+        Target(
+            "cuda",
+            # This compiler knows no newer server GPU; the driver compiles the PTX inside for those.
+            # Its default way to distribute sums fails on contractions that unpack 2:4 metadata.
+            (
+                "--iree-hal-target-device=cuda",
+                "--iree-cuda-target=sm_80",
+                "--iree-codegen-llvmgpu-use-reduction-vector-distribution=false",
+            ),
+            "cuda",
+            "no NVIDIA GPU with a working driver (libcuda.so.1).",
+            embeds=b"sm_80",
+        ),
+        Target(
+            "rocm",
+            ("--iree-hal-target-device=hip", "--iree-rocm-target=gfx90a"),
+            "hip",
+            "no AMD GPU with a working driver (libamdhip64.so).",
+        ),
+    )
+}
+
+
+def names(found: Callable[..., "tuple[EntryPoint, ...]"] | None = None) -> list[str]:
+    """Every target's name, built in or offered by a package."""
+    return sorted({*BUILT_IN, *(point.name for point in (found or _offered)())})
+
+
+def get(name: str, found: Callable[..., "tuple[EntryPoint, ...]"] | None = None) -> Target:
+    """The target of that name; ConfigError if it is unknown or offered twice."""
+    offers = [point for point in (found or _offered)() if point.name == name]
+    owners = (["trinity"] if name in BUILT_IN else []) + [point.value for point in offers]
+    if len(owners) > 1:
+        msg = f"target '{name}': offered by both {' and '.join(owners)}. Uninstall all but one."
+        raise ConfigError(msg)
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    if not offers:
+        known = names(found)
+        msg = f"target '{name}' is unknown; there is {', '.join(known)}.{nearest(name, known)}"
+        raise ConfigError(msg)
+    target = offers[0].load()
+    if not isinstance(target, Target):
+        msg = f"target '{name}': {offers[0].value} is {type(target).__name__}, not a lowering Target."
+        raise ConfigError(msg)
+    return target
+
+
+def _offered() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))

@@ -1,0 +1,89 @@
+"""What every test shares: its own caches, no hub, one thread, the data beside the checkout.
+
+The variables are set here, before any test module imports a Hugging Face library, because those
+libraries read them once, when they are imported. `setdefault` leaves the opt-in for network tests.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_HF_HOME = Path(tempfile.mkdtemp(prefix="trinity-tests-hf-"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HOME", str(_HF_HOME))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402  the variables above come first
+import torch  # noqa: E402  as above
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure() -> None:
+    """Remove the Hugging Face home of this run."""
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums depend on how they are split, so every test runs on one thread, on every machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _same_seed() -> None:
+    """A failing test fails again: torch's global generator starts every test at the same place."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def trinity_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """TRINITY_CACHE of this test alone: an empty folder that no other test sees."""
+    cache = tmp_path / "trinity-cache"
+    monkeypatch.setenv("TRINITY_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """The checkout."""
+    return PROJECT_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder `shared` beside the checkout, with a small model and real data."""
+    path = PROJECT_ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("missing: the folder `shared` beside the checkout (model and data)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared_dir: Path) -> Path:
+    """A real trained Llama of 260,032 parameters: a Hugging Face model directory."""
+    path = shared_dir / "models" / "stories260K"
+    if not (path / "model.safetensors").is_file():
+        pytest.skip("missing: the model stories260K (models/stories260K in the folder `shared`)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir(request: pytest.FixtureRequest) -> Path:
+    """Local data sets, `<name>/<split>.jsonl.gz`: TRINITY_DATA_DIR, else `shared/data`."""
+    named = os.environ.get("TRINITY_DATA_DIR")
+    if named:
+        path = Path(named)
+        if not path.is_dir():
+            pytest.fail(f"TRINITY_DATA_DIR is {named!r}, not a folder: correct or unset it")
+        return path
+    shared: Path = request.getfixturevalue("shared_dir")
+    path = shared / "data"
+    if not path.is_dir():
+        pytest.skip("missing: real data sets (TRINITY_DATA_DIR, or data/ in the folder `shared`)")
+    return path

@@ -1,0 +1,83 @@
+import itertools
+import time
+
+import pytest
+import torch
+
+from tests.harness.tiny import BigramEngine, saying
+from trinity.harness.latency import generate
+from trinity.methods.errors import ConfigError
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reading of the clock is a quarter of a second after the one before."""
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 4)
+
+
+@pytest.mark.usefixtures("clock")
+def test_prefill_gives_seconds_and_prompt_tokens_a_second() -> None:
+    ttft, speed = generate.prefill([BigramEngine()], 16, 3)
+    assert (ttft.name, ttft.samples, ttft.unit) == ("ttft", [0.25] * 3, "s")
+    assert (speed.name, speed.samples, speed.unit) == ("prefill", [64.0] * 3, "tokens/s")
+    assert not ttft.higher_is_better
+    assert speed.higher_is_better
+
+
+@pytest.mark.usefixtures("clock")
+def test_decode_gives_mean_seconds_a_step_and_tokens_a_second() -> None:
+    tpot, speed = generate.decode([BigramEngine()], 4, 5, 3)
+    assert (tpot.name, tpot.samples) == ("tpot", [0.25] * 3)
+    assert tpot.details["steps_s"] == [[0.25] * 5] * 3
+    assert (speed.name, speed.samples) == ("decode", [4.0] * 3)
+
+
+def test_every_engine_reads_the_same_tokens_in_turn() -> None:
+    engines = [BigramEngine(), BigramEngine()]
+    found = generate.decode(engines, 4, 2, repeats=3, warmup=1)
+    first, second = (engine.read[1:] for engine in engines)  # after the probe of the vocabulary
+    assert first == second
+    assert [len(ids) for ids in first] == [4, 1, 1] * 4
+    assert [m.engine for m in found] == ["bigram"] * 4
+    assert all(m.details["interleaved_with"] == 1 for m in found)
+
+
+def test_fixed_tokens_do_not_depend_on_the_model() -> None:
+    engine = BigramEngine(saying("abcdefgh"))
+    generate.decode([engine], 2, 3, repeats=1, warmup=0)
+    expected = generate.fixed_tokens(256, 5, 0).tolist()
+    assert engine.read[1:] == [expected[:2], *([token] for token in expected[2:])]
+
+
+def test_greedy_tokens_are_the_models_own() -> None:
+    table = torch.zeros(256, 256)
+    table[:, 7] = 1.0
+    engine = BigramEngine(table)
+    found = generate.decode([engine], 2, 3, repeats=1, warmup=0, tokens="greedy")
+    assert engine.read[2:] == [[7]] * 3
+    assert found[0].details["tokens"] == "greedy"
+
+
+def test_details_say_all_that_the_number_depends_on() -> None:
+    found = generate.decode([BigramEngine()], 4, 2, repeats=2)[1]
+    for key in ("batch", "prompt_tokens", "new_tokens", "warmup", "cpu", "torch_threads"):
+        assert found.details[key], key
+    assert found.details["weights"] == "as stored"
+
+
+def test_dequantized_weights_are_called_so() -> None:
+    engine = BigramEngine()
+    engine.path = "simulated"
+    assert generate.prefill([engine], 4, 1)[0].details["weights"] == "dequantized to floats"
+
+
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"30 prompt and 8 new tokens need 38 positions.*has 32"):
+        generate.decode([BigramEngine(max_length=32)], 30, 8, 1)
+
+
+@pytest.mark.parametrize(("prompt", "new"), [(0, 4), (4, 0)])
+def test_nothing_to_time_is_refused(prompt: int, new: int) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1, found 0"):
+        generate.decode([BigramEngine()], prompt, new, 1)

@@ -1,0 +1,141 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trinity.harness import cli
+from trinity.methods import registry
+
+
+def _trinity(
+    *words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["trinity", *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'pydantic', 'lm_eval', 'iree', 'torch_mlir', 'scipy'}"
+    program = (
+        "import sys; sys.argv = ['trinity', '--help']\n"
+        "from trinity.harness import cli\n"
+        "try: cli.main()\n"
+        f"except SystemExit: print(sorted({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "repro" in done.stdout
+
+
+def test_methods_list_names_every_method_and_its_owner(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = _trinity("methods", "list", "--json", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert json.loads(out).keys() == set(registry.names())
+
+
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_methods_show_describes_every_method(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = _trinity("methods", "show", name, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert out.startswith(f"{name} (")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["run", "absent.yaml"], 2, "absent.yaml"),
+        (["repro", "slm"], 2, "Did you mean slim"),
+        (["repro", "slim", "--profile", "smok"], 2, "Did you mean smoke"),
+        (["repro", "slim", "--profile", "smoke", "--rows", "x*"], 2, "matches no row"),
+        (["methods", "show", "wandas"], 2, "Did you mean wanda"),
+        (["methods", "check", "not-a-package"], 2, "is not installed"),
+        (["compress", "random:tiny-llama", "--method", "wnda", "--out", "x"], 2, "Did you mean wanda"),
+        (["eval", "./absent", "--suite", "perplexity-pydoc"], 2, "no such folder"),
+        (["lower", "./absent", "--out", "x"], 2, "./absent"),
+        (["table", "slim", "--out", "empty"], 2, "holds no record"),
+    ],
+)
+def test_a_user_error_is_one_paragraph_and_exit_code_two(
+    words: list[str],
+    code: int,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, _, err = _trinity(*words, monkeypatch=monkeypatch, capsys=capsys)
+    assert found == code
+    assert expected.removeprefix("./") in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_the_paper_profile_without_a_gpu_says_all_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = _trinity(
+        "repro", "slim", "--profile", "paper", monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert code == 3
+    assert "an NVIDIA GPU" in err
+    assert "--profile embedded" in err
+
+
+def test_compress_then_eval_then_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "compressed"
+    words = ["compress", "random:tiny-llama", "--method", "magnitude", "--set", "pattern=2:4"]
+    code, text, _ = _trinity(
+        *words, "--out", str(out), "--json", monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert code == 0
+    assert json.loads(text)["layers"] == 14
+    sizes = ["--seqlen", "64", "--windows", "2"]
+    words = ["eval", str(out), "--suite", "perplexity-pydoc", *sizes, "--json"]
+    code, text, _ = _trinity(*words, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert json.loads(text)[0]["path"] == "simulated"
+    words = ["bench", str(out), "--suite", "decode", "--engine", "torch", "--prompt", "4"]
+    words += ["--new", "2", "--repeats", "1", "--json"]
+    code, text, _ = _trinity(*words, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert {m["name"] for m in json.loads(text)} == {"tpot", "decode"}
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    words = ["compress", "random:tiny-llama", "--method", "dense", "--out", str(tmp_path)]
+    code, _, err = _trinity(*words, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "not an empty folder" in err
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_an_interrupt_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trinity.methods.registry.names", interrupted)
+    code, _, _ = _trinity("methods", "list", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 130

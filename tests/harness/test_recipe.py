@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from trinity.harness import recipe
+from trinity.methods.errors import ConfigError
+
+MINIMAL = "model: {id: some/model}\n"
+
+
+def _read(tmp_path: Path, text: str, overrides: list[str] | None = None) -> recipe.Recipe:
+    path = tmp_path / "my-recipe.yaml"
+    path.write_text(text)
+    return recipe.read(path, overrides or [])
+
+
+def test_what_is_left_out_is_not_done(tmp_path: Path) -> None:
+    found = _read(tmp_path, MINIMAL)
+    assert found.name == "my-recipe"
+    assert (found.calibration, found.lower, found.evaluate, found.bench) == (None,) * 4
+    assert found.compress.steps == ()
+
+
+def test_an_unquoted_pattern_stays_text(tmp_path: Path) -> None:
+    found = _read(
+        tmp_path, MINIMAL + "compress: {steps: [{method: wanda, pattern: 2:4, norm: shifted}]}\n"
+    )
+    assert found.compress.steps[0].options == {"pattern": "2:4", "norm": "shifted"}
+
+
+def test_numbers_stay_numbers(tmp_path: Path) -> None:
+    found = _read(tmp_path, MINIMAL + "compress: {steps: [{method: m, bits: 4, rank: 0.1}]}\n")
+    assert found.compress.steps[0].options == {"bits": 4, "rank": 0.1}
+
+
+def test_suites_may_be_names(tmp_path: Path) -> None:
+    text = MINIMAL + "evaluate: {suites: [a, {suite: b, limit: 3}]}\n"
+    found = _read(tmp_path, text).evaluate
+    assert found is not None
+    assert [(s.suite, s.limit) for s in found.suites] == [("a", None), ("b", 3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("calibation: {}\n", "unknown key `calibation`. Did you mean calibration?"),
+        ("calibration: {sample: 3}\n", "unknown key `calibration.sample`. Did you mean samples"),
+        ("model2: 1\n", "`model2`"),
+        ("calibration: {samples: 0}\n", "`calibration.samples`"),
+        ("evaluate: {suites: [{suite: a, limits: 3}]}\n", "Did you mean limit"),
+    ],
+)
+def test_a_wrong_key_is_named_with_the_right_one(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _read(tmp_path, MINIMAL + text)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "just words", "", "a: [", "model: {id: x}\n\tb: 1"])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="my-recipe"):
+        _read(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent.yaml"):
+        recipe.read(tmp_path / "absent.yaml", [])
+
+
+def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
+    text = MINIMAL + "compress: {steps: [{method: wanda, pattern: 1:2}]}\n"
+    found = _read(
+        tmp_path,
+        text,
+        ["calibration.samples=7", "compress.steps.0.pattern=2:4", "model.dtype=float16"],
+    )
+    assert found.calibration is not None
+    assert found.calibration.samples == 7
+    assert found.compress.steps[0].options["pattern"] == "2:4"
+    assert found.model.dtype == "float16"
+
+
+@pytest.mark.parametrize("override", ["novalue", "compress.steps.5.bits=3", "model.id.deep=1", "=3"])
+def test_an_override_without_a_place_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        _read(tmp_path, MINIMAL + "compress: {steps: [{method: dense}]}\n", [override])

@@ -1,0 +1,100 @@
+"""Random weights of every storable kind, for tests of formats and of methods."""
+
+from dataclasses import dataclass
+
+import torch
+
+from trinity.methods.contract import LayerStats
+from trinity.methods.formats import (
+    NM,
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Pattern,
+    Quantized,
+    Sparse,
+)
+
+
+@dataclass(frozen=True)
+class GridCase:
+    """A grid; groups 0 is one scale for the tensor, 1 one for each channel."""
+
+    bits: int
+    symmetric: bool = True
+    groups: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        """The test's id."""
+        kind = "signed" if self.symmetric else "unsigned"
+        return f"{self.bits}bit-{kind}-groups{self.groups}-{str(self.dtype).removeprefix('torch.')}"
+
+
+GRIDS = [
+    GridCase(bits, symmetric, groups)
+    for bits in (2, 3, 4, 8)
+    for symmetric in (True, False)
+    for groups in (0, 1, 3)
+] + [GridCase(4, True, 3, torch.float16), GridCase(4, False, 1, torch.bfloat16)]
+
+
+def random_quantized(out: int, d_in: int, case: GridCase) -> Quantized:
+    """Codes over the whole range, a scale and a zero point for each group."""
+    scale_shape = (out, case.groups) if case.groups else (1, 1)
+    scale = (torch.rand(scale_shape) + 0.1).to(case.dtype)
+    if case.symmetric:
+        half = 2 ** (case.bits - 1)
+        codes = torch.randint(-half, half, (out, d_in), dtype=torch.int8)
+        return Quantized(codes, scale, None, case.bits)
+    codes = torch.randint(0, 2**case.bits, (out, d_in), dtype=torch.uint8)
+    zero_point = torch.randint(0, 2**case.bits, scale_shape, dtype=torch.uint8)
+    return Quantized(codes, scale, zero_point, case.bits)
+
+
+def random_mask(out: int, d_in: int, pattern: Pattern) -> torch.Tensor:
+    """A mask that obeys a pattern.  -> bool [out, in]"""
+    if not isinstance(pattern, NM):
+        return torch.rand(out, d_in) >= pattern.sparsity
+    order = torch.rand(out, d_in // pattern.m, pattern.m).argsort(-1)
+    return (order < pattern.n).reshape(out, d_in)
+
+
+def with_adapter(base: Dense | Quantized | Sparse, rank: int, dtype: torch.dtype) -> Adapted:
+    """A random adapter beside a weight."""
+    out, d_in = base.shape
+    return Adapted(base, torch.randn(out, rank).to(dtype), torch.randn(rank, d_in).to(dtype))
+
+
+def random_stats(d_in: int, tokens: int = 64) -> LayerStats:
+    """Statistics of correlated inputs whose channels differ in size."""
+    X = torch.randn(tokens, d_in) @ torch.randn(d_in, d_in) * torch.logspace(-1, 1, d_in)
+    return LayerStats(
+        tokens=tokens,
+        x_norm=X.square().sum(0).sqrt(),
+        x_mean_abs=X.abs().mean(0),
+        H=2 / tokens * X.T @ X,
+        X=X,
+    )
+
+
+def tensors_of(weight: CompressedWeight) -> dict[str, torch.Tensor]:
+    """Every tensor that a weight holds, by a name that says where."""
+    if isinstance(weight, Adapted):
+        return {**tensors_of(weight.base), "B": weight.B, "A": weight.A}
+    if isinstance(weight, Sparse):
+        return {**tensors_of(weight.values), "mask": weight.mask}
+    if isinstance(weight, Dense):
+        return {"values": weight.values}
+    found = {"codes": weight.codes, "scale": weight.scale}
+    return found if weight.zero_point is None else {**found, "zero_point": weight.zero_point}
+
+
+def assert_same_weight(found: CompressedWeight, expected: CompressedWeight) -> None:
+    """Same kind, same tensors, bit for bit."""
+    assert type(found) is type(expected)
+    ours, theirs = tensors_of(found), tensors_of(expected)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(tensor, theirs[name]), name

@@ -1,0 +1,366 @@
+"""methods/conformance.py: good methods pass, and every kind of bad one is told what it breaks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from trinity.methods import registry
+from trinity.methods.conformance import check
+from trinity.methods.contract import BlockTask, LayerStats, MethodConfig, Statistic
+from trinity.methods.dense import DENSE
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import Adapted, CompressedWeight, Dense
+from trinity.methods.options import PatternOption
+from trinity.methods.tensors import pattern_problem
+
+
+class Options(MethodConfig):
+    strength: float = 0.5
+
+
+class Good:
+    """Scales the weight: nobody's method, but a well-behaved one."""
+
+    name = "good"
+    paper = "none"
+    config: type[MethodConfig] = Options
+    needs = Statistic.NOTHING
+
+    def problem(self, shape: tuple[int, int], config: Any) -> str | None:
+        return None
+
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: Any
+    ) -> CompressedWeight:
+        if isinstance(current, Adapted):
+            raise ConfigError("good: adapters are not scaled.")
+        return Dense(current.dequantize() * config.strength)
+
+
+def result_of(method: object) -> str:
+    """All violations as one text."""
+    return "\n".join(check(method))
+
+
+@pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
+def test_every_built_in_method_conforms(name: str) -> None:
+    assert check(registry.get(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rtn", {"bits": 3, "group_size": 8, "symmetric": False}),
+        ("rtn", {"bits": 8, "group_size": 12, "ragged": "channel"}),
+        ("rtn", {"group_size": "tensor", "scale_dtype": "bfloat16"}),
+        ("wanda", {"pattern": "50%", "norm": "shifted"}),
+        ("magnitude", {"pattern": "1:4"}),
+        ("slim-quant", {"bits": 2, "objective": "corrected"}),
+        ("slim-lora", {"saliency": "mean-abs", "rank": 0.5, "dtype": "bfloat16"}),
+        ("slim-lora", {"saliency": "none", "rank": 200}),
+        ("slim", {"pattern": "50%", "quantizer": "absmax", "saliency": "none"}),
+        ("slim", {"pattern": "4:8", "adapter": "algorithm-2", "saliency": "mean-abs"}),
+    ],
+    ids=str,
+)
+def test_built_in_methods_conform_with_other_options_too(
+    name: str, options: dict[str, Any]
+) -> None:
+    assert check(registry.get(name), options=options) == []
+
+
+def test_a_good_method_conforms() -> None:
+    assert check(Good()) == []
+
+
+def test_checking_leaves_the_random_generator_where_it_was() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    check(Good())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_class_or_something_else_is_no_method() -> None:
+    assert check(Good) == ["Good is a class; register an instance of it"]
+    assert "lacks attributes of a Method" in result_of(object())
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("name", "Not A Key"),
+        ("name", 3),
+        ("paper", ""),
+        ("config", dict),
+        ("needs", "X_NORM"),
+    ],
+)
+def test_an_attribute_of_the_wrong_kind_is_named(attribute: str, value: object) -> None:
+    method = Good()
+    setattr(method, attribute, value)
+    assert result_of(method).startswith(f"{attribute}: {value!r}")
+
+
+def test_a_config_that_takes_unknown_keys_is_found() -> None:
+    class Loose(Options):
+        model_config = ConfigDict(frozen=True, extra="ignore")
+
+    method = Good()
+    method.config = Loose
+    assert "config: accepts unknown keys" in result_of(method)
+
+
+def test_a_config_that_can_be_changed_is_found() -> None:
+    class Soft(Options):
+        model_config = ConfigDict(frozen=False, extra="forbid")
+
+    method = Good()
+    method.config = Soft
+    assert "config: can be changed" in result_of(method)
+
+
+def test_required_options_are_guessed_or_taken_from_examples_or_asked_for() -> None:
+    class Named(MethodConfig):
+        pattern: PatternOption
+        strength: float
+        mode: str = Field(pattern="^turbo$", examples=["turbo"])
+
+    class Unguessable(MethodConfig):
+        strength: float = 1.0
+        mode: str = Field(pattern="^turbo$")
+
+    method = Good()
+    method.config = Named
+    assert check(method) == []
+    method.config = Unguessable
+    assert "config: no valid options could be guessed" in result_of(method)
+    assert check(method, options={"mode": "turbo"}) == []
+
+
+class Changes(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        W.mul_(0.5)
+        return Dense(W.clone())
+
+
+class ChangesCurrent(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        if isinstance(current, Dense):
+            current.values.mul_(0.5)
+        return Dense(W * 1)
+
+
+class ChangesStatistics(Good):
+    needs = Statistic.X_NORM
+
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        assert stats.x_norm is not None
+        stats.x_norm.clamp_(min=1e-3)
+        return Dense(W * stats.x_norm)
+
+
+class Random(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        return Dense(W + torch.randn_like(W))
+
+
+class OtherShape(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        return Dense(W.T.contiguous())
+
+
+class NotAWeight(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Any:
+        return W
+
+
+class Raises(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        raise ZeroDivisionError("oops")
+
+
+class TakesMoreThanItAsked(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        assert stats.H is not None, "no Hessian"
+        return Dense(W * 1)
+
+
+class OnTheDefaultDevice(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        return Dense(W * torch.ones(W.shape[1]))
+
+
+class Wasteful(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Adapted:
+        out, d_in = W.shape
+        return Adapted(Dense(W), W.new_zeros(out, d_in), W.new_zeros(d_in, d_in))
+
+
+class NaNOnZeros(Good):
+    """Divides by the size of the weight, so a layer of zeros is refused by the format."""
+
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        return Dense(W / W.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("method", "violation"),
+    [
+        (Changes(), "changed its input W"),
+        (ChangesCurrent(), "changed its input current.weight"),
+        (ChangesStatistics(), "changed its input x_norm"),
+        (Random(), "take a seed in the config"),
+        (OtherShape(), "layer has shape"),
+        (NotAWeight(), "layer is a Tensor, not a CompressedWeight"),
+        (Raises(), "raised ZeroDivisionError: oops"),
+        (TakesMoreThanItAsked(), "raised AssertionError: no Hessian"),
+        (OnTheDefaultDevice(), "default device instead of `W.device`"),
+        (Wasteful(), "bits per weight, more than 64"),
+        (NaNOnZeros(), "all weights zero"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Good) else "",
+)
+def test_a_compression_that_breaks_the_contract_is_found(method: Good, violation: str) -> None:
+    assert violation in result_of(method)
+
+
+class SaysNothing(Good):
+    """Does not report what `compress` refuses."""
+
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: Any
+    ) -> CompressedWeight:
+        if problem := pattern_problem((W.shape[0], W.shape[1]), PatternOptions().pattern):
+            raise ConfigError(problem)
+        return current
+
+
+class PatternOptions(MethodConfig):
+    pattern: PatternOption = Field(default="2:4", validate_default=True)
+
+
+class CriesWolf(Good):
+    """Reports what `compress` does all the same."""
+
+    def problem(self, shape: tuple[int, int], config: Any) -> str | None:
+        return "too narrow" if shape[1] < 100 else None
+
+
+class ProblemIsABool(Good):
+    def problem(self, shape: tuple[int, int], config: Any) -> Any:
+        return True
+
+
+class FitsNothing(Good):
+    def problem(self, shape: tuple[int, int], config: Any) -> str | None:
+        return "never"
+
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: Any
+    ) -> CompressedWeight:
+        raise ConfigError("never")
+
+
+@pytest.mark.parametrize(
+    ("method", "violation"),
+    [
+        (SaysNothing(), "layer [5, 7], random weights, after float32: raised ConfigError"),
+        (CriesWolf(), "`problem` reports one, but the layer was compressed"),
+        (ProblemIsABool(), "problem: gave True for [16, 128], expected a text or None"),
+        (FitsNothing(), "problem: refuses every layer that was tried"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Good) else "",
+)
+def test_a_problem_that_disagrees_with_compress_is_found(method: Good, violation: str) -> None:
+    assert violation in result_of(method)
+
+
+class GoodBlock:
+    name = "good-block"
+    paper = "none"
+    config = Options
+    needs = Statistic.X_NORM
+
+    def problem(self, shape: tuple[int, int], config: Options) -> str | None:
+        return None
+
+    def compress_block(self, task: BlockTask, config: Options) -> Mapping[str, CompressedWeight]:
+        target = task.forward(task.weights, task.inputs[0])
+        weights = {name: W.clone().requires_grad_() for name, W in task.weights.items()}
+        with torch.enable_grad():
+            loss = (task.forward(weights, task.inputs[0]) - 0.9 * target).square().mean()
+        slopes = torch.autograd.grad(loss, list(weights.values()))
+        steps = zip(weights.items(), slopes, strict=True)
+        return {name: Dense((W - slope).detach()) for (name, W), slope in steps}
+
+
+class ForgetsALinear(GoodBlock):
+    def compress_block(self, task: BlockTask, config: Options) -> Mapping[str, CompressedWeight]:
+        name = next(iter(task.weights))
+        return {name: task.current[name]}
+
+
+class TrainsTheOriginal(GoodBlock):
+    def compress_block(self, task: BlockTask, config: Options) -> Mapping[str, CompressedWeight]:
+        for W in task.weights.values():
+            W.sub_(0.1)
+        return {name: Dense(W.clone()) for name, W in task.weights.items()}
+
+
+class GivesOneWeight(GoodBlock):
+    def compress_block(self, task: BlockTask, config: Options) -> Any:
+        return Dense(torch.ones(2, 2))
+
+
+def test_a_good_block_method_conforms() -> None:
+    assert check(GoodBlock()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "violation"),
+    [
+        (ForgetsALinear(), "gave weights for ['mlp.up'], expected ['mlp.down', 'mlp.up']"),
+        (TrainsTheOriginal(), "changed its input weights.mlp.up"),
+        (GivesOneWeight(), "gave a Dense, expected a mapping"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, GoodBlock) else "",
+)
+def test_a_block_method_that_breaks_the_contract_is_found(
+    method: GoodBlock, violation: str
+) -> None:
+    assert violation in result_of(method)
+
+
+class GoodSource:
+    name = "good-source"
+    paper = "none"
+    config = Options
+
+    def load(self, tensors: Mapping[str, Tensor], config: Options) -> Mapping[str, Dense]:
+        if "magic" not in tensors:
+            raise ConfigError("good-source: the checkpoint has no tensor 'magic'.")
+        return {"layer": Dense(tensors["magic"])}
+
+
+class CarelessSource(GoodSource):
+    def load(self, tensors: Mapping[str, Tensor], config: Options) -> Mapping[str, Dense]:
+        return {"layer": Dense(tensors["magic"])}
+
+
+def test_a_good_source_conforms_with_a_checkpoint_and_may_refuse_the_made_up_one() -> None:
+    assert check(GoodSource()) == []
+    assert check(GoodSource(), tensors={"magic": torch.ones(2, 3)}) == []
+
+
+def test_a_source_must_read_the_checkpoint_it_is_given_and_refuse_others_in_words() -> None:
+    assert "raised ConfigError" in "\n".join(check(GoodSource(), tensors={"x": torch.ones(2, 3)}))
+    assert "a checkpoint: raised KeyError" in result_of(CarelessSource())
+
+
+def test_dense_conforms_though_it_hands_back_what_it_was_given() -> None:
+    assert check(DENSE) == []

@@ -1,0 +1,1 @@
+"""Example of a package that adds methods to Trinity."""
