@@ -15,7 +15,9 @@ class Accumulator:
     """Sums over the inputs of one linear (or of several that share an input)."""
 
     def __init__(self, name: str, needs: Statistic) -> None:
-        """name: of the layer, for errors.  needs: beyond the Hessian, which layer errors use anyway."""
+        """name: of the layer, for errors.  needs: beyond the Hessian, which layer errors use
+        anyway.
+        """
         self.name, self.needs = name, needs
         self.sequences = self.tokens = 0
         self.squares: Tensor | None = None
@@ -25,19 +27,20 @@ class Accumulator:
 
     def add(self, x: Tensor) -> None:
         """Take in the input of one call.  x: [sequences, seq, in]"""
-        X = x.reshape(-1, x.shape[-1]).float()
-        if not bool(torch.isfinite(X).all()):
+        inputs = x.reshape(-1, x.shape[-1]).float()
+        if not bool(torch.isfinite(inputs).all()):
             msg = (
-                f"{self.name}: its input holds NaN or infinity during calibration. The model overflows in "
-                f"this type, or a block before it was damaged by compression: try model.dtype float32."
+                f"{self.name}: its input holds NaN or infinity during calibration. The model "
+                f"overflows in this type, or a block before it was damaged by compression: try "
+                f"model.dtype float32."
             )
             raise ConfigError(msg)
         self.sequences += x.shape[0] if x.ndim > 2 else 1
-        self.tokens += X.shape[0]
+        self.tokens += inputs.shape[0]
         # float64: sums of squares over 10^5 tokens lose digits in float32, and vectors are cheap.
-        squares = X.double().square().sum(0)
-        magnitudes = X.abs().sum(0, dtype=torch.float64)
-        product = X.T @ X
+        squares = inputs.double().square().sum(0)
+        magnitudes = inputs.abs().sum(0, dtype=torch.float64)
+        product = inputs.T @ inputs
         if self.H is None or self.squares is None or self.magnitudes is None:
             self.squares, self.magnitudes, self.H = squares, magnitudes, product
         else:
@@ -45,7 +48,7 @@ class Accumulator:
             self.magnitudes += magnitudes
             self.H += product
         if self.needs & Statistic.ACTIVATIONS:
-            self.inputs.append(X)
+            self.inputs.append(inputs)
 
     def result(self) -> LayerStats:
         """The statistics, scaled as `LayerStats` says."""

@@ -36,9 +36,7 @@ VERSION = 1
 NOT_TOKENIZER = (CONFIG, INDEX, MANIFEST)
 
 
-def write(
-    folder: Path, decoder: Decoder, blocks: list[Path], summary: Mapping[str, Any]
-) -> None:
+def write(folder: Path, decoder: Decoder, blocks: list[Path], summary: Mapping[str, Any]) -> None:
     """Assemble a checkpoint from finished block stages.
 
     blocks: stage folders, in order   summary: what `trinity.json` says beyond the layers
@@ -89,11 +87,15 @@ class Checkpoint:
             self.places: dict[str, str] = read_json(folder / INDEX)["weight_map"]
             self.summary: dict[str, Any] = read_json(folder / SUMMARY)
             if quantization["quant_method"] != "trinity":
-                msg = f"checkpoint {folder}: quant_method is '{quantization['quant_method']}', not 'trinity'."
+                method = quantization["quant_method"]
+                msg = f"checkpoint {folder}: quant_method is '{method}', not 'trinity'."
                 raise RecordError(msg)
             version = int(quantization["version"])
         except (OSError, KeyError, TypeError, ValueError) as error:
-            msg = f"checkpoint {folder}: is incomplete or damaged ({error!r}). Compress the model again."
+            msg = (
+                f"checkpoint {folder}: is incomplete or damaged ({error!r}). "
+                f"Compress the model again."
+            )
             raise RecordError(msg) from error
         if version > VERSION:
             msg = (
@@ -107,7 +109,9 @@ class Checkpoint:
 
     def weight(self, name: str) -> CompressedWeight:
         """One layer's compressed weight."""
-        parts = [key for key in self.places if key.startswith(f"{name}.") and self._is_part(key, name)]
+        parts = [
+            key for key in self.places if key.startswith(f"{name}.") and self._is_part(key, name)
+        ]
         tensors = {key.removeprefix(f"{name}."): self._read(key) for key in parts}
         return unpack(self.formats[name], tensors)
 
@@ -123,7 +127,8 @@ class Checkpoint:
     def load_model(self) -> Any:
         """The model in torch with every weight dequantized: fake-quantised, for accuracy only.
 
-        -> a Hugging Face causal language model in eval mode (transformers has no common type for it)
+        -> a Hugging Face causal language model in eval mode (transformers has no common type for
+        it)
         """
         config = read_config(self.folder)
         dtype = DTYPES[str(config.dtype).removeprefix("torch.")]

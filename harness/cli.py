@@ -16,7 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-methods_app = typer.Typer(help="What is registered, and whether a plugin conforms.", no_args_is_help=True)
+methods_app = typer.Typer(
+    help="What is registered, and whether a plugin conforms.", no_args_is_help=True
+)
 app.add_typer(methods_app, name="methods")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result, alone, as JSON on stdout.")]
@@ -187,14 +189,20 @@ def evaluate(
     sizes = {"limit": limit, "windows": windows, "seqlen": seqlen}
     with _start(quiet) as reporter:
         found = evaluate_model(model, suite, sizes, engine, target, _store(), reporter)
-    _show([m.model_dump(mode="json") for m in found], as_json, "\n".join(map(_measurement_line, found)))
+    _show(
+        [m.model_dump(mode="json") for m in found],
+        as_json,
+        "\n".join(map(_measurement_line, found)),
+    )
 
 
 @app.command()
 def bench(
     model: Annotated[str, typer.Argument(help="A compressed checkpoint, or any model.")],
     suite: Annotated[list[str], typer.Option(help="prefill, decode or memory. May be repeated.")],
-    engine: Annotated[list[str] | None, typer.Option(help="torch, iree; both if not given.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="torch, iree; both if not given.")
+    ] = None,
     target: Target = "llvm-cpu",
     prompt: Annotated[int, typer.Option(help="Prompt tokens.")] = 128,
     new: Annotated[int, typer.Option(help="New tokens of a decode.")] = 32,
@@ -211,7 +219,11 @@ def bench(
         found = bench_model(
             model, suite, engines, target, (prompt, new, repeats), _store(), reporter
         )
-    _show([m.model_dump(mode="json") for m in found], as_json, "\n".join(map(_measurement_line, found)))
+    _show(
+        [m.model_dump(mode="json") for m in found],
+        as_json,
+        "\n".join(map(_measurement_line, found)),
+    )
 
 
 @app.command()

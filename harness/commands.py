@@ -37,7 +37,9 @@ def compress_to(
     store: StageStore,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """One method on one model, into a new folder.  settings: method options, or calibration.KEY=value."""
+    """One method on one model, into a new folder.  settings: method options, or
+    calibration.KEY=value.
+    """
     check_new(out)
     found = registry.get(method)
     step: dict[str, Any] = {"method": method}
@@ -152,9 +154,7 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
     """Tables from the newest record of every row; ConfigError if there is none."""
     definition = paper.load(paper_name)
     paper.pick("profile", profile_name, definition.profiles)
-    records = [
-        (path, record.read(path)) for path in sorted((out / "v1").rglob("*.json"))
-    ]
+    records = [(path, record.read(path)) for path in sorted((out / "v1").rglob("*.json"))]
     results = []
     for key, table in definition.tables.items():
         for model in definition.profiles[profile_name].models:
@@ -171,7 +171,10 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
             if cells:
                 results.append(write_table(definition, key, profile_name, cells, out, ""))
     if not results:
-        msg = f"{out / 'v1'}: holds no record of paper '{paper_name}', profile '{profile_name}'. Run `trinity repro {paper_name} --profile {profile_name}` first."
+        msg = (
+            f"{out / 'v1'}: holds no record of paper '{paper_name}', profile '{profile_name}'. "
+            f"Run `trinity repro {paper_name} --profile {profile_name}` first."
+        )
         raise ConfigError(msg)
     return results
 
@@ -200,7 +203,9 @@ def check_package(package: str) -> dict[str, list[str]]:
     try:
         entries = [e for e in distribution(package).entry_points if e.group == registry.GROUP]
     except PackageNotFoundError as error:
-        msg = f"package '{package}' is not installed in this environment. Install it with pip first."
+        msg = (
+            f"package '{package}' is not installed in this environment. Install it with pip first."
+        )
         raise ConfigError(msg) from error
     if not entries:
         msg = f"package '{package}' registers nothing in the entry-point group '{registry.GROUP}'."
@@ -209,7 +214,9 @@ def check_package(package: str) -> dict[str, list[str]]:
 
 
 def check_new(out: Path) -> None:
-    """ConfigError if a folder to be written has something in it: nothing a user made is overwritten."""
+    """ConfigError if a folder to be written has something in it: nothing a user made is
+    overwritten.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         msg = f"--out {out}: exists and is not an empty folder. Choose another, or remove it."
         raise ConfigError(msg)

@@ -129,7 +129,9 @@ def lower(
     def write(place: Path) -> None:
         reporter.say(f"{subject.name}: comparing compiled logits with torch")
         engine = _engine(module, parameters / PARAMETERS, plan.target)
-        report = verify(engine, torch_engine(), dict(checkpoint.Checkpoint(subject.folder).weights()))
+        report = verify(
+            engine, torch_engine(), dict(checkpoint.Checkpoint(subject.folder).weights())
+        )
         write_json(place / REPORT, report)
 
     verified = store.fetch("verification", inputs, write)

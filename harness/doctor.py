@@ -26,7 +26,9 @@ def diagnose() -> dict[str, Any]:
         "data": os.environ.get("TRINITY_DATA_DIR", "TRINITY_DATA_DIR is not set"),
         "default profile": "paper" if torch.cuda.is_available() else "embedded",
     }
-    answers.update({package: version or "missing" for package, version in found["packages"].items()})
+    answers.update(
+        {package: version or "missing" for package, version in found["packages"].items()}
+    )
     for name in targets.names():
         target = targets.get(name)
         runs = target.available()

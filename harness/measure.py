@@ -1,7 +1,8 @@
-"""Measurements of one compressed checkpoint: accuracy suites, latency and memory, on torch and compiled.
+"""Measurements of one compressed checkpoint: accuracy suites, latency and memory, on torch and
+compiled.
 
-Every suite is a stage of the store, keyed by all that its numbers depend on.  Models are loaded only when
-a stage that needs one is missing.
+Every suite is a stage of the store, keyed by all that its numbers depend on.  Models are loaded
+only when a stage that needs one is missing.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from trinity.harness import checkpoint, sources
 from trinity.harness.accuracy import suites
 from trinity.harness.code import code_sha256
 from trinity.harness.compiled import Lowered, lower
-from trinity.harness.engine import Engine, TorchEngine
+from trinity.harness.engine import Engine, MeasurementPath, TorchEngine
 from trinity.harness.latency import generate, memory
 from trinity.harness.models import read_config
 from trinity.harness.progress import Reporter
@@ -32,7 +33,7 @@ MEASUREMENTS = "measurements.json"
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is measured: a checkpoint's folder, the fingerprint of its bytes, a name for progress."""
+    """What is measured: a checkpoint's folder, its bytes' fingerprint, a name for progress."""
 
     folder: Path
     fingerprint: str
@@ -59,9 +60,11 @@ class Measuring:
     def torch_engine(self) -> Engine:
         """The dequantized model in torch."""
         compressed = checkpoint.Checkpoint(self.subject.folder)
-        untouched = all(not layout.grid and not layout.pattern for layout in compressed.formats.values())
+        untouched = all(
+            not layout.grid and not layout.pattern for layout in compressed.formats.values()
+        )
         model = compressed.load_model().to(self.device)
-        path = "reference" if untouched else "simulated"
+        path: MeasurementPath = "reference" if untouched else "simulated"
         return TorchEngine(model, context_length(self.subject.folder), path)
 
     @cached_property
@@ -159,7 +162,7 @@ def check_machine(evaluate: EvaluateSpec | None, lower_spec: LowerSpec | None) -
             if missing:
                 raise MachineError(missing)
         if evaluate.engine == "iree" and lower_spec is None:
-            msg = "evaluate.engine is 'iree', and the recipe has no `lower:` section that names a target."
+            msg = "evaluate.engine is 'iree', and no `lower:` section of the recipe names a target."
             raise ConfigError(msg)
     if lower_spec:
         targets.get(lower_spec.target).require()

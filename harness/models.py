@@ -1,4 +1,4 @@
-"""Models as data: where a family's blocks and linears are, and how weights are read block by block."""
+"""Models as data: where a family's blocks and linears are, and how weights are read by block."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -124,11 +124,13 @@ class Decoder:
         self.family = FAMILIES[config.model_type]
         self.reader = WeightReader(folder)
         self.model = skeleton(config)
-        self.blocks: nn.ModuleList = self.model.get_submodule(self.family.blocks)  # type: ignore[assignment]  # a list of blocks in every family of the table
+        self.blocks: nn.ModuleList = self.model.get_submodule(self.family.blocks)
 
     @cached_property
     def tensor_names(self) -> dict[str, str]:
-        """Name in the model -> name in the files (some hub files leave out the base model's prefix)."""
+        """Name in the model -> name in the files (some hub files leave out the base model's
+        prefix).
+        """
         prefix = f"{self.model.base_model_prefix}."
         renamed = dict(self.family.renamed)
         tied = self.model._tied_weights_keys if self.model.config.tie_word_embeddings else ()
@@ -146,9 +148,7 @@ class Decoder:
     def layer_names(self, index: int) -> list[str]:
         """Full names of a block's linears."""
         return [
-            f"{self.family.blocks}.{index}.{name}"
-            for group in self.family.groups
-            for name in group
+            f"{self.family.blocks}.{index}.{name}" for group in self.family.groups for name in group
         ]
 
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
@@ -196,15 +196,17 @@ class Decoder:
         tensor = self.reader.read(stored)
         if not bool(torch.isfinite(tensor).all()):
             msg = (
-                f"model {self.folder}: tensor '{stored}' holds NaN or infinity. The file is damaged or was "
-                f"saved in a type too small for it; get the model again."
+                f"model {self.folder}: tensor '{stored}' holds NaN or infinity. The file is "
+                f"damaged or was saved in a type too small for it; get the model again."
             )
             raise ConfigError(msg)
         return tensor.to(device=self.device, dtype=self.dtype)
 
 
 def read_config(folder: Path) -> Any:
-    """The model's configuration (transformers has no common type for it); refuses unknown kinds early."""
+    """The model's configuration (transformers has no common type for it); refuses unknown kinds
+    early.
+    """
     if not (folder / "config.json").is_file():
         msg = f"model {folder}: there is no config.json. Expected a Hugging Face model folder."
         raise ConfigError(msg)
@@ -212,7 +214,8 @@ def read_config(folder: Path) -> Any:
     if config.model_type not in FAMILIES:
         msg = (
             f"model {folder}: model type '{config.model_type}' is not supported."
-            f"{nearest(config.model_type, list(FAMILIES))} Supported: {', '.join(sorted(FAMILIES))}."
+            f"{nearest(config.model_type, list(FAMILIES))} "
+            f"Supported: {', '.join(sorted(FAMILIES))}."
         )
         raise UnsupportedError(msg)
     return config
@@ -245,7 +248,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 
 def weight_of(module: nn.Module) -> Tensor:
     """A linear's weight as float32 [out, in]; a view where it already is that."""
-    weight: Tensor = module.weight.detach()  # type: ignore[union-attr, assignment, operator]
+    weight: Tensor = module.weight.detach()
     return oriented(module, weight).contiguous().float()
 
 

@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from trinity.harness.recipe import (
     BenchSpec,
@@ -69,13 +69,13 @@ class Profile(Section):
 
     summary: str
     models: tuple[str, ...]
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     data: tuple[Data, ...]
     dtype: str = "float32"
     lower: LowerSpec | None = None
     bench: BenchSpec | None = None
     needs: tuple[str, ...] = ()
-    published_names: dict[str, str] = {}
+    published_names: dict[str, str] = Field(default_factory=dict)
 
 
 class Paper(Section):
@@ -100,7 +100,8 @@ def load(name: str) -> Paper:
     plugins = [entry for entry in entry_points(group=GROUP) if entry.name == name]
     if len(plugins) + ours.is_file() > 1:
         owners = [entry.dist.name if entry.dist else "?" for entry in plugins]
-        msg = f"paper '{name}' is defined twice: by {' and '.join([*['trinity'] * ours.is_file(), *owners])}."
+        owners += ["trinity"] * ours.is_file()
+        msg = f"paper '{name}' is defined twice: by {' and '.join(owners)}. Uninstall one."
         raise ConfigError(msg)
     if plugins:
         # A plugin's entry point names a Path to its own YAML file.
@@ -120,7 +121,9 @@ def load(name: str) -> Paper:
 def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
     """An entry of a paper by name; ConfigError with the nearest names."""
     if name not in known:
-        msg = f"{kind} '{name}' is not known.{nearest(name, list(known))} Known: {', '.join(known)}."
+        msg = (
+            f"{kind} '{name}' is not known.{nearest(name, list(known))} Known: {', '.join(known)}."
+        )
         raise ConfigError(msg)
     return known[name]
 
@@ -172,7 +175,8 @@ def published(table: Table, row: Row, pattern: str | None, model: str | None) ->
 
 def published_file(name: str) -> Path:
     """A file of the papers' own numbers, which are installed as data beside the code."""
-    # Not importlib.resources: it refuses a folder without Python that is installed in editable mode.
+    # Not importlib.resources: it refuses a folder without Python that is installed in editable
+    # mode.
     for folder in import_module("trinity.published").__path__:
         path = Path(folder, name)
         if path.is_file():

@@ -1,4 +1,4 @@
-"""What will be done to which layer, checked against the layers' shapes before any weight is read."""
+"""What is done to which layer, checked against the layers' shapes before a weight is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,12 +51,13 @@ class Plan:
 
 
 def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
-    """Match a recipe's steps with a model's layers; ConfigError names the layers that do not fit."""
+    """Match a recipe's steps with a model's layers; ConfigError names the layers that do not."""
     default = _planned(spec.steps)
     overrides = {glob: _planned(steps) for glob, steps in spec.layers.items()}
     for glob in overrides:
         if not any(fnmatchcase(name, glob) for name in shapes):
-            msg = f"compress.layers: '{glob}' matches no layer; layers are called like '{next(iter(shapes))}'."
+            example = next(iter(shapes))
+            msg = f"compress.layers: '{glob}' matches no layer; layers are called like '{example}'."
             raise ConfigError(msg)
     steps: dict[str, tuple[PlannedStep, ...]] = {}
     for name in shapes:
@@ -75,8 +76,8 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
         method = registry.get(step.method)
         if isinstance(method, CheckpointSource):
             msg = (
-                f"method '{step.method}' reads finished checkpoints and cannot be a compression step; "
-                f"give it to `trinity compress CHECKPOINT --method {step.method}`."
+                f"method '{step.method}' reads finished checkpoints and cannot be a compression "
+                f"step; give it to `trinity compress CHECKPOINT --method {step.method}`."
             )
             raise ConfigError(msg)
         planned.append(

@@ -5,7 +5,9 @@ import os
 
 
 def hush_libraries() -> None:
-    """Only errors of transformers, datasets and the hub are shown; called once, by the command line."""
+    """Only errors of transformers, datasets and the hub are shown; called once, by the command
+    line.
+    """
     # Read by tqdm when it is first imported; transformers' GGUF reader has no switch of its own.
     os.environ.setdefault("TQDM_DISABLE", "1")
     from huggingface_hub.utils import disable_progress_bars

@@ -37,7 +37,11 @@ class Section(BaseModel):
 
 
 class ModelSpec(Section):
-    """id: a folder, 'package:NAME', 'random:NAME' or a hub id; dtype: of activations and dense weights."""
+    """What is compressed.
+
+    id: a folder, 'package:NAME', 'random:NAME' or a hub id   revision: of a hub id
+    dtype: of activations and dense weights
+    """
 
     id: str
     revision: str | None = None
@@ -45,7 +49,7 @@ class ModelSpec(Section):
 
 
 class Step(BaseModel):
-    """One compression step: a method's name and its options, which the method's own config checks."""
+    """One compression step: a method's name, and options that the method's own config checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -58,7 +62,10 @@ class Step(BaseModel):
 
 
 class CompressSpec(Section):
-    """steps: for every linear of every block; skip: globs left dense; layers: glob -> other steps."""
+    """What is done to the linears of the blocks.
+
+    steps: for all   skip: globs of layers left dense   layers: glob -> other steps
+    """
 
     steps: tuple[Step, ...] = ()
     skip: tuple[str, ...] = ("lm_head",)
@@ -68,8 +75,8 @@ class CompressSpec(Section):
 class CalibrationSpec(Section):
     """Which text the statistics are taken on.
 
-    rule: 'documents' (the papers': a window of one random document) or 'concatenated' (a random window
-        of all documents joined, for corpora of short texts)
+    rule: 'documents' (the papers': a window of one random document) or 'concatenated' (a window of
+        all documents joined, for corpora of short texts)
     """
 
     dataset: str = "c4"
@@ -81,7 +88,10 @@ class CalibrationSpec(Section):
 
 
 class LowerSpec(Section):
-    """target: what to compile for; length: tokens a prefill call takes; context: cache positions."""
+    """Where the module runs.
+
+    target: what to compile for   length: tokens of a prefill call   context: cache positions
+    """
 
     target: str = "llvm-cpu"
     length: PositiveInt = 128
@@ -165,7 +175,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one `key.path=value`, value in YAML, in place; list items are addressed by number."""
     found = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.*)", override, flags=re.DOTALL)
     if not found:
-        msg = f"--set {override}: expected key.path=value, for example --set calibration.samples=16."
+        msg = (
+            f"--set {override}: expected key.path=value, for example --set calibration.samples=16."
+        )
         raise ConfigError(msg)
     *parents, last = found[1].split(".")
     here: Any = data
@@ -177,7 +189,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                 if here.get(key) is None:
                     here[key] = {}
                 here = here[key]
-        here[int(last) if isinstance(here, list) else last] = yaml.load(found[2], Loader=RecipeLoader)
+        here[int(last) if isinstance(here, list) else last] = yaml.load(
+            found[2], Loader=RecipeLoader
+        )
     except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
         msg = f"--set {override}: there is no such place in the recipe ({error})."
         raise ConfigError(msg) from error

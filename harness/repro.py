@@ -1,4 +1,6 @@
-"""Regenerate a paper's tables: one recipe a row, one record a recipe, tables rendered from the records."""
+"""Regenerate a paper's tables: one recipe a row, one record a recipe, tables rendered from the
+records.
+"""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -106,9 +108,8 @@ def check_needs(profile: Profile) -> None:
 
 def _missing_models(profile: Profile) -> list[str]:
     # Imported here: only this profile talks to the hub.
-    from huggingface_hub import model_info
+    from huggingface_hub import model_info, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub import try_to_load_from_cache
 
     missing, reason = [], ""
     for model in profile.models:

@@ -1,7 +1,7 @@
 """One recipe, start to end: calibrate, compress, lower, evaluate, time, record.
 
-Every part is a stage of the store, keyed by all that it depends on, so a second run reads and a killed
-run goes on.  Models are loaded only when a stage that needs one is missing.
+Every part is a stage of the store, keyed by all that it depends on, so a second run reads and a
+killed run goes on.  Models are loaded only when a stage that needs one is missing.
 """
 
 import hashlib
@@ -87,8 +87,9 @@ class Run:
         if spec is None:
             return None
         corpus = data.load(spec.dataset, spec.split)
+        described = spec.model_dump(mode="json")
         inputs = {
-            "spec": spec.model_dump(mode="json"),
+            "spec": described,
             "text": corpus.sha256,
             "model": self.source.sha256,
             "code": code_sha256("calibration.py", "data.py"),
@@ -103,7 +104,7 @@ class Run:
 
         stage = self.store.fetch("calibration", inputs, write)
         description = {
-            **inputs["spec"],
+            **described,
             "source": corpus.source,
             "text_sha256": corpus.sha256,
             "ids_sha256": read_json(stage / "ids.json")["sha256"],
@@ -125,7 +126,9 @@ class Run:
         blocks = walk.run(lambda done, of: self._step("compress, blocks", done, of))
         summary = {
             "model": {"id": self.recipe.model.id, "sha256": self.source.sha256},
-            "recipe": self.recipe.model_dump(mode="json", include={"model", "compress", "calibration"}),
+            "recipe": self.recipe.model_dump(
+                mode="json", include={"model", "compress", "calibration"}
+            ),
             "steps": self.plan.describe(sorted(self.plan.steps)),
             "calibration": drawn[1] if drawn else None,
             "numerics": inputs["numerics"],
@@ -190,8 +193,13 @@ class Run:
             )
             raise ConfigError(msg)
         if spec is None and self.plan.needs:
-            names = sorted({s.name for steps in self.plan.steps.values() for s in steps if s.method.needs})
-            msg = f"method {', '.join(names)} needs calibration data, and the recipe has no `calibration:`."
+            names = sorted(
+                {s.name for steps in self.plan.steps.values() for s in steps if s.method.needs}
+            )
+            msg = (
+                f"method {', '.join(names)} needs calibration data, and the recipe has no "
+                f"`calibration:`."
+            )
             raise ConfigError(msg)
 
     def _methods_sha256(self) -> str:

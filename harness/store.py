@@ -1,7 +1,8 @@
 """The stage store: results of finished stages, kept by the fingerprint of what they depend on.
 
-A stage is a folder of files.  It is written beside its place and renamed into it, so it is there whole or
-not at all, whatever kills the process; and its files are hashed, so damage is found when it is read.
+A stage is a folder of files.  It is written beside its place and renamed into it, so it is there
+whole or not at all, whatever kills the process; and its files are hashed, so damage is found when
+it is read.
 """
 
 import hashlib
@@ -65,10 +66,8 @@ class StageStore:
         shutil.rmtree(place)
         return None
 
-    def put(
-        self, kind: str, inputs: Mapping[str, Any], write: Callable[[Path], None]
-    ) -> Path:
-        """Let `write` fill an empty folder, then make it the stage.  An interrupted write leaves none."""
+    def put(self, kind: str, inputs: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+        """Let `write` fill an empty folder, then make it the stage; interrupted, it leaves none."""
         place = self.place(kind, inputs)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -91,9 +90,7 @@ class StageStore:
         self._made.add(place)
         return place
 
-    def fetch(
-        self, kind: str, inputs: Mapping[str, Any], write: Callable[[Path], None]
-    ) -> Path:
+    def fetch(self, kind: str, inputs: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
         """The stage's folder, from the store or made now."""
         found = self.get(kind, inputs)
         if found is not None:

@@ -1,9 +1,10 @@
 """The model walk: block by block, statistics from the blocks already compressed.
 
-One walker serves every method and every family.  Only one block's weights and the activations between
-two blocks are in memory.  A finished block is a stage of the store, so a killed run resumes at the next
-one: the activations that it needs are made again by running the finished blocks, which is cheaper than
-keeping them on disk, and gives the same bits because both ways decode the stored block.
+One walker serves every method and every family.  Only one block's weights and the activations
+between two blocks are in memory.  A finished block is a stage of the store, so a killed run resumes
+at the next one: the activations that it needs are made again by running the finished blocks, which
+is cheaper than keeping them on disk, and gives the same bits because both ways decode the stored
+block.
 """
 
 import contextlib
@@ -17,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trinity.harness.activations import collected
 from trinity.harness.models import Decoder, oriented, set_weight, weight_of
 from trinity.harness.plan import Plan
-from trinity.harness.activations import collected
 from trinity.harness.store import StageStore, read_json, write_json
 from trinity.methods.contract import BlockMethod, BlockTask, LayerStats
 from trinity.methods.errors import ConfigError
@@ -58,7 +59,7 @@ class Walk:
         store: StageStore,
         inputs: Mapping[str, Any],
     ) -> None:
-        """calibration: int64 [samples, seqlen], or None.  inputs: what every block's stage depends on."""
+        """calibration: int64 [samples, seqlen], or None.  inputs: what all stages depend on."""
         self.decoder, self.plan, self.calibration = decoder, plan, calibration
         self.store, self.inputs = store, inputs
         self._hidden: list[Tensor] = []
@@ -77,7 +78,8 @@ class Walk:
                 **self.inputs,
                 "index": index,
                 "steps": self.plan.describe(layers),
-                # Later blocks see the output of earlier ones, so a stage depends on the stage before.
+                # Later blocks see the output of earlier ones, so a stage depends on the stage
+                # before.
                 "before": str(finished[-1].name) if finished else None,
             }
             found = self.store.get("block", inputs)
@@ -146,9 +148,7 @@ class Walk:
         }
         for depth in range(max(len(self.plan.steps[name]) for name in names)):
             self._apply_step(depth, index, originals, current, stats)
-        report = {
-            name: layer_report(originals[name], current[name], stats[name]) for name in names
-        }
+        report = {name: layer_report(originals[name], current[name], stats[name]) for name in names}
         return current, report
 
     def _apply_step(
@@ -178,7 +178,11 @@ class Walk:
             step = self.plan.steps[names[0]][depth]
             assert isinstance(step.method, BlockMethod)
             task = self._block_task(index, names, originals, current, stats)
-            current.update(step.method.compress_block(task, step.config))
+            try:
+                current.update(step.method.compress_block(task, step.config))
+            except ConfigError as error:
+                msg = f"{self.decoder.family.blocks}.{index}: {error}"
+                raise type(error)(msg) from error
 
     def _block_task(
         self,
@@ -210,9 +214,7 @@ class Walk:
             forward,
         )
 
-    def _statistics(
-        self, index: int, modules: Mapping[str, nn.Module]
-    ) -> dict[str, LayerStats]:
+    def _statistics(self, index: int, modules: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
         if self.calibration is None:
             return {name: LayerStats() for name in modules}
         prefix = f"{self.decoder.family.blocks}.{index}."
@@ -272,8 +274,9 @@ def load_block(folder: Path) -> dict[str, CompressedWeight]:
 def recorded_calls(blocks: nn.ModuleList) -> Iterator[list[tuple[Tensor, BlockCall]]]:
     """Make every block note how it is called and return its input; undone on exit.
 
-    Blocks need no weights meanwhile.  Masks and rotary embeddings do not depend on the hidden states,
-    so one such pass tells how to call each block alone, also where kinds of attention alternate.
+    Blocks need no weights meanwhile.  Masks and rotary embeddings do not depend on the hidden
+    states, so one such pass tells how to call each block alone, also where kinds of attention
+    alternate.
     """
     calls: list[tuple[Tensor, BlockCall]] = []
 
@@ -282,7 +285,7 @@ def recorded_calls(blocks: nn.ModuleList) -> Iterator[list[tuple[Tensor, BlockCa
         return hidden
 
     for block in blocks:
-        block.forward = record  # type: ignore[method-assign]  # shadows the class's method, deleted below
+        block.forward = record  # shadows the class's method, deleted below
     try:
         yield calls
     finally:

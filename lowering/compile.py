@@ -26,7 +26,7 @@ def compile_text(text: str, target: Target, extra: Sequence[str] = ()) -> bytes:
     """The module of a storage-stage text for a target, as the bytes of a `.vmfb`."""
     with tempfile.TemporaryDirectory() as folder:
         source, module = Path(folder, "module.mlir"), Path(folder, "module.vmfb")
-        source.write_text(with_parameters(text), encoding="utf-8")
+        source.write_text(for_target(text, target), encoding="utf-8")
         command = [compiler(), str(source), *COMMON_FLAGS, *target.flags, *extra, "-o", str(module)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -39,8 +39,11 @@ def compile_text(text: str, target: Target, extra: Sequence[str] = ()) -> bytes:
     return compiled
 
 
-def with_parameters(text: str) -> str:
-    """External globals as IREE parameters, loaded by name when a module starts."""
+def for_target(text: str, target: Target) -> str:
+    """Storage text as IREE takes it: external globals as parameters, and the device it is for."""
+    if target.device is not None:
+        attributes = f"module attributes {{hal.device.targets = [{target.device}]}} {{"
+        text = re.sub(r"^module \{", lambda _: attributes, text, count=1, flags=re.MULTILINE)
     text = re.sub(r"^#extern\d* = #ml_program\.extern\n", "", text, flags=re.MULTILINE)
     text = re.sub(
         r"ml_program\.global private @(\"[^\"]+\"|[\w$.]+)\(#extern\d*\) : (.*)",

@@ -15,13 +15,13 @@ from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError, MachineError
 
 
+# Bytes are signless in modules, which the runtime checks: uint8 goes in as INT_8.
 ELEMENT_TYPES = {
-    "float32": rt.HalElementType.FLOAT_32,
-    "float16": rt.HalElementType.FLOAT_16,
-    "int64": rt.HalElementType.SINT_64,
-    "int32": rt.HalElementType.SINT_32,
-    "int8": rt.HalElementType.SINT_8,
-    "uint8": rt.HalElementType.UINT_8,
+    torch.float32: (rt.HalElementType.FLOAT_32, torch.float32),
+    torch.float16: (rt.HalElementType.FLOAT_16, torch.int16),
+    torch.bfloat16: (rt.HalElementType.BFLOAT_16, torch.int16),
+    torch.int64: (rt.HalElementType.INT_64, torch.int64),
+    torch.uint8: (rt.HalElementType.INT_8, torch.int8),
 }
 
 
@@ -61,17 +61,18 @@ class Loaded:
         self.context.invoke(self.functions[name], inputs, outputs)
         return outputs.get_as_ref(0).deref(rt.HalBufferView)
 
-    def put(self, array: np.ndarray) -> rt.HalBufferView:
-        """Copy an array to the device."""
+    def put(self, tensor: Tensor) -> rt.HalBufferView:
+        """Copy a tensor to the device."""
+        element_type, same_width = ELEMENT_TYPES[tensor.dtype]
         return self.device.allocator.allocate_buffer_copy(
             memory_type=rt.MemoryType.DEVICE_LOCAL,
             allowed_usage=rt.BufferUsage.DEFAULT,
             device=self.device,
-            buffer=np.ascontiguousarray(array),
-            element_type=ELEMENT_TYPES[array.dtype.name],
+            buffer=tensor.contiguous().view(same_width).numpy(),
+            element_type=element_type,
         )
 
-    def fetch(self, view: rt.HalBufferView) -> np.ndarray:
+    def fetch(self, view: rt.HalBufferView) -> Tensor:
         """Copy a float32 array from the device.
 
         Through a buffer of the allocator's own: importing NumPy's memory fails on Vulkan, where it
@@ -87,8 +88,8 @@ class Loaded:
         start, end = rt.HalFence.create_at(semaphore, 0), rt.HalFence.create_at(semaphore, 1)
         self.device.queue_copy(source, staging, wait_semaphores=start, signal_semaphores=end)
         end.wait()
-        mapped: np.ndarray = staging.map().asarray(view.shape, np.dtype(np.float32))
-        return mapped.copy()
+        mapped = staging.map().asarray(view.shape, np.dtype(np.float32))
+        return torch.from_numpy(mapped.copy())
 
 
 class CompiledModel:
@@ -105,6 +106,7 @@ class CompiledModel:
         if self.meta["target"] != target.name:
             msg = f"{folder}: compiled for {self.meta['target']}, asked to run on {target.name}."
             raise ConfigError(msg)
+        self.target = target
         self.max_length: int = self.meta["max_length"]
         self.loaded = Loaded((folder / "module.vmfb").read_bytes(), target, parameters)
         self.chunk: int = max(self.meta["lengths"])
@@ -124,8 +126,7 @@ class CompiledSession:
     def __init__(self, model: CompiledModel) -> None:
         """Start empty."""
         self.model = model
-        dtype = np.dtype(model.meta["dtype"])
-        empty = np.zeros(model.meta["cache"], dtype=dtype)
+        empty = torch.zeros(model.meta["cache"], dtype=getattr(torch, model.meta["dtype"]))
         self.caches = [model.loaded.put(empty) for _ in range(model.meta["caches"])]
         self.length = 0
 
@@ -144,15 +145,14 @@ class CompiledSession:
             msg = f"a sequence of {end} tokens does not fit the module: it was compiled for 1 to {limit}."
             raise ConfigError(msg)
         size = chunk or self.model.chunk
-        found = [self._run(part.tolist(), size) for part in ids.split(size)]
-        return torch.from_numpy(np.concatenate(found))
+        found = [self._run(part, size) for part in ids.split(size)]
+        return torch.cat(found)
 
-    def _run(self, tokens: Sequence[int], size: int) -> np.ndarray:
+    def _run(self, tokens: Tensor, size: int) -> Tensor:
         """One step, padded at its end: later positions overwrite what padding leaves in the caches."""
-        ids = np.zeros((1, size), dtype=np.int64)
-        ids[0, : len(tokens)] = tokens
-        positions = np.arange(self.length, self.length + size, dtype=np.int64)
-        put = self.model.loaded.put
-        logits = self.model.loaded.call(step_name(size), [put(ids), put(positions), *self.caches])
+        ids = torch.nn.functional.pad(tokens, (0, size - len(tokens)))[None]
+        positions = torch.arange(self.length, self.length + size)
+        loaded = self.model.loaded
+        logits = loaded.call(step_name(size), [loaded.put(ids), loaded.put(positions), *self.caches])
         self.length += len(tokens)
-        return self.model.loaded.fetch(logits)[0, : len(tokens)]
+        return loaded.fetch(logits)[0, : len(tokens)]

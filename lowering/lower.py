@@ -77,7 +77,11 @@ class Lowering:
         return {
             "config": json.loads(self.config.to_json_string(use_diff=False)),
             "formats": {name: self.formats[name].to_json() for name in sorted(self.formats)},
-            "target": {"name": self.target.name, "flags": [*COMMON_FLAGS, *self.target.flags]},
+            "target": {
+                "name": self.target.name,
+                "flags": [*COMMON_FLAGS, *self.target.flags],
+                "device": self.target.device,
+            },
             "host": host_cpu() if "host" in " ".join(self.target.flags) else None,
             "lengths": sorted(self.lengths),
             "max_length": shape.max_length,

@@ -7,20 +7,23 @@ from importlib.metadata import EntryPoint, entry_points
 from trinity.methods.errors import ConfigError, MachineError, nearest
 
 GROUP = "trinity.targets"
+Finder = Callable[[], tuple[EntryPoint, ...]]
 
 
 @dataclass(frozen=True)
 class Target:
     """A compilation target.
 
-    flags: of iree-compile, that choose the device   driver: IREE runtime driver, None if compile only
-    embeds: text that every module for it contains   missing: what a machine without it lacks
+    flags: of iree-compile, that choose the device   device: an MLIR attribute instead, if no flag can
+    driver: IREE runtime driver, None if compile only   missing: what a machine without it lacks
+    embeds: bytes that every module for it contains   path: what its code is, in a record's words
     """
 
     name: str
     flags: tuple[str, ...]
     driver: str | None
     missing: str
+    device: str | None = None
     embeds: bytes | None = None
     path: str = "compiled"
 
@@ -40,6 +43,17 @@ class Target:
         return self.driver
 
 
+# A desktop Vulkan 1.3 device with 8-bit, 16-bit and 64-bit types and no subgroups.  The compiler's default
+# is a phone without small types; it emulates them and gets float16 storage and index arithmetic wrong.
+VULKAN_DEVICE = (
+    '#hal.device.target<"vulkan", [#hal.executable.target<"vulkan-spirv", "vulkan-spirv-fb", '
+    '{iree_codegen.target_info = #iree_gpu.target<arch = "vp_android_baseline_2022", '
+    'features = "spirv:v1.3,cap:Shader", wgp = <compute = fp32|fp16|int64|int32|int16|int8, '
+    "storage = b64|b32|b16|b8, subgroup = none, subgroup_size_choices = [64], "
+    "max_workgroup_sizes = [128, 128, 64], max_thread_count_per_workgroup = 128, "
+    "max_workgroup_memory_bytes = 16384, max_workgroup_counts = [65535, 65535, 65535]>>}>]> "
+    ": !hal.device"
+)
 BUILT_IN = {
     target.name: target
     for target in (
@@ -55,11 +69,11 @@ BUILT_IN = {
         ),
         Target(
             "vulkan",
-            # Without it, index arithmetic of 64 bits meets devices that have none.
-            ("--iree-hal-target-device=vulkan", "--iree-input-demote-i64-to-i32"),
+            (),
             "vulkan",
             "the Vulkan loader finds no device. Install a driver; Debian's mesa-vulkan-drivers has one "
             "that runs on the CPU.",
+            device=VULKAN_DEVICE,
         ),
         Target(
             "cuda",
@@ -84,12 +98,12 @@ BUILT_IN = {
 }
 
 
-def names(found: Callable[..., "tuple[EntryPoint, ...]"] | None = None) -> list[str]:
+def names(found: Finder | None = None) -> list[str]:
     """Every target's name, built in or offered by a package."""
     return sorted({*BUILT_IN, *(point.name for point in (found or _offered)())})
 
 
-def get(name: str, found: Callable[..., "tuple[EntryPoint, ...]"] | None = None) -> Target:
+def get(name: str, found: Finder | None = None) -> Target:
     """The target of that name; ConfigError if it is unknown or offered twice."""
     offers = [point for point in (found or _offered)() if point.name == name]
     owners = (["trinity"] if name in BUILT_IN else []) + [point.value for point in offers]

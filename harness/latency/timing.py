@@ -118,7 +118,6 @@ def ratio(ours: Measurement, baseline: Measurement) -> Measurement:
 def _no_collection() -> Iterator[None]:
     """Without Python's cyclic garbage collector, whose pauses would fall into some samples."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -126,8 +126,8 @@ def read(path: Path) -> Record:
         raise RecordError(msg) from error
     if version > SCHEMA_VERSION:
         msg = (
-            f"record {path}: has schema version {version}, this trinity reads up to {SCHEMA_VERSION}. "
-            f"Upgrade with `pip install -U compression-trinity`."
+            f"record {path}: has schema version {version}, this trinity reads up to "
+            f"{SCHEMA_VERSION}. Upgrade with `pip install -U compression-trinity`."
         )
         raise RecordError(msg)
     try:

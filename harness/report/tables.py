@@ -9,6 +9,10 @@ from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import Record
 
 NOT_MEASURED = "–"
+CSV_COLUMNS = (
+    *("model", "method", "quantization", "pattern", "bits_per_weight", "name", "metric", "value"),
+    *("low", "high", "unit", "samples", "engine", "path", "published", "verdict", "record"),
+)
 TORCH, IREE = "torch", "iree"
 
 
@@ -35,7 +39,7 @@ def render(paper: Paper, table: Table, profile_name: str, cells: list[Cell]) -> 
     """Render the cells of one model.  cells: in the table's order, all of one model."""
     profile = paper.profiles[profile_name]
     caption = _caption(paper, table, profile_name, cells)
-    parts = [(None, [c for c in cells if c.pattern is None])]
+    parts: list[tuple[str | None, list[Cell]]] = [(None, [c for c in cells if c.pattern is None])]
     parts += [(p, [c for c in cells if c.pattern == p]) for p in table.patterns]
     parts = [(pattern, found) for pattern, found in parts if found]
     main = [_main_row(table, profile, cell) for _, found in parts for cell in found]
@@ -86,12 +90,14 @@ def _caption(paper: Paper, table: Table, profile_name: str, cells: list[Cell]) -
     lines.append(
         "Accuracy path `simulated`: torch on dequantized weights. Decode is one sequence of "
         f"{recipe['bench']['new']} new tokens after {recipe['bench']['prompt']}, "
-        f"{environment['threads']} threads; torch runs dequantized floats (`simulated`), IREE runs the "
-        "packed weights by the path named in the cell. Brackets are 95% intervals."
+        f"{environment['threads']} threads; torch runs dequantized floats (`simulated`), IREE runs "
+        "the packed weights by the path named in the cell. Brackets are 95% intervals."
         if recipe.get("bench")
         else "Accuracy path `simulated`: torch on dequantized weights. Nothing was timed."
     )
-    lines.append(f"Rows of the paper's table that are not implemented yet: {', '.join(table.missing)}.")
+    lines.append(
+        f"Rows of the paper's table that are not implemented yet: {', '.join(table.missing)}."
+    )
     packages = environment["packages"]
     lines.append(
         f"Machine: {environment['cpu']}, {environment['cores']} cores; trinity "
@@ -108,7 +114,9 @@ def _scope(m: Measurement) -> str:
     if "seqlen" in m.details:
         parts.append(f"of {m.details['seqlen']} tokens")
     if "task_version" in m.details:
-        parts.append(f"task version {m.details['task_version']}, {m.details.get('num_fewshot', 0)}-shot")
+        parts.append(
+            f"task version {m.details['task_version']}, {m.details.get('num_fewshot', 0)}-shot"
+        )
     return f"{m.metric}, {', '.join(parts)}"
 
 
@@ -200,10 +208,7 @@ def _csv(table: Table, profile: Profile, cells: list[Cell]) -> str:
     """Long format: a line for every measurement of every run."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        "model method quantization pattern bits_per_weight name metric value low high unit samples "
-        "engine path published verdict record".split()
-    )
+    writer.writerow(CSV_COLUMNS)
     for cell in cells:
         record = cell.record
         paper_value = published(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -64,7 +64,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 def save(family: str, folder: Path) -> Any:
-    """Make a random model of a family, save it, and return it.  Weights are drawn wide enough to matter."""
+    """Make a random model of a family, save it, and return it.  Weights are drawn wide enough to
+    matter.
+    """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
     with torch.no_grad():

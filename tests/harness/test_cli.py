@@ -31,7 +31,9 @@ def test_help_imports_nothing_heavy() -> None:
         "try: cli.main()\n"
         f"except SystemExit: print(sorted({heavy} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
     assert "repro" in done.stdout
 
@@ -62,7 +64,11 @@ def test_methods_show_describes_every_method(
         (["repro", "slim", "--profile", "smoke", "--rows", "x*"], 2, "matches no row"),
         (["methods", "show", "wandas"], 2, "Did you mean wanda"),
         (["methods", "check", "not-a-package"], 2, "is not installed"),
-        (["compress", "random:tiny-llama", "--method", "wnda", "--out", "x"], 2, "Did you mean wanda"),
+        (
+            ["compress", "random:tiny-llama", "--method", "wnda", "--out", "x"],
+            2,
+            "Did you mean wanda",
+        ),
         (["eval", "./absent", "--suite", "perplexity-pydoc"], 2, "no such folder"),
         (["lower", "./absent", "--out", "x"], 2, "./absent"),
         (["table", "slim", "--out", "empty"], 2, "holds no record"),

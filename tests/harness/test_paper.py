@@ -6,7 +6,10 @@ from trinity.methods.errors import ConfigError
 
 SLIM = paper.load("slim")
 TABLE = SLIM.tables["table1"]
-SHAPES = {"model.layers.0.self_attn.q_proj": (576, 576), "model.layers.0.mlp.down_proj": (576, 1536)}
+SHAPES = {
+    "model.layers.0.self_attn.q_proj": (576, 576),
+    "model.layers.0.mlp.down_proj": (576, 1536),
+}
 
 
 @pytest.mark.parametrize("profile", ["smoke", "embedded", "paper"])

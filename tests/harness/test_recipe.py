@@ -63,7 +63,7 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent.yaml"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
         recipe.read(tmp_path / "absent.yaml", [])
 
 
@@ -80,7 +80,9 @@ def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
     assert found.model.dtype == "float16"
 
 
-@pytest.mark.parametrize("override", ["novalue", "compress.steps.5.bits=3", "model.id.deep=1", "=3"])
+@pytest.mark.parametrize(
+    "override", ["novalue", "compress.steps.5.bits=3", "model.id.deep=1", "=3"]
+)
 def test_an_override_without_a_place_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         _read(tmp_path, MINIMAL + "compress: {steps: [{method: dense}]}\n", [override])

@@ -56,7 +56,9 @@ def _mask(weight: CompressedWeight) -> Tensor:
 
 @pytest.mark.parametrize("family", families.CONFIGS)
 def test_statistics_come_from_blocks_already_compressed(tmp_path: Path, family: str) -> None:
-    """Oracle: compress block by block in the whole model, which is loaded at once and forwarded whole."""
+    """Oracle: compress block by block in the whole model, which is loaded at once and forwarded
+    whole.
+    """
     model = families.save(family, tmp_path / "model")
     decoder, blocks = _walk(tmp_path / "model", tmp_path / "store", WANDA)
     for index, folder in enumerate(blocks):

@@ -162,6 +162,14 @@ def test_codes_are_computed_with_the_scale_that_is_stored(
             assert abs(float(decoded[i, j] - W[i, j])) == pytest.approx(best, abs=1e-6)
 
 
+def test_the_zero_point_is_that_of_the_scale_that_is_stored() -> None:
+    W = torch.randn(64, 32)
+    quantized = compress(W, config(bits=8, scale_dtype="bfloat16", symmetric=False))
+    assert quantized.zero_point is not None
+    for row, scale, zero_point in zip(W, quantized.scale, quantized.zero_point, strict=True):
+        assert int(zero_point) == round(-min(float(row.min()), 0.0) / float(scale))
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_weights_too_small_for_a_float16_scale_are_refused_with_advice(symmetric: bool) -> None:
     W = torch.randn(4, 16) * 1e-9

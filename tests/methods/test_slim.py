@@ -8,7 +8,7 @@ import torch
 
 from tests.methods.samples import GridCase, assert_same_weight, random_quantized, random_stats
 from tests.oracles import slim as oracle
-from trinity.methods import registry, slim_lora, wanda
+from trinity.methods import registry, slim_lora, slim_quant, wanda
 from trinity.methods.contract import LayerStats, Method
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense, Quantized, Sparse
@@ -89,6 +89,16 @@ def test_refit_leaves_kept_weights_with_quantization_error_only(dtype: str) -> N
     base, codes = parts(weight)
     error = (weight.dequantize() - W).abs()[base.mask]
     assert float(error.max()) <= float(codes.scale) / 2 * (1 + 1e-4)
+
+
+def test_refit_searches_the_new_scale_on_the_kept_part_of_the_remainder() -> None:
+    W, stats = torch.randn(16, 32), random_stats(32)
+    weight = compress(W, stats, config())
+    base, codes = parts(weight)
+    kept = torch.where(base.mask, W - weight.B @ weight.A, 0.0)
+    expected = slim_quant.compress(kept, slim_quant.SlimQuantConfig())
+    assert torch.equal(codes.scale, expected.scale)
+    assert torch.equal(codes.codes, expected.codes)
 
 
 def test_refit_and_algorithm_2_share_mask_and_adapter() -> None:

@@ -1,0 +1,105 @@
+"""Compiled against torch: whole models by their logits, single linears against float64."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from trinity.lowering import storage
+from trinity.lowering.annotate import function_name
+from trinity.lowering.compile import compile_text
+from trinity.lowering.export import packed_linears
+from trinity.lowering.invoke import CompiledModel, Loaded
+from trinity.lowering.linalg import linear_function
+from trinity.lowering.storage import layout_of
+from trinity.lowering.targets import Target
+from trinity.methods.errors import ConfigError, LoweringError
+from trinity.methods.formats import CompressedWeight, WeightFormat, format_of
+
+# Largest difference allowed, as a part of the largest absolute value compared with.  Sums run in another
+# order than torch's: float32 leaves about 1e-6 a layer, and a wrong formula some thousand times that.
+# Half precision rounds every activation, in other places than torch does.
+MODEL_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+LAYER_TOLERANCE = 1e-5  # products are float32 whatever the format
+
+
+def verify(
+    compiled: CompiledModel, model: nn.Module, weights: Mapping[str, CompressedWeight], ids: Tensor
+) -> dict[str, float]:
+    """Compare prefill and token-by-token decoding with torch on the same packed weights.
+
+    ids: int64 [seq], seq >= 2; the second half is decoded.  -> relative errors of 'prefill' and 'decode'
+    LoweringError names the first wrong layer.
+    """
+    if len(ids) < 2:
+        msg = f"verify: {len(ids)} tokens are too few; at least one to prefill and one to decode."
+        raise ConfigError(msg)
+    reference, half = torch_logits(model, weights, ids), len(ids) // 2
+    session = compiled.session()
+    decoded = [session.prefill(ids[:half])] + [session.step(int(token)) for token in ids[half:]]
+    errors = {
+        "prefill": relative_error(compiled.logits(ids), reference),
+        "decode": relative_error(torch.stack(decoded), reference[half - 1 :]),
+    }
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    tolerance = MODEL_TOLERANCE[dtype]
+    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
+    if wrong:
+        found = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())
+        where = blame(weights, compiled.target, compiled.meta["lengths"])
+        msg = (
+            f"{where}: compiled logits differ from torch by {found} of the largest, where {tolerance:.0e} "
+            f"is allowed in {dtype}. The {compiled.target.name} module is not used."
+        )
+        raise LoweringError(msg)
+    return errors
+
+
+def blame(
+    weights: Mapping[str, CompressedWeight], target: Target, lengths: list[int]
+) -> str:
+    """The first linear whose own module is wrong, in the order of `weights`; else where it cannot be."""
+    for layer, weight in weights.items():
+        for rows in lengths:
+            error = linear_error(weight, target, rows)
+            if not error <= LAYER_TOLERANCE:
+                return f"{layer} ({format_of(weight).label}, {rows} rows, error {error:.1e})"
+    return "outside the compressed linears (each agrees with float64)"
+
+
+def torch_logits(
+    model: nn.Module, weights: Mapping[str, CompressedWeight], ids: Tensor
+) -> Tensor:
+    """Eager torch on packed weights.  ids: int64 [seq] -> float32 [seq, vocab]"""
+    formats = {name: format_of(weight) for name, weight in weights.items()}
+    packed = {name: storage.pack(weight) for name, weight in weights.items()}
+    with packed_linears(model, formats, packed), torch.no_grad():
+        logits: Tensor = model(input_ids=ids[None]).logits[0].float()
+    return logits
+
+
+def linear_error(weight: CompressedWeight, target: Target, rows: int) -> float:
+    """Error of one compiled linear against float64, as a part of the largest output."""
+    weight_format = format_of(weight)
+    module = linear_module(weight_format, target, rows)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, weight.shape[1], generator=generator)
+    expected = x.double() @ weight.dequantize().double().T
+    arguments = [module.put(tensor) for tensor in (x, *storage.pack(weight).values())]
+    found = module.fetch(module.call(function_name(weight_format, rows), arguments))
+    return relative_error(found, expected)
+
+
+@lru_cache(maxsize=64)
+def linear_module(weight_format: WeightFormat, target: Target, rows: int) -> Loaded:
+    """One linear of a format, compiled by itself; its storage comes as arguments."""
+    text = linear_function(function_name(weight_format, rows), layout_of(weight_format), rows)
+    public = text.replace("func.func private", "func.func", 1)
+    return Loaded(compile_text(f"module {{\n{public}}}\n", target), target)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest absolute expected value; NaN anywhere gives NaN."""
+    largest = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((found.double() - expected.double()).abs().max() / largest)

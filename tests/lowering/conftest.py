@@ -1,0 +1,153 @@
+"""Random weights of every format, and random two-block decoders of every family."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trinity.methods.formats import (
+    NM,
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Pattern,
+    Quantized,
+    Sparse,
+    Unstructured,
+    parse_pattern,
+)
+
+
+def random_weight(
+    shape: tuple[int, int],
+    kind: str,
+    pattern: str | None = None,
+    rank: int = 0,
+    scale_dtype: torch.dtype = torch.float32,
+) -> CompressedWeight:
+    """kind: 'float16' and the like, or 'int4 tensor', 'int3 channel asymmetric', 'int4 group 16'."""
+    out, d_in = shape
+    base: Dense | Quantized | Sparse
+    if kind.startswith("int"):
+        base = random_codes(shape, kind.split(), scale_dtype)
+    else:
+        base = Dense(torch.randn(shape).to(getattr(torch, kind)))
+    if pattern:
+        parsed = parse_pattern(pattern)
+        base = Sparse(base, random_mask(shape, parsed), parsed)
+    if rank:
+        return Adapted(base, torch.randn(out, rank).half(), torch.randn(rank, d_in).half())
+    return base
+
+
+def random_codes(shape: tuple[int, int], words: list[str], scale_dtype: torch.dtype) -> Quantized:
+    """Random codes, every one of them possible, with random scales and zero points."""
+    out, d_in = shape
+    bits, asymmetric = int(words[0].removeprefix("int")), "asymmetric" in words
+    groups = {"tensor": (1, 1), "channel": (out, 1)}
+    rows = groups[words[1]] if words[1] in groups else (out, d_in // int(words[2]))
+    scale = (torch.rand(rows) + 0.5).to(scale_dtype)
+    codes = torch.randint(0, 2**bits, shape)
+    if asymmetric:
+        zero_point = torch.randint(0, 2**bits, rows).to(torch.uint8)
+        return Quantized(codes.to(torch.uint8), scale, zero_point, bits)
+    return Quantized((codes - 2 ** (bits - 1)).to(torch.int8), scale, None, bits)
+
+
+def random_mask(shape: tuple[int, int], pattern: Pattern) -> Tensor:
+    """A random mask that obeys a pattern.  -> bool [out, in]"""
+    out, d_in = shape
+    if isinstance(pattern, NM):
+        places = torch.rand(out, d_in // pattern.m, pattern.m).argsort(-1)
+        return (places < pattern.n).view(shape)
+    assert isinstance(pattern, Unstructured)
+    return torch.rand(shape) >= pattern.sparsity
+
+
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 5},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 16},
+    "gemma3_text": {
+        "head_dim": 16,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt2": {"n_inner": 48},
+    "gpt_neox": {},
+}
+
+
+def random_decoder(family: str) -> nn.Module:
+    """A two-block model of a family with weights large enough that every block shows in the logits."""
+    transformers = pytest.importorskip("transformers")
+    common = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    common |= {"hidden_size": 32, "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2}
+    if family not in ("opt", "gpt2"):
+        common["intermediate_size"] = 48
+    if family not in ("opt", "gpt2", "gpt_neox"):
+        common["num_key_value_heads"] = 2
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **{**common, **FAMILIES[family]})
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * (0.15 if parameter.ndim > 1 else 0.1)
+    return model
+
+
+def block_linears(model: nn.Module, block: int) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear layer of one block, by name."""
+    found = {}
+    for name, layer in model.named_modules():
+        if f".{block}." not in name or not (isinstance(layer, nn.Linear) or hasattr(layer, "nf")):
+            continue
+        rows, columns = layer.weight.shape
+        found[name] = (columns, rows) if hasattr(layer, "nf") else (rows, columns)
+    return found
+
+
+@pytest.fixture
+def make_weight() -> Callable[..., CompressedWeight]:
+    """`random_weight`, always of the same seed."""
+    torch.manual_seed(1)
+    return random_weight
+
+
+@pytest.fixture(scope="session")
+def make_decoder() -> Callable[[str], nn.Module]:
+    """`random_decoder`."""
+    return random_decoder
+
+
+@pytest.fixture(scope="session")
+def compress_block() -> Callable[..., dict[str, CompressedWeight]]:
+    """Random weights of one kind, scaled like weights, for the linears of one block."""
+
+    def compress(model: nn.Module, block: int, *kind: object) -> dict[str, CompressedWeight]:
+        torch.manual_seed(2)
+        linears = block_linears(model, block)
+        return {name: small(random_weight(shape, *kind)) for name, shape in linears.items()}  # type: ignore[arg-type]
+
+    return compress
+
+
+def small(weight: CompressedWeight) -> CompressedWeight:
+    """The same weight with entries of about 0.1, so that activations stay in range."""
+    if isinstance(weight, Adapted):
+        base = small(weight.base)
+        assert not isinstance(base, Adapted)
+        return Adapted(base, weight.B * 0.1, weight.A * 0.1)
+    if isinstance(weight, Sparse):
+        values = small(weight.values)
+        assert isinstance(values, Dense | Quantized)
+        return Sparse(values, weight.mask, weight.pattern)
+    if isinstance(weight, Quantized):
+        scale = weight.scale * (0.2 / 2**weight.bits)
+        return Quantized(weight.codes, scale, weight.zero_point, weight.bits)
+    return Dense(weight.values * 0.1)

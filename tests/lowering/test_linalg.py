@@ -1,0 +1,57 @@
+"""Every packed linear, compiled for the CPU, against the float64 product of what it stands for."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from trinity.lowering import annotate, check, dialects, targets
+from trinity.lowering.storage import layout_of
+from trinity.methods.formats import CompressedWeight, format_of
+
+Make = Callable[..., CompressedWeight]
+
+FORMATS = [
+    ((24, 40), "float32", None, 0),
+    ((24, 40), "bfloat16", None, 3),
+    ((24, 172), "int4 tensor", None, 0),
+    ((24, 64), "int4 group 16", None, 0),
+    ((24, 30), "int3 group 10 asymmetric", None, 0),
+    ((24, 43), "int2 channel", None, 0),
+    ((24, 40), "int8 group 10", "50%", 0),
+    ((24, 172), "int4 channel", "2:4", 5),
+    ((24, 64), "float16", "2:4", 0),
+    ((24, 48), "int3 group 24 asymmetric", "3:8", 0),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), FORMATS)
+def test_a_compiled_linear_is_the_float64_product_of_its_weight(
+    make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int, rows: int
+) -> None:
+    weight = make_weight(shape, kind, pattern, rank, torch.float16)
+    assert check.linear_error(weight, targets.get("llvm-cpu"), rows) < 2e-6
+
+
+@pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), FORMATS)
+def test_the_annotated_function_verifies_and_round_trips(
+    make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int
+) -> None:
+    layout = layout_of(format_of(make_weight(shape, kind, pattern, rank)))
+    text = dialects.verified(annotate.annotated_function(layout, 1), "annotated")
+    bits = kind.split()[0].removeprefix("int")
+    sign = "u" if "asymmetric" in kind else "i"
+    assert (f"!quant.uniform<{sign}{bits}:f32" in text) == kind.startswith("int")
+    if pattern and ":" in pattern:
+        assert f"structured[{pattern.replace(':', ', ')}]" in text
+    elif pattern:
+        assert ": compressed" in text
+
+
+def test_equal_function_names_mean_equal_formats(make_weight: Make) -> None:
+    formats = set()
+    for shape, kind, pattern, rank in FORMATS:
+        for scale_dtype in (torch.float32, torch.float16):
+            formats.add(format_of(make_weight(shape, kind, pattern, rank, scale_dtype)))
+    assert len({annotate.function_name(found, 1) for found in formats}) == len(formats)

@@ -1,0 +1,259 @@
+"""Whole models: every family equal to torch in prefill and decode, weights packed all the way."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trinity.lowering import check, targets
+from trinity.lowering.compile import compile_text
+from trinity.lowering.export import packed_linears
+from trinity.lowering.invoke import CompiledModel
+from trinity.lowering.lower import LoweredModel, Lowering, lower, write_parameters
+from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
+from trinity.methods.formats import CompressedWeight, Quantized, format_of
+
+Decoder = Callable[[str], nn.Module]
+Compress = Callable[..., dict[str, CompressedWeight]]
+LENGTHS, LONGEST = (1, 8), 21
+
+
+@dataclass
+class Built:
+    model: nn.Module
+    weights: dict[str, CompressedWeight]
+    plan: Lowering
+    lowered: LoweredModel
+    folder: Path
+
+    @property
+    def parameters(self) -> Path:
+        return self.folder / "parameters.safetensors"
+
+    def load(self) -> CompiledModel:
+        return CompiledModel(self.folder, self.parameters, self.plan.target)
+
+
+def build(
+    model: nn.Module, weights: dict[str, CompressedWeight], target: str, folder: Path
+) -> Built:
+    formats = {name: format_of(weight) for name, weight in weights.items()}
+    plan = Lowering(model.config, formats, targets.get(target), LENGTHS, LONGEST)
+    # The module is made from shapes alone: numbers only enter through the parameter file.
+    lowered = lower(copy.deepcopy(model).to("meta"), plan)
+    lowered.save(folder)
+    write_parameters(folder / "parameters.safetensors", model, weights, lowered.parameters)
+    return Built(model, weights, plan, lowered, folder)
+
+
+def dense_logits(built: Built, ids: Tensor) -> Tensor:
+    """Torch with the dequantized weights put into a copy of the model, no code of lowering in it."""
+    model = copy.deepcopy(built.model)
+    with torch.no_grad():
+        for name, weight in built.weights.items():
+            layer = model.get_submodule(name)
+            values = weight.dequantize()
+            layer.weight.copy_(values.T if hasattr(layer, "nf") else values)
+        logits: Tensor = model(ids[None]).logits[0]
+    return logits
+
+
+def tokens(count: int) -> Tensor:
+    return torch.randint(3, 64, (count,), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def packed(
+    make_decoder: Decoder, compress_block: Compress, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Built]:
+    """A tied Llama, one block 2:4 int4 with adapters, the other asymmetric int3."""
+    model = make_decoder("llama")
+    weights = compress_block(model, 0, "int4 group 16", "2:4", 3, torch.float16)
+    weights |= compress_block(model, 1, "int3 channel asymmetric")
+    yield build(model, weights, "llvm-cpu", tmp_path_factory.mktemp("packed"))
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt", "gpt2", "gpt_neox"],
+)
+def test_a_family_equals_torch_in_prefill_and_token_by_token(
+    make_decoder: Decoder, compress_block: Compress, tmp_path: Path, family: str
+) -> None:
+    model = make_decoder(family)
+    built = build(model, compress_block(model, 1, "int4 channel"), "llvm-cpu", tmp_path)
+    ids = tokens(LONGEST)
+    expected, compiled = dense_logits(built, ids), built.load()
+    assert check.relative_error(compiled.logits(ids), expected) < 1e-5
+    session = compiled.session()
+    decoded = [session.prefill(ids[:3]), *(session.step(int(token)) for token in ids[3:])]
+    assert check.relative_error(torch.stack(decoded), expected[2:]) < 1e-5
+
+
+def test_packed_blocks_equal_torch_in_prefill_and_token_by_token(packed: Built) -> None:
+    ids = tokens(LONGEST)
+    expected = dense_logits(packed, ids)
+    assert check.relative_error(packed.load().logits(ids), expected) < 1e-5
+    errors = check.verify(packed.load(), packed.model, packed.weights, ids)
+    assert max(errors.values()) < 1e-5
+
+
+def test_prefill_may_continue_a_filled_cache_in_pieces_of_any_length(packed: Built) -> None:
+    ids = tokens(LONGEST)
+    expected, session = packed.load().logits(ids), packed.load().session()
+    for part in ids.split([1, 9, 2, 8, 1]):
+        last = session.prefill(part)
+    assert check.relative_error(last, expected[-1]) < 1e-5
+
+
+def test_what_comes_later_never_changes_earlier_logits(packed: Built) -> None:
+    ids = tokens(LONGEST)
+    compiled = packed.load()
+    assert torch.equal(compiled.logits(ids[:11]), compiled.logits(ids)[:11])
+
+
+def test_a_sequence_longer_than_the_module_is_refused(packed: Built) -> None:
+    with pytest.raises(ConfigError, match=r"22 tokens does not fit the module.* 1 to 21"):
+        packed.load().logits(tokens(LONGEST + 1))
+
+
+def test_no_stage_holds_a_dense_weight(packed: Built) -> None:
+    dense = {"x".join(map(str, weight.shape)) for weight in packed.weights.values()}
+    for line in packed.lowered.storage.splitlines():
+        if "ml_program.global private" in line or "arith.constant dense" in line:
+            assert not any(f"tensor<{shape}xf" in line for shape in dense), line
+    assert "dense_resource" not in packed.lowered.storage
+
+
+def test_the_compiler_keeps_no_unpacked_weight(packed: Built) -> None:
+    flow = compile_text(packed.lowered.storage, packed.plan.target, ("--compile-to=flow",)).decode()
+    found = set(re.findall(r"util\.global private @\"?([\w.]+)", flow))
+    assert {name for name in found if not name.startswith("__device")} == set(
+        packed.lowered.parameters
+    )
+    assert "util.initializer" not in flow
+
+
+def test_parameters_are_packed_weights_embeddings_and_norms(packed: Built) -> None:
+    stored = load_file(packed.parameters)
+    assert sorted(stored) == list(packed.lowered.parameters)
+    kept = {name for name, tensor in stored.items() if tensor.dtype == torch.float32}
+    scales = {f"{name}.scale" for name in packed.weights}
+    assert kept - scales == {
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.rotary_emb.inv_freq",
+        *(f"model.layers.{i}.input_layernorm.weight" for i in (0, 1)),
+        *(f"model.layers.{i}.post_attention_layernorm.weight" for i in (0, 1)),
+    }
+
+
+def test_annotated_and_storage_stages_say_what_they_should(packed: Built) -> None:
+    stages = packed.lowered
+    assert "trinity.packed_linear" in stages.torch
+    assert "!quant.uniform<u3:f32" in stages.annotated
+    assert "structured[2, 4]" in stages.annotated
+    assert "trinity.packed_linear" not in stages.annotated
+    assert "quant." not in stages.storage
+    assert "sparse_tensor" not in stages.storage
+
+
+def test_the_model_is_as_it_was_after_lowering_and_after_an_error(
+    make_decoder: Decoder, compress_block: Compress
+) -> None:
+    model = make_decoder("llama").train()
+    weights = compress_block(model, 0, "int4 channel")
+    formats = {name: format_of(weight) for name, weight in weights.items()}
+    layers = {name: model.get_submodule(name) for name in weights}
+    with pytest.raises(RuntimeError, match="stop"), packed_linears(model, formats):  # noqa: PT012
+        assert all(model.get_submodule(name) is not layer for name, layer in layers.items())
+        msg = "stop"
+        raise RuntimeError(msg)
+    assert all(model.get_submodule(name) is layer for name, layer in layers.items())
+    assert model.training
+
+
+def test_a_wrong_parameter_is_an_error_that_names_its_layer(packed: Built, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    weight = packed.weights[name]
+    assert isinstance(weight, Quantized)
+    damaged = {**packed.weights, name: Quantized(weight.codes ^ 1, weight.scale, weight.zero_point, 3)}
+    path = tmp_path / "damaged.safetensors"
+    write_parameters(path, packed.model, damaged, packed.lowered.parameters)
+    compiled = CompiledModel(packed.folder, path, packed.plan.target)
+    with pytest.raises(LoweringError, match=r"compiled logits differ from torch"):
+        check.verify(compiled, packed.model, packed.weights, tokens(6))
+
+
+def test_a_linear_that_is_wrong_by_itself_is_named_first(
+    packed: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "model.layers.0.self_attn.v_proj"
+
+    def error(weight: CompressedWeight, _target: object, _rows: int) -> float:
+        return 1.0 if weight is packed.weights[wrong] else 0.0
+
+    monkeypatch.setattr(check, "linear_error", error)
+    assert check.blame(packed.weights, packed.plan.target, [1]).startswith(f"{wrong} (2:4 int4")
+
+
+def test_a_fingerprint_depends_on_formats_and_sizes_and_not_on_numbers(
+    make_decoder: Decoder, compress_block: Compress
+) -> None:
+    model, cpu = make_decoder("llama"), targets.get("llvm-cpu")
+    formats = {n: format_of(w) for n, w in compress_block(model, 0, "int4 channel").items()}
+    others = {n: format_of(w) for n, w in compress_block(model, 0, "int3 channel").items()}
+    plan = Lowering(model.config, formats, cpu, LENGTHS, LONGEST)
+    assert plan.fingerprint() == Lowering(model.config, dict(formats), cpu, LENGTHS, LONGEST).fingerprint()
+    different = [
+        Lowering(model.config, others, cpu, LENGTHS, LONGEST),
+        Lowering(model.config, formats, targets.get("cuda"), LENGTHS, LONGEST),
+        Lowering(model.config, formats, cpu, (1, 4), LONGEST),
+        Lowering(model.config, formats, cpu, LENGTHS, LONGEST + 1),
+    ]
+    assert all(plan.fingerprint() != other.fingerprint() for other in different)
+
+
+def test_refused_formats_are_refused_before_anything_is_exported(
+    make_decoder: Decoder, compress_block: Compress
+) -> None:
+    model = make_decoder("llama")
+    weights = compress_block(model, 1, "float16", "50%")
+    formats = {name: format_of(weight) for name, weight in weights.items()}
+    with pytest.raises(UnsupportedError, match=r"model\.layers\.1\.self_attn\.q_proj: format 50%"):
+        Lowering(model.config, formats, targets.get("llvm-cpu"))
+
+
+def test_a_weight_of_another_shape_is_refused_by_name(
+    make_decoder: Decoder, compress_block: Compress
+) -> None:
+    model = make_decoder("llama")
+    formats = {"model.layers.0.mlp.up_proj": format_of(
+        compress_block(model, 0, "int4 channel")["model.layers.0.mlp.down_proj"]
+    )}
+    plan = Lowering(model.config, formats, targets.get("llvm-cpu"), LENGTHS, LONGEST)
+    with pytest.raises(ConfigError, match=r"up_proj: the layer's weight is \[48, 32\]"):
+        lower(model, plan)
+
+
+def test_cuda_modules_hold_code_for_sm_80(packed: Built) -> None:
+    assert b"sm_80" in compile_text(packed.lowered.storage, targets.get("cuda"))
+
+
+def test_vulkan_runs_the_same_model(packed: Built, tmp_path: Path) -> None:
+    if not targets.get("vulkan").available():
+        pytest.skip("no Vulkan device (Debian's mesa-vulkan-drivers has one that runs on the CPU)")
+    built = build(packed.model, packed.weights, "vulkan", tmp_path)
+    ids = tokens(LONGEST)
+    assert check.relative_error(built.load().logits(ids), dense_logits(built, ids)) < 1e-5
+
+
+def test_a_text_that_does_not_compile_says_where(packed: Built) -> None:
+    with pytest.raises(LoweringError, match=r"target llvm-cpu: iree-compile refused .*line 1:"):
+        compile_text("func.func @f() { nonsense }", packed.plan.target)
