@@ -8,8 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from trinity.harness import checkpoint
-from trinity.harness.engine import DecodeSession, Engine, MeasurementPath
+from trinity.harness.engine import DecodeSession, Engine, MeasurementPath, TorchEngine
 from trinity.harness.models import DTYPES, read_config, skeleton
 from trinity.harness.progress import Reporter
 from trinity.harness.recipe import LowerSpec
@@ -19,8 +22,6 @@ from trinity.lowering import lower as lowering
 from trinity.lowering import storage, targets
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from trinity.lowering.invoke import CompiledModel
 
 PARAMETERS, REPORT = "parameters.safetensors", "verification.json"
@@ -36,7 +37,7 @@ class IreeEngine:
         self.compiled, self.path = compiled, path
         self.max_length = compiled.max_length
 
-    def logits(self, ids: "Tensor") -> "Tensor":
+    def logits(self, ids: Tensor) -> Tensor:
         """ids: int64 [seq]  ->  float32 [seq, vocab]"""
         return self.compiled.logits(ids)
 
@@ -61,7 +62,8 @@ class Lowered:
     @cached_property
     def engine(self) -> Engine:
         """The module on its device, loaded when first asked for."""
-        return _engine(self.module, self.parameters, self.target)
+        compiled = _compiled(self.module, self.parameters, self.target)
+        return IreeEngine(compiled, compiled.path)
 
 
 def plan_of(folder: Path, spec: LowerSpec) -> lowering.Lowering:
@@ -112,14 +114,15 @@ def lower(
     subject: Any,
     spec: LowerSpec,
     store: StageStore,
-    torch_engine: Callable[[], Engine],
+    torch_engine: Callable[[], TorchEngine],
     reporter: Reporter,
 ) -> Lowered:
     """Compile a checkpoint and compare its logits with torch's; LoweringError if they differ.
 
     subject: a `measure.Subject`   torch_engine: made only if the comparison is not in the store
     """
-    from trinity.lowering.verify import verify
+    # Imported here: a run whose comparison is in the store needs no runtime.
+    from trinity.lowering.check import MODEL_TOLERANCE, verify
 
     plan = plan_of(subject.folder, spec)
     module = compile_module(subject.folder, plan, store, reporter)
@@ -128,11 +131,11 @@ def lower(
 
     def write(place: Path) -> None:
         reporter.say(f"{subject.name}: comparing compiled logits with torch")
-        engine = _engine(module, parameters / PARAMETERS, plan.target)
-        report = verify(
-            engine, torch_engine(), dict(checkpoint.Checkpoint(subject.folder).weights())
-        )
-        write_json(place / REPORT, report)
+        compiled = _compiled(module, parameters / PARAMETERS, plan.target)
+        model = torch_engine().model
+        weights = dict(checkpoint.Checkpoint(subject.folder).weights())
+        errors = verify(compiled, model, weights, check_ids(plan))
+        write_json(place / REPORT, {"errors": errors, "tolerance": MODEL_TOLERANCE[model.dtype]})
 
     verified = store.fetch("verification", inputs, write)
     report = read_json(verified / REPORT)
@@ -143,7 +146,7 @@ def lower(
         compiler=fingerprint["versions"]["iree-base-compiler"],
         flags=fingerprint["target"]["flags"],
         bits_per_weight=module_bits(plan),
-        largest_logit_error=report["largest_logit_error"],
+        logit_errors=report["errors"],
         tolerance=report["tolerance"],
         compile_s=read_json(module / "timing.json")["compile_s"],
     )
@@ -157,9 +160,15 @@ def module_bits(plan: lowering.Lowering) -> float:
     return bits / sum(sizes.values())
 
 
-def _engine(module: Path, parameters: Path, target: targets.Target) -> IreeEngine:
+def check_ids(plan: lowering.Lowering) -> Tensor:
+    """The tokens of the comparison: fixed, and past one prefill call.  ->  int64 [seq]"""
+    length = min(max(plan.lengths) + 16, plan.shape(1).max_length)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(plan.config.vocab_size, (length,), generator=generator)
+
+
+def _compiled(module: Path, parameters: Path, target: targets.Target) -> "CompiledModel":
     # Imported here: a run whose numbers are all in the store needs no runtime.
     from trinity.lowering.invoke import CompiledModel
 
-    compiled = CompiledModel(module, parameters, target)
-    return IreeEngine(compiled, compiled.path)
+    return CompiledModel(module, parameters, target)

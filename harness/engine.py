@@ -1,6 +1,6 @@
 """What a suite measures: a language model that scores tokens and decodes, however it runs."""
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class TorchEngine:
 
     def __init__(self, model: nn.Module, max_length: int, path: MeasurementPath) -> None:
         """model: in eval mode; path: 'reference' only if nothing in it was dequantized."""
-        self.model = model.eval()
+        self.model: Any = model.eval()  # transformers has no common type for a causal model
         self.device = next(model.parameters()).device
         self.max_length = max_length
         self.path = path

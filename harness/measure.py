@@ -57,7 +57,7 @@ class Measuring:
         return sources.tokenizer_of(self.subject.folder)
 
     @cached_property
-    def torch_engine(self) -> Engine:
+    def torch_engine(self) -> TorchEngine:
         """The dequantized model in torch."""
         compressed = checkpoint.Checkpoint(self.subject.folder)
         untouched = all(

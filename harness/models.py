@@ -224,7 +224,10 @@ def read_config(folder: Path) -> Any:
 def skeleton(config: Any) -> Any:
     """The model without weights: parameters on `meta`, buffers (rotary frequencies) real."""
     with init_empty_weights(include_buffers=False), warnings_off():
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    # Making parameters on `meta` undoes the tie of embedding and head.
+    model.tie_weights()
+    return model
 
 
 @contextlib.contextmanager

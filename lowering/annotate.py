@@ -1,11 +1,13 @@
 """Stage 1 for one linear: a function whose types say what the weight is, not how it is stored.
 
-- Quantized: `!quant.uniform<i4:f32, 1.0>`, cast with `quant.dcast`.  The step is 1: scales are operands
+- Quantized: `!quant.uniform<i4:f32, 1.0>`, cast with `quant.dcast`.  The step is 1: scales are
+operands
   beside the codes, so that a module depends on the format and not on the weight's numbers.
 - N:M: `#sparse_tensor.encoding<... structured[n, m]>`; unstructured: a compressed level.
 - Both: the sparse dialect takes no element type but plain integers of 8 bits and more and floats
-  (`tensor<..x!quant.uniform<..>, #sparse>` and `tensor<..xi4, #sparse>` do not parse), so the weight is a
-  sparse tensor of i8 codes, and the function converts it to dense and casts it to the quantized type.
+  (`tensor<..x!quant.uniform<..>, #sparse>` and `tensor<..xi4, #sparse>` do not parse), so the
+  weight is a sparse tensor of i8 codes, and the function converts it to dense and casts it to the
+  quantized type.
 """
 
 import re
@@ -68,9 +70,8 @@ def encoding(weight_format: WeightFormat) -> str | None:
     if pattern is None:
         return None
     if isinstance(pattern, NM):
-        levels = (
-            f"j floordiv {pattern.m} : dense, j mod {pattern.m} : structured[{pattern.n}, {pattern.m}]"
-        )
+        kept = f"structured[{pattern.n}, {pattern.m}]"
+        levels = f"j floordiv {pattern.m} : dense, j mod {pattern.m} : {kept}"
     else:
         levels = "j : compressed"
     return f"#sparse_tensor.encoding<{{ map = (i, j) -> (i : dense, {levels}) }}>"
@@ -85,7 +86,9 @@ def weight_type(weight_format: WeightFormat) -> str:
 
 
 def annotated_function(layout: Layout, rows: int) -> str:
-    """`x: [rows, in], weight, scale, zero_point, B, A -> [rows, out]`, as far as the format has them."""
+    """`x: [rows, in], weight, scale, zero_point, B, A -> [rows, out]`, as far as the format has
+    them.
+    """
     weight_format, build = layout.format, Builder()
     (out, d_in), shapes = weight_format.shape, layout.shapes()
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
@@ -148,4 +151,3 @@ def _contraction(build: Builder, layout: Layout, rows: int, weight: Operand) -> 
 
 def _float_type(weight_format: WeightFormat) -> str:
     return {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[str(weight_format.dtype)]
-

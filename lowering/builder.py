@@ -16,9 +16,7 @@ MLIR_TYPES = {
 }
 
 
-def tensor_type(
-    shape: Sequence[int], dtype: torch.dtype | str, encoding: str | None = None
-) -> str:
+def tensor_type(shape: Sequence[int], dtype: torch.dtype | str, encoding: str | None = None) -> str:
     """`tensor<2x3xf32>`, or `tensor<2x3xf32, encoding>`."""
     element = dtype if isinstance(dtype, str) else MLIR_TYPES[dtype]
     ending = f", {encoding}" if encoding else ""
@@ -54,7 +52,9 @@ class Builder:
         empty = self.value(f"tensor.empty() : {kind}")
         return self.value(f"linalg.fill ins({zero} : f32) outs({empty} : {kind}) -> {kind}")
 
-    def expand(self, value: str, shape: Sequence[int], groups: Sequence[Sequence[int]], dtype: str) -> str:
+    def expand(
+        self, value: str, shape: Sequence[int], groups: Sequence[Sequence[int]], dtype: str
+    ) -> str:
         """Split dimensions: `groups` holds the sizes that each dimension of `shape` becomes."""
         if all(len(group) == 1 for group in groups):
             return value
@@ -101,7 +101,13 @@ class Builder:
         )
 
     def generic(
-        self, loops: str, inputs: Sequence["Operand"], output: "Operand", reduced: str, body: Sequence[str], result: str = "%yield"
+        self,
+        loops: str,
+        inputs: Sequence["Operand"],
+        output: "Operand",
+        reduced: str,
+        body: Sequence[str],
+        result: str = "%yield",
     ) -> str:
         """`linalg.generic` over named loops.
 
@@ -157,7 +163,9 @@ def multiply_add(left: str, right: str) -> list[str]:
 
 
 def row_product(build: Builder, x: Operand, weight: Operand, start: str | None = None) -> str:
-    """X W^T in float32, added to `start` if given.  x: [m, k]  weight: [n, k], any float -> [m, n]"""
+    """X W^T in float32, added to `start` if given.  x: [m, k]  weight: [n, k], any float -> [m,
+    n]
+    """
     shape = (x.shape[0], weight.shape[0])
     start = start or build.zeros(shape)
     body: list[str] = []

@@ -17,9 +17,9 @@ from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError, LoweringError
 from trinity.methods.formats import CompressedWeight, WeightFormat, format_of
 
-# Largest difference allowed, as a part of the largest absolute value compared with.  Sums run in another
-# order than torch's: float32 leaves about 1e-6 a layer, and a wrong formula some thousand times that.
-# Half precision rounds every activation, in other places than torch does.
+# Largest difference allowed, as a part of the largest absolute value compared with.  Sums run in
+# another order than torch's: float32 leaves about 1e-6 a layer, and a wrong formula some thousand
+# times that. Half precision rounds every activation, in other places than torch does.
 MODEL_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 LAYER_TOLERANCE = 1e-5  # products are float32 whatever the format
 
@@ -29,7 +29,8 @@ def verify(
 ) -> dict[str, float]:
     """Compare prefill and token-by-token decoding with torch on the same packed weights.
 
-    ids: int64 [seq], seq >= 2; the second half is decoded.  -> relative errors of 'prefill' and 'decode'
+    ids: int64 [seq], seq >= 2; the second half is decoded.  -> relative errors of 'prefill' and
+    'decode'
     LoweringError names the first wrong layer.
     """
     if len(ids) < 2:
@@ -49,17 +50,18 @@ def verify(
         found = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())
         where = blame(weights, compiled.target, compiled.meta["lengths"])
         msg = (
-            f"{where}: compiled logits differ from torch by {found} of the largest, where {tolerance:.0e} "
+            f"{where}: compiled logits differ from torch by {found} of the largest, where "
+            f"{tolerance:.0e} "
             f"is allowed in {dtype}. The {compiled.target.name} module is not used."
         )
         raise LoweringError(msg)
     return errors
 
 
-def blame(
-    weights: Mapping[str, CompressedWeight], target: Target, lengths: list[int]
-) -> str:
-    """The first linear whose own module is wrong, in the order of `weights`; else where it cannot be."""
+def blame(weights: Mapping[str, CompressedWeight], target: Target, lengths: list[int]) -> str:
+    """The first linear whose own module is wrong, in the order of `weights`; else where it cannot
+    be.
+    """
     for layer, weight in weights.items():
         for rows in lengths:
             error = linear_error(weight, target, rows)
@@ -68,9 +70,7 @@ def blame(
     return "outside the compressed linears (each agrees with float64)"
 
 
-def torch_logits(
-    model: nn.Module, weights: Mapping[str, CompressedWeight], ids: Tensor
-) -> Tensor:
+def torch_logits(model: nn.Module, weights: Mapping[str, CompressedWeight], ids: Tensor) -> Tensor:
     """Eager torch on packed weights.  ids: int64 [seq] -> float32 [seq, vocab]"""
     formats = {name: format_of(weight) for name, weight in weights.items()}
     packed = {name: storage.pack(weight) for name, weight in weights.items()}

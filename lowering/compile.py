@@ -15,8 +15,8 @@ from trinity.methods.errors import LoweringError
 SCOPE = "model"  # scope of every parameter
 COMMON_FLAGS = (
     "--iree-input-type=torch",
-    # Unpacking a weight depends on constants alone.  Hoisted, it would run once at load time and leave
-    # the dense weight in memory, which is what packing is there to avoid.
+    # Unpacking a weight depends on constants alone.  Hoisted, it would run once at load time and
+    # leave the dense weight in memory, which is what packing is there to avoid.
     "--iree-opt-const-expr-hoisting=false",
     "--iree-opt-const-eval=false",
 )

@@ -1,13 +1,14 @@
 """The only import of torch-mlir: contexts, parsing, verification, and rewriting of modules as text.
 
-A module crosses every border as text.  torch-mlir and IREE carry two builds of MLIR of different age,
+A module crosses every border as text.  torch-mlir and IREE carry two builds of MLIR of different
+age,
 so their objects cannot meet.
 """
 
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,7 +45,9 @@ def verified(text: str, stage: str) -> str:
     with new_context():
         printed = str(_parse(text, stage))
         if str(_parse(printed, stage)) != printed:
-            msg = f"{stage} module: printing and parsing it again changes it. This is a compiler bug."
+            msg = (
+                f"{stage} module: printing and parsing it again changes it. This is a compiler bug."
+            )
             raise LoweringError(msg)
     return printed
 
@@ -54,8 +57,8 @@ def import_program(
 ) -> str:
     """An exported program as text in the torch dialect.
 
-    Parameters and buffers become `ml_program` globals without values, so that the text depends on the
-    architecture alone.  parameter_name: from the program's name of an input to the global's
+    Parameters and buffers become `ml_program` globals without values, so that the text depends on
+    the architecture alone.  parameter_name: from the program's name of an input to the global's
     """
     context = new_context()
     with warnings.catch_warnings():
@@ -86,7 +89,7 @@ def _tanh_gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-class _ExternParameters(FxImporterHooks):
+class _ExternParameters(FxImporterHooks):  # type: ignore[misc]  # torch-mlir has no types
     """Parameters and buffers become loads of external globals instead of inlined numbers."""
 
     def __init__(self, parameter_name: Callable[[str], str]) -> None:
@@ -94,11 +97,13 @@ class _ExternParameters(FxImporterHooks):
         self.module: ir.Operation | None = None
 
     def prepare_module(self, module_op: ir.Operation) -> None:
+        """Remember where globals go."""
         self.module = module_op
 
     def resolve_input(
         self, gni: GraphNodeImporter, value: Tensor, info: InputInfo
     ) -> ir.Value | None:
+        """Load the global of a parameter or buffer."""
         name = self.parameter_name(info.input_spec.target)
         kind = tensor_type(value.shape, value.dtype)
         if self.module is not None:
@@ -159,7 +164,8 @@ def call_linears(text: str, call_of: Callable[[str, int], LinearCall]) -> str:
             operation.results[0].replace_all_uses_with(result)
             operation.erase()
         _drop_unused(module)
-        # Declarations first: the pipeline would inline bodies, and with them what says what they are.
+        # Declarations first: the pipeline would inline bodies, and with them what says what they
+        # are.
         declared = [replace(call, text=call.declaration) for call in calls]
         _add_functions(module, declared, "annotated")
         _run(module, TORCH_PIPELINE, "torch")
@@ -169,7 +175,9 @@ def call_linears(text: str, call_of: Callable[[str, int], LinearCall]) -> str:
 
 
 def substitute_linears(text: str, call_of: Callable[[str, int], LinearCall]) -> str:
-    """Stage annotated to storage: the same calls of functions of the same names on stored tensors."""
+    """Stage annotated to storage: the same calls of functions of the same names on stored
+    tensors.
+    """
     calls = []
     with new_context(), ir.Location.unknown():
         module = _parse(text, "annotated")
@@ -233,7 +241,9 @@ def _drop_unused(module: ir.Module) -> None:
     pure = {"torch_c.from_builtin_tensor", "ml_program.global_load_const"}
     pure |= {"torch.prim.ListConstruct", "torch.constant.str", "torch.constant.int"}
     for operation in reversed(_operations(module)):
-        if operation.name in pure and not any(True for result in operation.results for _ in result.uses):
+        if operation.name in pure and not any(
+            True for result in operation.results for _ in result.uses
+        ):
             operation.erase()
     loads = [o for o in _operations(module) if o.name == "ml_program.global_load_const"]
     loaded = {ir.FlatSymbolRefAttr(load.attributes["global"]).value for load in loads}

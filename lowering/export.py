@@ -1,10 +1,11 @@
 """From a Hugging Face decoder to one step in the torch dialect, its compressed linears opaque.
 
 A step takes token ids, their positions and the key/value caches, writes the caches in place, and
-gives logits.  The number of tokens and the length of the caches are fixed; what a position may attend
-to is an explicit mask, so one step serves prefill in chunks and decoding alike.
+gives logits.  The number of tokens and the length of the caches are fixed; what a position may
+attend to is an explicit mask, so one step serves prefill in chunks and decoding alike.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,12 +21,12 @@ from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
 from trinity.methods.formats import WeightFormat
 
 
-
 @dataclass(frozen=True)
 class Geometry:
     """What of a decoder's architecture a step must know.
 
-    layer_types: 'full_attention' or 'sliding_attention' of every block, if the model takes one mask a
+    layer_types: 'full_attention' or 'sliding_attention' of every block, if the model takes one
+    mask a
         type; None if it takes one mask
     window: positions that a sliding layer sees, its own included; None without sliding layers
     """
@@ -48,7 +49,8 @@ class Geometry:
         unknown = set(types or ()) - {"full_attention", "sliding_attention"}
         if unknown:
             msg = (
-                f"model {config.model_type}: blocks of type {', '.join(sorted(unknown))} cannot be lowered. "
+                f"model {config.model_type}: blocks of type {', '.join(sorted(unknown))} cannot "
+                "be lowered. "
                 f"Full and sliding attention can."
             )
             raise UnsupportedError(msg)
@@ -66,7 +68,8 @@ class Geometry:
 class StepShape:
     """Fixed sizes of one compiled step.
 
-    tokens: T, 1 to decode   max_length: longest sequence   cache_length: caches, room for a padded tail
+    tokens: T, 1 to decode   max_length: longest sequence   cache_length: caches, room for a padded
+    tail
     """
 
     tokens: int
@@ -75,7 +78,9 @@ class StepShape:
 
 
 class ArgumentCache:
-    """The least that transformers asks of a cache; keys and values are the caller's, written in place."""
+    """The least that transformers asks of a cache; keys and values are the caller's, written in
+    place.
+    """
 
     is_compileable = True
 
@@ -118,7 +123,9 @@ class Step(nn.Module):
         self.model, self.geometry, self.shape = model, geometry, shape
 
     def forward(self, ids: Tensor, positions: Tensor, *caches: Tensor) -> Tensor:
-        """One step; positions past `max_length` are padding, and only they may be.  -> [1, T, vocab]"""
+        """One step; positions past `max_length` are padding, and only they may be.  -> [1, T,
+        vocab]
+        """
         keys, values = caches[: self.geometry.layers], caches[self.geometry.layers :]
         # Padding has room in the caches, but may be past the end of a learned position table.
         known = positions.clamp(max=self.shape.max_length - 1)
@@ -129,7 +136,8 @@ class Step(nn.Module):
             past_key_values=ArgumentCache(keys, values, positions),
             use_cache=True,
         )
-        return output.logits.float()
+        logits: Tensor = output.logits.float()
+        return logits
 
     def masks(self, positions: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
         """What each position attends to, as a number to add.  -> [1, 1, T, cache_length]"""
@@ -166,7 +174,11 @@ class PackedLinear(nn.Module):
     """A linear layer that calls `trinity::packed_linear`, its bias added outside."""
 
     def __init__(
-        self, layer: str, weight_format: WeightFormat, bias: nn.Parameter | None, tensors: Mapping[str, Tensor]
+        self,
+        layer: str,
+        weight_format: WeightFormat,
+        bias: nn.Parameter | None,
+        tensors: Mapping[str, Tensor],
     ) -> None:
         """tensors: what `storage.pack` gave, or tensors of those shapes on `meta`."""
         super().__init__()
@@ -181,7 +193,7 @@ class PackedLinear(nn.Module):
         out, d_in = self.weight_format.shape
         storage = [self.get_buffer(name) for name in self.names]
         rows = x.reshape(-1, d_in).float()
-        y = packed_linear(rows, storage, self.layer, self.layout, out)
+        y: Tensor = packed_linear(rows, storage, self.layer, self.layout, out)
         y = y.reshape(*x.shape[:-1], out).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
@@ -192,16 +204,23 @@ def packed_linears(
     formats: Mapping[str, WeightFormat],
     storage: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Iterator[None]:
-    """Replace the named linear layers; without `storage`, for shapes only.  Restores them at the end."""
+    """Replace the named linear layers; without `storage`, for shapes only.  Restores them at the
+    end.
+    """
     original = {name: _linear(model, name, formats[name]) for name in formats}
     try:
         for name, layer in original.items():
             device = next(layer.parameters()).device
-            tensors = storage[name] if storage else {
-                key: torch.zeros(shape, dtype=dtype, device=device)
-                for key, (shape, dtype) in layout_of(formats[name]).shapes().items()
-            }
-            _replace(model, name, PackedLinear(name, formats[name], layer.bias, tensors))
+            tensors = (
+                storage[name]
+                if storage
+                else {
+                    key: torch.zeros(shape, dtype=dtype, device=device)
+                    for key, (shape, dtype) in layout_of(formats[name]).shapes().items()
+                }
+            )
+            bias = layer.bias if isinstance(layer.bias, nn.Parameter) else None
+            _replace(model, name, PackedLinear(name, formats[name], bias, tensors))
         yield
     finally:
         for name, layer in original.items():
@@ -215,13 +234,17 @@ def export_step(
 
     The numbers in `model` are not read: it may be on `meta`.
     """
+    first = first_names(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        # Traced on meta, tensors made on the way would be of a device that no compiler knows. Empty
+        # memory costs nothing until it is written.
+        model = copy.deepcopy(model).to_empty(device="cpu")
     device = next(model.parameters()).device
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     ids = torch.zeros(1, shape.tokens, dtype=torch.int64, device=device)
     positions = torch.arange(shape.tokens, device=device)
     cache = (1, geometry.kv_heads, shape.cache_length, geometry.head_dim)
     caches = [torch.zeros(cache, dtype=dtype, device=device) for _ in range(2 * geometry.layers)]
-    first = first_names(model)
     with packed_linears(model, formats), _evaluating(model), torch.no_grad():
         try:
             program = torch.export.export(
@@ -232,7 +255,9 @@ def export_step(
             msg = f"{kind}: torch.export cannot trace a step of {shape.tokens} tokens: {error}"
             raise LoweringError(msg) from error
     return import_program(
-        program, step_name(shape.tokens), lambda target: first.get(target.removeprefix("model."), target.removeprefix("model."))
+        program,
+        step_name(shape.tokens),
+        lambda target: first.get(target.removeprefix("model."), target.removeprefix("model.")),
     )
 
 
@@ -257,11 +282,15 @@ def _linear(model: nn.Module, name: str, weight_format: WeightFormat) -> nn.Modu
     except AttributeError as error:
         msg = f"{name}: {type(model).__name__} has no such layer."
         raise ConfigError(msg) from error
-    shape = tuple(layer.weight.shape) if isinstance(getattr(layer, "weight", None), Tensor) else ()
+    weight = getattr(layer, "weight", None)
+    shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
     if hasattr(layer, "nf"):  # GPT-2's Conv1D keeps its weight as [in, out]
         shape = shape[::-1]
     if shape != weight_format.shape:
-        msg = f"{name}: the layer's weight is {list(shape)}, the compressed weight {list(weight_format.shape)}."
+        msg = (
+            f"{name}: the layer's weight is {list(shape)}, the compressed weight "
+            f"{list(weight_format.shape)}."
+        )
         raise ConfigError(msg)
     return layer
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from trinity.lowering.compile import SCOPE
 from trinity.lowering.export import step_name
 from trinity.lowering.targets import Target
-from trinity.methods.errors import ConfigError, MachineError
-
+from trinity.methods.errors import ConfigError
 
 # Bytes are signless in modules, which the runtime checks: uint8 goes in as INT_8.
 ELEMENT_TYPES = {
@@ -41,16 +40,17 @@ class Loaded:
     def __init__(self, vmfb: bytes, target: Target, parameters: Path | None = None) -> None:
         """MachineError if this machine has no such device."""
         self.device = rt.get_device(target.require())
-        instance = rt.VmInstance()
-        modules = [rt.create_hal_module(instance, self.device)]
+        # Contexts and functions do not keep alive all that they point to; this object does.
+        self.instance = rt.VmInstance()
+        self.modules = [rt.create_hal_module(self.instance, self.device)]
         if parameters is not None:
-            index = rt.ParameterIndex()
-            index.load(str(parameters), format="safetensors")
-            provider = index.create_provider(scope=SCOPE)
-            modules.append(rt.create_io_parameters_module(instance, provider))
-        modules.append(rt.VmModule.copy_buffer(instance, vmfb))
-        self.context = rt.VmContext(instance, modules=modules)
-        module = modules[-1]
+            self.index = rt.ParameterIndex()
+            self.index.load(str(parameters), format="safetensors")
+            self.provider = self.index.create_provider(scope=SCOPE)
+            self.modules.append(rt.create_io_parameters_module(self.instance, self.provider))
+        self.modules.append(rt.VmModule.copy_buffer(self.instance, vmfb))
+        self.context = rt.VmContext(self.instance, modules=self.modules)
+        module = self.modules[-1]
         self.functions = {name: module.lookup_function(name) for name in module.function_names}
 
     def call(self, name: str, arguments: Sequence[rt.HalBufferView]) -> rt.HalBufferView:
@@ -109,6 +109,7 @@ class CompiledModel:
         self.target = target
         self.max_length: int = self.meta["max_length"]
         self.loaded = Loaded((folder / "module.vmfb").read_bytes(), target, parameters)
+        self.cache_length: int = self.meta["cache"][2]
         self.chunk: int = max(self.meta["lengths"])
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -142,17 +143,27 @@ class CompiledSession:
         """Append ids in chunks.  int64 [seq] -> logits after each, float32 [seq, vocab]"""
         end, limit = self.length + len(ids), self.model.max_length
         if len(ids) == 0 or end > limit:
-            msg = f"a sequence of {end} tokens does not fit the module: it was compiled for 1 to {limit}."
+            msg = f"a sequence of {end} tokens does not fit the module: "
+                f"it was compiled for 1 to {limit}."
             raise ConfigError(msg)
-        size = chunk or self.model.chunk
-        found = [self._run(part, size) for part in ids.split(size)]
+        found: list[Tensor] = []
+        while self.length < end:
+            size = chunk or self.model.chunk
+            if self.length + size > self.model.cache_length:
+                size = 1  # a padded step would write past the end of the caches
+            rest = ids[len(ids) - (end - self.length) :]
+            found.append(self._run(rest[:size], size))
         return torch.cat(found)
 
     def _run(self, tokens: Tensor, size: int) -> Tensor:
-        """One step, padded at its end: later positions overwrite what padding leaves in the caches."""
+        """One step, padded at its end: later positions overwrite what padding leaves in the
+        caches.
+        """
         ids = torch.nn.functional.pad(tokens, (0, size - len(tokens)))[None]
         positions = torch.arange(self.length, self.length + size)
         loaded = self.model.loaded
-        logits = loaded.call(step_name(size), [loaded.put(ids), loaded.put(positions), *self.caches])
+        logits = loaded.call(
+            step_name(size), [loaded.put(ids), loaded.put(positions), *self.caches]
+        )
         self.length += len(tokens)
         return loaded.fetch(logits)[0, : len(tokens)]

@@ -2,9 +2,11 @@
 
 Two forms, chosen by the number of rows M of the input:
 
-- **contract** (small M): one contraction unpacks codes in its body and multiplies, one sum for every
+- **contract** (small M): one contraction unpacks codes in its body and multiplies, one sum for
+every
   scale group; a second, small one applies the scales.  The dense weight never exists.
-- **decode** (large M): one elementwise pass writes the dense weight to a transient buffer, and a plain
+- **decode** (large M): one elementwise pass writes the dense weight to a transient buffer, and a
+plain
   matrix product reads it, so that unpacking is paid once and not once a row.
 """
 
@@ -78,7 +80,9 @@ class _Linear:
         return self.apply_scale(result) if scaled else result
 
     def apply_scale(self, sums: str) -> str:
-        """Sum over scale groups of scale times the group's sum.  [groups, rows, out] -> [rows, out]"""
+        """Sum over scale groups of scale times the group's sum.  [groups, rows, out] -> [rows,
+        out]
+        """
         scale, body = self.scale(), list[str]()
         body += multiply_add("%in_x", widen("scale", scale.dtype, body))
         output = self.operand("out", self.build.zeros(self.extent("mn")), "mn", "f32")
@@ -112,18 +116,31 @@ class _Linear:
     def input(self) -> Operand:
         """The activations by scale group, position and place, padded with zeros."""
         layout, build = self.layout, self.build
-        shape: tuple[int, ...] = (self.rows, layout.groups, layout.positions, *self.extent(self.places))
-        value = build.expand("%arg_x", (self.rows, layout.format.shape[1]), [[self.rows], shape[1:]], "f32")
+        shape: tuple[int, ...] = (
+            self.rows,
+            layout.groups,
+            layout.positions,
+            *self.extent(self.places),
+        )
+        value = build.expand(
+            "%arg_x", (self.rows, layout.format.shape[1]), [[self.rows], shape[1:]], "f32"
+        )
         value = build.pad_end(value, shape, 2, layout.padded, "f32")
         shape = (self.rows, layout.groups, layout.padded, *shape[3:])
-        split = [[self.rows], [layout.groups], self.extent(["u", *self.factors]), *([n] for n in shape[3:])]
+        split = [
+            [self.rows],
+            [layout.groups],
+            self.extent(["u", *self.factors]),
+            *([n] for n in shape[3:]),
+        ]
         value = build.expand(value, shape, split, "f32")
         return self.operand("x", value, ["m", "g", "u", *self.factors, *self.places], "f32")
 
     def weight_operands(self) -> list[Operand]:
         """Values or codes, metadata and zero points, split so that every index is one loop.
 
-        Planes are operands of their own: as a loop, they would be a sum that the input has no part in.
+        Planes are operands of their own: as a loop, they would be a sum that the input has no part
+        in.
         """
         shapes, layout = self.layout.shapes(), self.layout
         found = []
@@ -234,7 +251,8 @@ class _Linear:
         shape = self.layout.shapes()[name][0]
         if shape == (1, 1):
             value = self.build.value(
-                f"tensor.collapse_shape %arg_{name} [] : {tensor_type(shape, dtype)} into tensor<{dtype}>"
+                f"tensor.collapse_shape %arg_{name} [] : {tensor_type(shape, dtype)} into "
+                f"tensor<{dtype}>"
             )
             return Operand(name, value, (), (), dtype)
         return Operand(name, f"%arg_{name}", ("n", "g"), shape, dtype)

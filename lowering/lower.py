@@ -9,14 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trinity.lowering import storage
 from trinity.lowering.annotate import annotated_call, storage_call
-from trinity.lowering.dialects import LinearCall, call_linears, global_names, merged, substitute_linears, verified
-from trinity.lowering.export import Geometry, StepShape, export_step, first_names
+from trinity.lowering.dialects import (
+    call_linears,
+    global_names,
+    merged,
+    substitute_linears,
+)
+from trinity.lowering.export import Geometry, StepShape, export_step
 from trinity.lowering.storage import layout_of
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError
@@ -44,7 +48,10 @@ class Lowering:
         """Refuse lengths that make no engine, before anything is exported."""
         limit = Geometry.of(self.config).max_positions
         if 1 not in self.lengths or min(self.lengths) < 1:
-            msg = f"lengths {list(self.lengths)}: expected positive numbers of tokens, 1 (decode) among them."
+            msg = (
+                f"lengths {list(self.lengths)}: expected positive numbers of tokens, "
+                f"1 (decode) among them."
+            )
             raise ConfigError(msg)
         if self.max_length is not None and not 1 <= self.max_length <= limit:
             msg = f"max_length {self.max_length}: the model has positions for 1 to {limit} tokens."
@@ -125,13 +132,18 @@ def lower(
 
     progress("export")
     steps = [
-        export_step(model, plan.formats, plan.geometry, plan.shape(tokens)) for tokens in plan.lengths
+        export_step(model, plan.formats, plan.geometry, plan.shape(tokens))
+        for tokens in plan.lengths
     ]
     torch_text = merged(steps, "torch")
     progress("annotate")
-    annotated = call_linears(torch_text, lambda name, rows: annotated_call(name, plan.formats[name], rows))
+    annotated = call_linears(
+        torch_text, lambda name, rows: annotated_call(name, plan.formats[name], rows)
+    )
     progress("storage")
-    stored = substitute_linears(annotated, lambda name, rows: storage_call(name, plan.formats[name], rows))
+    stored = substitute_linears(
+        annotated, lambda name, rows: storage_call(name, plan.formats[name], rows)
+    )
     progress("compile")
     vmfb = compile_text(stored, plan.target)
     geometry, shape = plan.geometry, plan.shape(1)
@@ -143,13 +155,17 @@ def lower(
         "dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:],
         "target": plan.target.name,
     }
-    return LoweredModel(torch_text, annotated, stored, vmfb, tuple(global_names(stored, "storage")), meta)
+    return LoweredModel(
+        torch_text, annotated, stored, vmfb, tuple(global_names(stored, "storage")), meta
+    )
 
 
 def parameter_tensors(
     model: nn.Module, weights: Mapping[str, CompressedWeight], names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors a module reads: packed weights, and what else of the model it needs, tied ones once."""
+    """The tensors a module reads: packed weights, and what else of the model it needs, tied ones
+    once.
+    """
     owned = dict(model.named_buffers()) | dict(model.named_parameters())
     found: dict[str, Tensor] = {}
     packed: dict[str, dict[str, Tensor]] = {}
@@ -157,7 +173,9 @@ def parameter_tensors(
         layer, _, key = name.rpartition(".")
         if layer in weights:
             if layer not in packed:
-                packed = {layer: storage.pack(weights[layer])}  # names are sorted: one layer at a time
+                packed = {
+                    layer: storage.pack(weights[layer])
+                }  # names are sorted: one layer at a time
             if key in packed[layer]:
                 found[name] = packed[layer][key]
                 continue

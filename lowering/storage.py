@@ -1,21 +1,22 @@
 """How a compiled module stores one compressed weight: bytes, scales, metadata, adapters.
 
-Every entry of a weight is found by its scale group, its position in the group and, if N:M sparse, its
-plane: plane `j` holds the j-th kept entry of every N:M group, so that codes and metadata of one plane
-are plain arrays of small integers, and unpacking them needs no division by N.
+Every entry of a weight is found by its scale group, its position in the group and, if N:M sparse,
+its plane: plane `j` holds the j-th kept entry of every N:M group, so that codes and metadata of one
+plane are plain arrays of small integers, and unpacking them needs no division by N.
 
-| tensor                      | shape, type                          | when                          |
-|-----------------------------|--------------------------------------|-------------------------------|
-| values                      | [planes, out, groups, positions]     | not quantized                 |
-| codes, codes_low/codes_high | [planes, out, groups, bytes], uint8  | quantized; two planes of bits if 3 bits |
-| index, index_low/index_high | [planes, out, groups, bytes], uint8  | N:M: place of a kept entry in its group |
-| scale                       | [1, 1], [out, 1] or [out, groups]    | quantized                     |
-| zero_point                  | shape of scale, uint8                | quantized, asymmetric         |
-| B, A                        | [out, rank], [rank, in]              | adapter                       |
+| tensor                      | shape, type                         | when                     |
+|-----------------------------|-------------------------------------|--------------------------|
+| values                      | [planes, out, groups, positions]    | not quantized            |
+| codes, codes_low/codes_high | [planes, out, groups, bytes], uint8 | quantized; two if 3 bits |
+| index, index_low/index_high | [planes, out, groups, bytes], uint8 | N:M: places in groups    |
+| scale                       | [1, 1], [out, 1] or [out, groups]   | quantized                |
+| zero_point                  | shape of scale, uint8               | quantized, asymmetric    |
+| B, A                        | [out, rank], [rank, in]             | adapter                  |
 
 Symmetric codes are stored in offset binary.  Positions are padded to whole bytes of the narrowest
-stream.  An unstructured mask over codes is stored as codes that mean zero: a gather through a bitmap
-would cost more time than the bit it saves, so `module_bits` counts such a weight at its full width.
+stream.  An unstructured mask over codes is stored as codes that mean zero: a gather through a
+bitmap would cost more time than the bit it saves, so `module_bits` counts such a weight at its full
+width.
 """
 
 from collections.abc import Mapping
@@ -146,15 +147,18 @@ def layout_of(weight_format: WeightFormat) -> Layout:
     pattern, grid = weight_format.pattern, weight_format.grid
     if isinstance(pattern, Unstructured) and grid is None:
         msg = (
-            f"format {weight_format.label}: an unstructured mask over floats has no packed storage in "
+            f"format {weight_format.label}: an unstructured mask over floats has no packed "
+            "storage in "
             f"compiled modules. Evaluate it with the torch engine, quantize it, or prune N:M."
         )
         raise UnsupportedError(msg)
     layout = Layout(weight_format)
     if layout.groups > 1 and (weight_format.shape[1] // layout.groups) % layout.span:
         msg = (
-            f"format {weight_format.label}: scale groups of {weight_format.shape[1] // layout.groups} "
-            f"inputs cut through groups of {layout.span}. Use a group size divisible by {layout.span}."
+            f"format {weight_format.label}: scale groups of "
+            f"{weight_format.shape[1] // layout.groups} "
+            f"inputs cut through groups of {layout.span}. Use a group size divisible by "
+            f"{layout.span}."
         )
         raise UnsupportedError(msg)
     return layout

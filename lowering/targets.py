@@ -14,7 +14,8 @@ Finder = Callable[[], tuple[EntryPoint, ...]]
 class Target:
     """A compilation target.
 
-    flags: of iree-compile, that choose the device   device: an MLIR attribute instead, if no flag can
+    flags: of iree-compile, that choose the device   device: an MLIR attribute instead, if no flag
+    can
     driver: IREE runtime driver, None if compile only   missing: what a machine without it lacks
     embeds: bytes that every module for it contains   path: what its code is, in a record's words
     """
@@ -43,8 +44,9 @@ class Target:
         return self.driver
 
 
-# A desktop Vulkan 1.3 device with 8-bit, 16-bit and 64-bit types and no subgroups.  The compiler's default
-# is a phone without small types; it emulates them and gets float16 storage and index arithmetic wrong.
+# A desktop Vulkan 1.3 device with 8-bit, 16-bit and 64-bit types and no subgroups.  The compiler's
+# default is a phone without small types; it emulates them and gets float16 storage and index
+# arithmetic wrong.
 VULKAN_DEVICE = (
     '#hal.device.target<"vulkan", [#hal.executable.target<"vulkan-spirv", "vulkan-spirv-fb", '
     '{iree_codegen.target_info = #iree_gpu.target<arch = "vp_android_baseline_2022", '
@@ -71,7 +73,8 @@ BUILT_IN = {
             "vulkan",
             (),
             "vulkan",
-            "the Vulkan loader finds no device. Install a driver; Debian's mesa-vulkan-drivers has one "
+            "the Vulkan loader finds no device. Install a driver; Debian's mesa-vulkan-drivers "
+            "has one "
             "that runs on the CPU.",
             device=VULKAN_DEVICE,
         ),
@@ -118,7 +121,9 @@ def get(name: str, found: Finder | None = None) -> Target:
         raise ConfigError(msg)
     target = offers[0].load()
     if not isinstance(target, Target):
-        msg = f"target '{name}': {offers[0].value} is {type(target).__name__}, not a lowering Target."
+        msg = (
+            f"target '{name}': {offers[0].value} is {type(target).__name__}, not a lowering Target."
+        )
         raise ConfigError(msg)
     return target
 

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 COMPILER_STACK = ("torch", "torch-mlir", "iree-base-compiler", "iree-base-runtime")
 CODE_FOLDERS = ("harness", "lowering", "methods")
+PUBLISHED = "trinity.published"  # a folder of data, results/published, installed without code
 NOT_DATA = ("*.pyc", "*.pyo", ".DS_Store", "*.swp")
 
 
@@ -37,7 +38,7 @@ def wheel_files(project_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
     tree = tmp_path_factory.mktemp("packaging") / "tree"
     tree.mkdir()
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in (*CODE_FOLDERS, "tests"):
+    for folder in (*CODE_FOLDERS, "tests", "results"):
         shutil.copytree(project_root / folder, tree / folder, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(project_root / name, tree / name)
@@ -76,19 +77,21 @@ def test_every_folder_with_python_files_is_a_listed_package_and_the_reverse(
         if path.suffix == ".py"
     }
     listed = pyproject["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(on_disk)
+    assert sorted(listed) == sorted({*on_disk, PUBLISHED})
 
 
 def test_every_listed_package_has_an_init_file(
     project_root: Path, pyproject: dict[str, Any]
 ) -> None:
-    for package in pyproject["tool"]["setuptools"]["packages"]:
+    for package in set(pyproject["tool"]["setuptools"]["packages"]) - {PUBLISHED}:
         folder = project_root.joinpath(*package.split(".")[1:])
         assert (folder / "__init__.py").is_file(), package
 
 
 def test_wheel_holds_every_module_and_data_file(project_root: Path, wheel_files: set[str]) -> None:
     expected = {f"trinity/{path.as_posix()}" for path in source_files(project_root)}
+    published = (project_root / "results" / "published").iterdir()
+    expected |= {f"trinity/published/{path.name}" for path in published}
     installed = {name for name in wheel_files if ".dist-info/" not in name}
     assert installed == expected
 

@@ -38,7 +38,10 @@ class CheckpointInfo(BaseModel):
 
 
 class LoweringInfo(BaseModel):
-    """The compiled module and how far its logits are from torch's."""
+    """The compiled module and how far its logits are from torch's.
+
+    logit_errors: largest difference over the largest logit, of prefill and of decode
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +50,7 @@ class LoweringInfo(BaseModel):
     compiler: str
     flags: list[str]
     bits_per_weight: float
-    largest_logit_error: float
+    logit_errors: dict[str, float]
     tolerance: float
     compile_s: float
 

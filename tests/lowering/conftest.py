@@ -26,7 +26,9 @@ def random_weight(
     rank: int = 0,
     scale_dtype: torch.dtype = torch.float32,
 ) -> CompressedWeight:
-    """kind: 'float16' and the like, or 'int4 tensor', 'int3 channel asymmetric', 'int4 group 16'."""
+    """kind: 'float16' and the like, or 'int4 tensor', 'int3 channel asymmetric', 'int4 group
+    16'.
+    """
     out, d_in = shape
     base: Dense | Quantized | Sparse
     if kind.startswith("int"):
@@ -84,10 +86,17 @@ FAMILIES: dict[str, dict[str, object]] = {
 
 
 def random_decoder(family: str) -> nn.Module:
-    """A two-block model of a family with weights large enough that every block shows in the logits."""
+    """A two-block model of a family with weights large enough that every block shows in the
+    logits.
+    """
     transformers = pytest.importorskip("transformers")
     common = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    common |= {"hidden_size": 32, "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2}
+    common |= {
+        "hidden_size": 32,
+        "max_position_embeddings": 32,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     if family not in ("opt", "gpt2"):
         common["intermediate_size"] = 48
     if family not in ("opt", "gpt2", "gpt_neox"):

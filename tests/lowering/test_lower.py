@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +46,18 @@ def build(
     formats = {name: format_of(weight) for name, weight in weights.items()}
     plan = Lowering(model.config, formats, targets.get(target), LENGTHS, LONGEST)
     # The module is made from shapes alone: numbers only enter through the parameter file.
-    lowered = lower(copy.deepcopy(model).to("meta"), plan)
+    shapes = copy.deepcopy(model).to("meta")
+    shapes.tie_weights()  # type: ignore[operator]  # a method of transformers' models; .to() unties
+    lowered = lower(shapes, plan)
     lowered.save(folder)
     write_parameters(folder / "parameters.safetensors", model, weights, lowered.parameters)
     return Built(model, weights, plan, lowered, folder)
 
 
 def dense_logits(built: Built, ids: Tensor) -> Tensor:
-    """Torch with the dequantized weights put into a copy of the model, no code of lowering in it."""
+    """Torch with the dequantized weights put into a copy of the model, no code of lowering in
+    it.
+    """
     model = copy.deepcopy(built.model)
     with torch.no_grad():
         for name, weight in built.weights.items():
@@ -71,12 +75,12 @@ def tokens(count: int) -> Tensor:
 @pytest.fixture(scope="module")
 def packed(
     make_decoder: Decoder, compress_block: Compress, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Built]:
+) -> Built:
     """A tied Llama, one block 2:4 int4 with adapters, the other asymmetric int3."""
     model = make_decoder("llama")
     weights = compress_block(model, 0, "int4 group 16", "2:4", 3, torch.float16)
     weights |= compress_block(model, 1, "int3 channel asymmetric")
-    yield build(model, weights, "llvm-cpu", tmp_path_factory.mktemp("packed"))
+    return build(model, weights, "llvm-cpu", tmp_path_factory.mktemp("packed"))
 
 
 @pytest.mark.parametrize(
@@ -133,10 +137,10 @@ def test_no_stage_holds_a_dense_weight(packed: Built) -> None:
 
 def test_the_compiler_keeps_no_unpacked_weight(packed: Built) -> None:
     flow = compile_text(packed.lowered.storage, packed.plan.target, ("--compile-to=flow",)).decode()
-    found = set(re.findall(r"util\.global private @\"?([\w.]+)", flow))
-    assert {name for name in found if not name.startswith("__device")} == set(
-        packed.lowered.parameters
-    )
+    values = re.findall(r"util\.global private @.*", flow)
+    assert len(values) > len(packed.weights)
+    # A weight unpacked ahead of time would be a global without a value, filled by an initializer.
+    assert all("#flow.parameter.named" in value or "#hal.device" in value for value in values)
     assert "util.initializer" not in flow
 
 
@@ -183,7 +187,10 @@ def test_a_wrong_parameter_is_an_error_that_names_its_layer(packed: Built, tmp_p
     name = "model.layers.1.mlp.down_proj"
     weight = packed.weights[name]
     assert isinstance(weight, Quantized)
-    damaged = {**packed.weights, name: Quantized(weight.codes ^ 1, weight.scale, weight.zero_point, 3)}
+    damaged = {
+        **packed.weights,
+        name: Quantized(weight.codes ^ 1, weight.scale, weight.zero_point, 3),
+    }
     path = tmp_path / "damaged.safetensors"
     write_parameters(path, packed.model, damaged, packed.lowered.parameters)
     compiled = CompiledModel(packed.folder, path, packed.plan.target)
@@ -210,7 +217,10 @@ def test_a_fingerprint_depends_on_formats_and_sizes_and_not_on_numbers(
     formats = {n: format_of(w) for n, w in compress_block(model, 0, "int4 channel").items()}
     others = {n: format_of(w) for n, w in compress_block(model, 0, "int3 channel").items()}
     plan = Lowering(model.config, formats, cpu, LENGTHS, LONGEST)
-    assert plan.fingerprint() == Lowering(model.config, dict(formats), cpu, LENGTHS, LONGEST).fingerprint()
+    assert (
+        plan.fingerprint()
+        == Lowering(model.config, dict(formats), cpu, LENGTHS, LONGEST).fingerprint()
+    )
     different = [
         Lowering(model.config, others, cpu, LENGTHS, LONGEST),
         Lowering(model.config, formats, targets.get("cuda"), LENGTHS, LONGEST),
@@ -234,9 +244,11 @@ def test_a_weight_of_another_shape_is_refused_by_name(
     make_decoder: Decoder, compress_block: Compress
 ) -> None:
     model = make_decoder("llama")
-    formats = {"model.layers.0.mlp.up_proj": format_of(
-        compress_block(model, 0, "int4 channel")["model.layers.0.mlp.down_proj"]
-    )}
+    formats = {
+        "model.layers.0.mlp.up_proj": format_of(
+            compress_block(model, 0, "int4 channel")["model.layers.0.mlp.down_proj"]
+        )
+    }
     plan = Lowering(model.config, formats, targets.get("llvm-cpu"), LENGTHS, LONGEST)
     with pytest.raises(ConfigError, match=r"up_proj: the layer's weight is \[48, 32\]"):
         lower(model, plan)

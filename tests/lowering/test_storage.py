@@ -1,4 +1,6 @@
-"""Module storage: exact both ways, as small as it says, refused by name where it cannot be packed."""
+"""Module storage: exact both ways, as small as it says, refused by name where it cannot be
+packed.
+"""
 
 from collections.abc import Callable
 

@@ -8,7 +8,6 @@ from trinity.lowering import targets
 from trinity.lowering.targets import Finder, Target
 from trinity.methods.errors import ConfigError, MachineError
 
-
 MINE = Target("mine", (), None, "mine is not here.")
 
 
@@ -30,7 +29,9 @@ def test_an_unknown_target_names_the_nearest() -> None:
 def test_a_target_this_machine_lacks_is_the_machines_error() -> None:
     lacking = Target("nowhere", (), None, "there is no such device.")
     assert not lacking.available()
-    with pytest.raises(MachineError, match=r"nowhere: modules compile but cannot run here") as caught:
+    with pytest.raises(
+        MachineError, match=r"nowhere: modules compile but cannot run here"
+    ) as caught:
         lacking.require()
     assert caught.value.exit_code == 3
 
@@ -43,7 +44,9 @@ def test_a_package_adds_a_target_by_entry_point() -> None:
 
 def test_an_entry_point_that_is_no_target_is_refused_by_its_place() -> None:
     point = EntryPoint("mine", "trinity.lowering.targets:GROUP", targets.GROUP)
-    with pytest.raises(ConfigError, match=r"trinity\.lowering\.targets:GROUP is str, not a lowering"):
+    with pytest.raises(
+        ConfigError, match=r"trinity\.lowering\.targets:GROUP is str, not a lowering"
+    ):
         targets.get("mine", offered(point))
 
 
