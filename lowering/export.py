@@ -204,9 +204,7 @@ def packed_linears(
     formats: Mapping[str, WeightFormat],
     storage: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Iterator[None]:
-    """Replace the named linear layers; without `storage`, for shapes only.  Restores them at the
-    end.
-    """
+    """Replace the named linear layers, and restore them.  Without `storage`, for shapes only."""
     original = {name: _linear(model, name, formats[name]) for name in formats}
     try:
         for name, layer in original.items():

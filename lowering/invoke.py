@@ -143,8 +143,10 @@ class CompiledSession:
         """Append ids in chunks.  int64 [seq] -> logits after each, float32 [seq, vocab]"""
         end, limit = self.length + len(ids), self.model.max_length
         if len(ids) == 0 or end > limit:
-            msg = f"a sequence of {end} tokens does not fit the module: "
+            msg = (
+                f"a sequence of {end} tokens does not fit the module: "
                 f"it was compiled for 1 to {limit}."
+            )
             raise ConfigError(msg)
         found: list[Tensor] = []
         while self.length < end:

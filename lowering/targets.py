@@ -14,10 +14,12 @@ Finder = Callable[[], tuple[EntryPoint, ...]]
 class Target:
     """A compilation target.
 
-    flags: of iree-compile, that choose the device   device: an MLIR attribute instead, if no flag
-    can
-    driver: IREE runtime driver, None if compile only   missing: what a machine without it lacks
-    embeds: bytes that every module for it contains   path: what its code is, in a record's words
+    flags: of iree-compile, that choose the device
+    driver: of the IREE runtime, None if modules only compile
+    missing: what a machine without the device lacks
+    device: an MLIR attribute that describes the device, where no flag can
+    embeds: bytes that every module for it contains
+    path: what its code is, in a record's words
     """
 
     name: str
