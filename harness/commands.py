@@ -5,6 +5,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trinity.harness import checkpoint, paper, recipe, sources
 from trinity.harness.compiled import (
     PARAMETERS,
@@ -13,7 +15,9 @@ from trinity.harness.compiled import (
     plan_of,
     write_parameters,
 )
+from trinity.harness.imported import import_checkpoint
 from trinity.harness.measure import Measuring, Subject, check_machine
+from trinity.harness.models import DTYPES, Decoder
 from trinity.harness.progress import Reporter
 from trinity.harness.records import record
 from trinity.harness.records.measurement import Measurement
@@ -22,7 +26,7 @@ from trinity.harness.repro import Reproduced, planned_rows, write_table
 from trinity.harness.run import Run
 from trinity.harness.store import StageStore
 from trinity.methods import conformance, registry
-from trinity.methods.contract import BlockMethod, Method
+from trinity.methods.contract import BlockMethod, CheckpointSource, Method
 from trinity.methods.errors import ConfigError
 
 EMITTED = ("torch", "annotated", "storage", "vmfb")
@@ -52,7 +56,14 @@ def compress_to(
         recipe.apply_override(data if setting.startswith("calibration.") else step, setting)
     if isinstance(found, (Method, BlockMethod)) and found.needs:
         data.setdefault("calibration", {})
-    finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
+    if isinstance(found, CheckpointSource):
+        config = registry.configure(method, {k: v for k, v in step.items() if k != "method"})
+        folder = sources.resolve(model, None, store)
+        spec = recipe.ModelSpec.model_validate({"id": model, "dtype": dtype})
+        decoder = Decoder(folder.path, DTYPES[spec.dtype], torch.device("cpu"))
+        finished = import_checkpoint(decoder, found, config, folder.sha256, store)
+    else:
+        finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
     # A copy, not links: what a user does to it must not reach the store.
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("stage.json"))
     compressed = checkpoint.Checkpoint(out)

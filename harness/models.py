@@ -245,14 +245,20 @@ def warnings_off() -> Iterator[None]:
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear or of GPT-2's transposed linear."""
-    rows, columns = module.weight.shape  # type: ignore[union-attr, misc]  # every linear has a weight matrix
+    rows, columns = matrix_of(module).shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+
+
+def matrix_of(module: nn.Module) -> Tensor:
+    """A linear's weight parameter, in the linear's own orientation."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def weight_of(module: nn.Module) -> Tensor:
     """A linear's weight as float32 [out, in]; a view where it already is that."""
-    weight: Tensor = module.weight.detach()
-    return oriented(module, weight).contiguous().float()
+    return oriented(module, matrix_of(module).detach()).contiguous().float()
 
 
 def set_weight(module: nn.Module, weight: Tensor, dtype: torch.dtype) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import iree.runtime as rt
 import numpy as np
@@ -98,7 +99,7 @@ class CompiledModel:
     Reads `module.vmfb` and `module.json`, as `LoweredModel.save` wrote them, and a parameter file.
     """
 
-    path = "compiled"
+    path: Literal["compiled", "kernel"] = "compiled"
 
     def __init__(self, folder: Path, parameters: Path, target: Target) -> None:
         """Load the module and its parameters; MachineError without the device."""

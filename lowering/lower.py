@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trinity.lowering import storage
 from trinity.lowering.annotate import annotated_call, storage_call
+from trinity.lowering.compile import COMMON_FLAGS, compile_text, compiler_versions
 from trinity.lowering.dialects import (
     call_linears,
     global_names,
@@ -35,7 +36,7 @@ class Lowering:
 
     config: the model's configuration (Hugging Face's, whole)
     formats: of every compressed linear, by name   lengths: tokens of a step, 1 among them
-    max_length: longest sequence; None for the model's own limit
+    max_length: longest sequence; None for the model's own limit   dtype: of the model's parameters
     """
 
     config: Any  # transformers' PretrainedConfig, which lowering must not import
@@ -43,6 +44,7 @@ class Lowering:
     target: Target
     lengths: tuple[int, ...] = DECODE_AND_PREFILL
     max_length: int | None = None
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Refuse lengths that make no engine, before anything is exported."""
@@ -78,11 +80,10 @@ class Lowering:
 
         Equal data, equal module: nothing of it is a weight's number.
         """
-        from trinity.lowering.compile import COMMON_FLAGS, compiler_versions
-
-        shape = self.shape(1)
+        shape, config = self.shape(1), json.loads(self.config.to_json_string(use_diff=False))
         return {
-            "config": json.loads(self.config.to_json_string(use_diff=False)),
+            "config": {key: config[key] for key in sorted(config) if key != "_name_or_path"},
+            "dtype": self.dtype,
             "formats": {name: self.formats[name].to_json() for name in sorted(self.formats)},
             "target": {
                 "name": self.target.name,
@@ -128,8 +129,12 @@ def lower(
 
     progress: told each stage as it starts
     """
-    from trinity.lowering.compile import compile_text
-
+    found = {
+        str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()
+    }
+    if found != {plan.dtype}:
+        msg = f"model: its parameters are {', '.join(sorted(found))}, the plan says {plan.dtype}."
+        raise ConfigError(msg)
     progress("export")
     steps = [
         export_step(model, plan.formats, plan.geometry, plan.shape(tokens))
@@ -152,7 +157,7 @@ def lower(
         "max_length": shape.max_length,
         "cache": [1, geometry.kv_heads, shape.cache_length, geometry.head_dim],
         "caches": 2 * geometry.layers,
-        "dtype": str(next(p.dtype for p in model.parameters() if p.is_floating_point()))[6:],
+        "dtype": plan.dtype,
         "target": plan.target.name,
     }
     return LoweredModel(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from typing import Literal
 
 from trinity.methods.errors import ConfigError, MachineError, nearest
 
@@ -28,13 +29,13 @@ class Target:
     missing: str
     device: str | None = None
     embeds: bytes | None = None
-    path: str = "compiled"
+    path: Literal["compiled", "kernel"] = "compiled"
 
     def available(self) -> bool:
         """Whether this machine has the device."""
         if self.driver is None:
             return False
-        from trinity.lowering import invoke
+        from trinity.lowering import invoke  # it imports this module
 
         return invoke.has_device(self.driver)
 

@@ -68,51 +68,77 @@ def verdict(measurement: Measurement | None, paper_value: float | None) -> str:
 def _caption(paper: Paper, table: Table, profile_name: str, cells: list[Cell]) -> list[str]:
     """Sentences that say what was measured, on what, and what it cannot show."""
     record = cells[0].record
-    recipe, environment = record.recipe, record.environment
     lines = [
-        f"{table.title} of {paper.title} ({paper.source}), profile `{profile_name}`, model "
-        f"{record.model.label}, activations in {recipe['model']['dtype']}."
+        f"{paper.title} ({paper.source}), {table.title}. Profile `{profile_name}`, model "
+        f"{record.model.label}, activations in {record.recipe['model']['dtype']}."
     ]
     if record.model.note:
         lines.append(f"Mind: {record.model.note}.")
     calibration = record.calibration
     if calibration:
         lines.append(
-            f"Calibration: {calibration['samples']} windows of {calibration['seqlen']} tokens of "
-            f"{calibration['dataset']} ({calibration['rule']} rule, seed {calibration['seed']})."
+            f"Calibration: {calibration['samples']} windows of {calibration['seqlen']} tokens "
+            f"of {calibration['dataset']} ({calibration['rule']} rule, seed {calibration['seed']})."
         )
-    lines += [f"{m.name}: {_scope(m)}." for m in accuracy_measurements(record)]
+    lines += [f"{_heading(m)}: {_scope(m)}." for m in accuracy_measurements(record)]
+    lines.append(
+        "Accuracy is measured in torch: dense as it is (path `reference`), compressed rows on "
+        "dequantized weights (`simulated`). Brackets are 95% intervals of the sample at hand; they "
+        "hold no spread of calibration seeds."
+    )
+    lines.append(_timed(record))
     if profile_name != "paper":
         lines.append(
-            "Sizes are chosen to fit two processor cores and differ from the paper's; rows are "
-            "compared with each other, not with the paper's models."
+            "Sizes are chosen to fit two processor cores and differ from the paper's. The paper "
+            "has no number for this model, so every verdict is `not comparable`: compare rows with "
+            "each other."
         )
-    lines.append(
-        "Accuracy path `simulated`: torch on dequantized weights. Decode is one sequence of "
-        f"{recipe['bench']['new']} new tokens after {recipe['bench']['prompt']}, "
-        f"{environment['threads']} threads; torch runs dequantized floats (`simulated`), IREE runs "
-        "the packed weights by the path named in the cell. Brackets are 95% intervals."
-        if recipe.get("bench")
-        else "Accuracy path `simulated`: torch on dequantized weights. Nothing was timed."
-    )
     lines.append(
         f"Rows of the paper's table that are not implemented yet: {', '.join(table.missing)}."
     )
+    lines.append(_made_by(record))
+    return lines
+
+
+def _timed(record: Record) -> str:
+    bench = record.recipe.get("bench")
+    if not bench:
+        return "Nothing was timed."
+    return (
+        f"Decode: one sequence, {bench['new']} tokens one by one after a prompt of "
+        f"{bench['prompt']}, {record.environment['threads']} threads, torch and IREE interleaved, "
+        f"median of {bench['repeats']}. Torch runs dequantized floats; IREE runs packed weights by "
+        f"the path in the cell, its logits compared with torch's before. Module bits/weight is "
+        f"what the module reads: an unstructured mask is stored there as zeros among the codes."
+    )
+
+
+def _made_by(record: Record) -> str:
+    environment = record.environment
     packages = environment["packages"]
-    lines.append(
+    dirty = " with local changes" if environment["dirty"] else ""
+    return (
         f"Machine: {environment['cpu']}, {environment['cores']} cores; trinity "
         f"{packages['compression-trinity']}, torch {packages['torch']}, IREE "
         f"{packages['iree-base-compiler']}; commit {(environment['commit'] or 'none')[:12]}"
-        f"{' with local changes' if environment['dirty'] else ''}; {record.date}."
+        f"{dirty}; {record.date}; record schema {record.schema_version}."
     )
-    return lines
+
+
+def _heading(m: Measurement) -> str:
+    """'wikitext2 ppl', 'piqa %', 'mean %'."""
+    if m.metric == "perplexity":
+        return f"{m.name.removeprefix('perplexity-')} ppl"
+    return f"{'mean' if m.name == 'average' else m.name} %"
 
 
 def _scope(m: Measurement) -> str:
     """How much of a suite was run, in words."""
+    if m.name == "average":
+        return "unweighted mean of the tasks"
     parts = [f"{len(m.samples)} {'windows' if m.metric == 'perplexity' else 'examples'}"]
     if "seqlen" in m.details:
-        parts.append(f"of {m.details['seqlen']} tokens")
+        parts[0] += f" of {m.details['seqlen']} tokens"
     if "task_version" in m.details:
         parts.append(
             f"task version {m.details['task_version']}, {m.details.get('num_fewshot', 0)}-shot"
@@ -121,7 +147,7 @@ def _scope(m: Measurement) -> str:
 
 
 def _headings(record: Record) -> list[str]:
-    names = [f"{m.name} {m.metric}" for m in accuracy_measurements(record)]
+    names = [_heading(m) for m in accuracy_measurements(record)]
     return [
         "Method",
         "Quantization",
@@ -132,7 +158,7 @@ def _headings(record: Record) -> list[str]:
         "Verdict",
         "Decode torch, tok/s",
         "Decode IREE, tok/s",
-        "Bits/weight in module",
+        "Module bits/weight",
     ]
 
 
@@ -183,7 +209,7 @@ def _markdown(
     parts: list[tuple[str | None, list[Cell]]],
 ) -> str:
     record = parts[0][1][0].record
-    lines = [f"# {table.title}", "", " ".join(caption), ""]
+    lines = [f"# {table.title}", "", *[f"- {line}" for line in caption], ""]
     for pattern, cells in parts:
         lines += [f"## {pattern or 'Not pruned'}", ""]
         headings = _headings(record)

@@ -226,8 +226,16 @@ def test_a_fingerprint_depends_on_formats_and_sizes_and_not_on_numbers(
         Lowering(model.config, formats, targets.get("cuda"), LENGTHS, LONGEST),
         Lowering(model.config, formats, cpu, (1, 4), LONGEST),
         Lowering(model.config, formats, cpu, LENGTHS, LONGEST + 1),
+        Lowering(model.config, formats, cpu, LENGTHS, LONGEST, "float16"),
     ]
     assert all(plan.fingerprint() != other.fingerprint() for other in different)
+
+
+def test_a_model_of_another_type_than_planned_is_refused(make_decoder: Decoder) -> None:
+    model = make_decoder("llama")
+    plan = Lowering(model.config, {}, targets.get("llvm-cpu"), LENGTHS, LONGEST, "float16")
+    with pytest.raises(ConfigError, match=r"parameters are float32, the plan says float16"):
+        lower(model, plan)
 
 
 def test_refused_formats_are_refused_before_anything_is_exported(

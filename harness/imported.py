@@ -1,0 +1,78 @@
+"""Weights compressed elsewhere: a checkpoint source's result as a checkpoint of ours."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from trinity.harness import checkpoint
+from trinity.harness.models import Decoder, weight_of
+from trinity.harness.records.environment import environment
+from trinity.harness.store import StageStore
+from trinity.harness.walk import layer_report, save_block
+from trinity.methods.contract import CheckpointSource, LayerStats, MethodConfig
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import CompressedWeight, Dense
+
+
+def import_checkpoint(
+    decoder: Decoder,
+    source: CheckpointSource[MethodConfig],
+    config: MethodConfig,
+    model_sha256: str,
+    store: StageStore,
+) -> Path:
+    """The stage of a checkpoint with the weights that a source finds; the others stay dense.
+
+    A weight that is found for no linear of the model is an error: it would be lost silently.
+    """
+    described = {"method": source.name, **config.model_dump(mode="json")}
+    summary = {
+        "model": {"sha256": model_sha256},
+        "imported": described,
+        "versions": environment()["packages"],
+    }
+
+    def write(folder: Path) -> None:
+        tensors = {name: decoder.reader.read(name) for name in decoder.reader.places}
+        found = source.load(tensors, config)
+        shapes = decoder.layer_shapes()
+        lost = sorted(set(found) - set(shapes))
+        if lost:
+            msg = (
+                f"{source.name}: found weights for {', '.join(lost[:3])}, which this model does "
+                f"not have as a linear of a block; its layers are called like "
+                f"'{next(iter(shapes))}'."
+            )
+            raise ConfigError(msg)
+        blocks = []
+        for index in range(len(decoder.blocks)):
+            place = folder / f"block-{index}"
+            place.mkdir()
+            _write_block(place, decoder, index, found)
+            blocks.append(place)
+        checkpoint.write(folder, decoder, blocks, summary)
+        for place in blocks:
+            shutil.rmtree(place)
+
+    inputs = {"model": model_sha256, "imported": described, "dtype": str(decoder.dtype)}
+    return store.fetch("imported", inputs, write)
+
+
+def _write_block(
+    folder: Path, decoder: Decoder, index: int, found: Mapping[str, CompressedWeight]
+) -> None:
+    path = f"{decoder.family.blocks}.{index}"
+    decoder.load(path)
+    weights: dict[str, CompressedWeight] = {}
+    layers = {}
+    for name in decoder.layer_names(index):
+        module = decoder.model.get_submodule(name)
+        original = weight_of(module)
+        weights[name] = found.get(name) or Dense(original.to(decoder.dtype))
+        if weights[name].shape != tuple(original.shape):
+            found_shape, shape = list(weights[name].shape), list(original.shape)
+            msg = f"{name}: the imported weight is {found_shape}, the layer {shape}."
+            raise ConfigError(msg)
+        layers[name] = layer_report(original, weights[name], LayerStats())
+    decoder.unload(path)
+    save_block(folder, weights, layers)

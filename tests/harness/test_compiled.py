@@ -1,0 +1,109 @@
+"""A checkpoint through the compiler, as a run sees it: store, both engines, suites."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from trinity.harness import recipe
+from trinity.harness.progress import Reporter
+from trinity.harness.run import Run
+from trinity.harness.store import StageStore
+
+SLIM = [{"method": "slim", "pattern": "2:4"}]
+
+
+def _run(store: StageStore, steps: list[dict[str, Any]], engine: str = "torch") -> Run:
+    data: dict[str, Any] = {
+        "name": "test",
+        "model": {"id": "random:tiny-llama"},
+        "compress": {"steps": steps},
+        "calibration": {"dataset": "pydoc", "samples": 2, "seqlen": 64, "rule": "concatenated"},
+        "lower": {"target": "llvm-cpu", "length": 16, "context": 96},
+        "evaluate": {
+            "suites": [{"suite": "perplexity-pydoc", "seqlen": 40, "windows": 2}],
+            "engine": engine,
+        },
+        "bench": {"prompt": 20, "new": 3, "repeats": 2},
+    }
+    return Run(recipe.parse(data, "test"), store, Reporter(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StageStore:
+    return StageStore(tmp_path_factory.mktemp("store"))
+
+
+def test_the_compiled_suite_gives_torchs_numbers(store: StageStore) -> None:
+    found = {
+        engine: _run(store, SLIM, engine).finish().record.find("perplexity-pydoc", "perplexity")
+        for engine in ("torch", "iree")
+    }
+    torchs, compiled = found["torch"], found["iree"]
+    assert torchs is not None
+    assert compiled is not None
+    assert (torchs.path, compiled.path) == ("simulated", "compiled")
+    assert compiled.samples == pytest.approx(torchs.samples, rel=1e-5)
+
+
+def test_a_record_says_how_far_the_module_is_from_torch(store: StageStore) -> None:
+    info = _run(store, SLIM).finish().record.lowering
+    assert info is not None
+    assert info.logit_errors.keys() == {"prefill", "decode"}
+    assert all(0 <= error <= info.tolerance for error in info.logit_errors.values())
+
+
+def test_both_engines_are_timed_on_the_same_work(store: StageStore) -> None:
+    found = _run(store, SLIM).finish().record
+    for name in ("ttft", "tpot"):
+        engines = {m.engine: m for m in found.measurements if m.name == name}
+        assert engines.keys() == {"torch", "iree"}
+        assert {len(m.samples) for m in engines.values()} == {2}
+
+
+def test_another_method_of_the_same_format_compiles_nothing(
+    store: StageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(store, SLIM).finish()
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the module of this format is in the store")
+
+    monkeypatch.setattr("trinity.lowering.lower.lower", forbidden)
+    naive = [{"method": "slim", "pattern": "2:4", "saliency": "none"}]
+    assert _run(store, naive).finish().record.lowering is not None
+
+
+def test_the_modules_parameters_hold_no_dense_copy(store: StageStore) -> None:
+    run = _run(store, SLIM)
+    lowered = run.measuring.lowered
+    assert lowered is not None
+    shapes = {
+        tuple(report["format"]["shape"])
+        for report in json.loads((run.checkpoint / "trinity.json").read_text())["layers"].values()
+    }
+    dense = {*shapes, *((b, a) for a, b in shapes)}
+    with safe_open(lowered.parameters, framework="pt") as stream:
+        for name in stream.keys():  # noqa: SIM118  # not a dict
+            tensor = stream.get_tensor(name)
+            assert not (tensor.is_floating_point() and tuple(tensor.shape) in dense), name
+
+
+def test_the_engines_logits_are_the_same(store: StageStore) -> None:
+    measuring = _run(store, SLIM).measuring
+    lowered = measuring.lowered
+    assert lowered is not None
+    ids = torch.randint(0, 258, (50,), generator=torch.Generator().manual_seed(3))
+    ours, expected = lowered.engine.logits(ids), measuring.torch_engine.logits(ids)
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["torch", "annotated", "storage"])
+def test_every_stage_is_kept_as_text(store: StageStore, stage: str) -> None:
+    lowered = _run(store, SLIM).measuring.lowered
+    assert lowered is not None
+    text = Path(lowered.module, f"{stage}.mlir").read_text()
+    assert ("quant" in text, "sparse_tensor" in text) == ((stage == "annotated",) * 2)
