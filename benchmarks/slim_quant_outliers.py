@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,9 @@ def measure(windows: int, seqlen: int) -> dict[str, Any]:
     for label, variant, clipped in variants(original):
         print(label, file=sys.stderr)
         errors = {}
-        for name, W in original.items():
+        for name, exact in original.items():
             weight = variant(name)
-            errors[name] = float((W - weight).norm() / W.norm())
+            errors[name] = float((exact - weight).norm() / exact.norm())
             set_weight(decoder.model.get_submodule(name), weight, decoder.dtype)
         engine = TorchEngine(decoder.model, seqlen, "simulated")
         result = perplexity.evaluate(engine, tokenizer, corpus, seqlen, windows)
@@ -103,7 +104,7 @@ def measure(windows: int, seqlen: int) -> dict[str, Any]:
         "command": " ".join(["python", "benchmarks/slim_quant_outliers.py", *sys.argv[1:]]),
         "model": {"id": MODEL, "label": source.label, "note": source.note, "sha256": source.sha256},
         "layers": len(original),
-        "weights": sum(W.numel() for W in original.values()),
+        "weights": sum(exact.numel() for exact in original.values()),
         "perplexity": details,
         "rows": rows,
         "environment": environment() | {"usable_cpus": len(os.sched_getaffinity(0))},
@@ -124,6 +125,7 @@ def variants(
 ) -> Iterator[tuple[str, Variant, dict[str, int] | None]]:
     """(label, weights, number of clipped weights of each layer or None), in the table's order."""
     yield "dense", original.__getitem__, None
+    decoded: dict[str, Tensor] = {}
     for label, quantizer in (
         ("AbsMax per channel", absmax_per_channel),
         ("AbsMax per tensor", absmax_per_tensor),
@@ -131,7 +133,7 @@ def variants(
         ("SLiM-Quant, corrected objective", slim_quant_corrected),
         ("SLiM-Quant", slim_quant_reference),
     ):
-        made = {name: quantizer(W) for name, W in original.items()}
+        made = {name: quantizer(exact) for name, exact in original.items()}
         decoded = {name: weight.dequantize() for name, weight in made.items()}
         clipped = {name: clipped_weights(original[name], weight) for name, weight in made.items()}
         yield label, decoded.__getitem__, clipped
@@ -139,7 +141,7 @@ def variants(
     for count in RESTORED:
         yield (
             f"SLiM-Quant, {count} largest of each layer exact",
-            lambda name, count=count: restored(original[name], decoded[name], count),
+            partial(restored_layer, original, decoded, count),
             None,
         )
     yield (
@@ -149,49 +151,56 @@ def variants(
     )
 
 
-def restored(W: Tensor, decoded: Tensor, count: int) -> Tensor:
-    """The decoded weight with the `count` largest magnitudes of W exact.  -> float32 [out, in]"""
+def restored_layer(
+    original: dict[str, Tensor], decoded: dict[str, Tensor], count: int, name: str
+) -> Tensor:
+    """`restored` for the layer of that name.  -> float32 [out, in]"""
+    return restored(original[name], decoded[name], count)
+
+
+def restored(exact: Tensor, decoded: Tensor, count: int) -> Tensor:
+    """`decoded` with the `count` largest weights of `exact` put back.  -> float32 [out, in]"""
     flat = decoded.flatten().clone()
-    places = W.abs().flatten().topk(count).indices
-    flat[places] = W.flatten()[places]
-    return flat.view_as(W)
+    places = exact.abs().flatten().topk(count).indices
+    flat[places] = exact.flatten()[places]
+    return flat.view_as(exact)
 
 
-def clipped_weights(W: Tensor, weight: Quantized) -> int:
+def clipped_weights(exact: Tensor, weight: Quantized) -> int:
     """How many weights lie more than half a step beyond the last code."""
     low, high = code_range(weight.bits, symmetric=True)
-    steps = W / weight.scale.float()
+    steps = exact / weight.scale.float()
     return int(((steps > high + 0.5) | (steps < low - 0.5)).sum())
 
 
-def absmax_per_channel(W: Tensor) -> Quantized:
-    """One AbsMax scale a row.  W: [out, in]"""
-    return rtn.compress(W, rtn.RtnConfig(bits=BITS, group_size="channel"))
+def absmax_per_channel(exact: Tensor) -> Quantized:
+    """One AbsMax scale a row.  exact: [out, in]"""
+    return rtn.compress(exact, rtn.RtnConfig(bits=BITS, group_size="channel"))
 
 
-def absmax_per_tensor(W: Tensor) -> Quantized:
-    """One AbsMax scale.  W: [out, in]"""
-    return rtn.compress(W, rtn.RtnConfig(bits=BITS, group_size="tensor"))
+def absmax_per_tensor(exact: Tensor) -> Quantized:
+    """One AbsMax scale.  exact: [out, in]"""
+    return rtn.compress(exact, rtn.RtnConfig(bits=BITS, group_size="tensor"))
 
 
-def slim_quant_reference(W: Tensor) -> Quantized:
-    """SLiM-Quant with its published objective.  W: [out, in]"""
-    return slim_quant.compress(W, slim_quant.SlimQuantConfig(bits=BITS))
+def slim_quant_reference(exact: Tensor) -> Quantized:
+    """SLiM-Quant with its published objective.  exact: [out, in]"""
+    return slim_quant.compress(exact, slim_quant.SlimQuantConfig(bits=BITS))
 
 
-def slim_quant_corrected(W: Tensor) -> Quantized:
-    """SLiM-Quant with the error of the quantizer that is used.  W: [out, in]"""
-    return slim_quant.compress(W, slim_quant.SlimQuantConfig(bits=BITS, objective="corrected"))
+def slim_quant_corrected(exact: Tensor) -> Quantized:
+    """SLiM-Quant with the error of the quantizer that is used.  exact: [out, in]"""
+    return slim_quant.compress(exact, slim_quant.SlimQuantConfig(bits=BITS, objective="corrected"))
 
 
-def best_per_tensor(W: Tensor) -> Quantized:
-    """The scale of least squared error, by trying each: no histogram.  W: [out, in]"""
+def best_per_tensor(exact: Tensor) -> Quantized:
+    """The scale of least squared error, by trying each: no histogram.  exact: [out, in]"""
     best, least = None, float("inf")
-    scale = rtn.absmax_scale(W, (1, 1), BITS)
+    scale = rtn.absmax_scale(exact, (1, 1), BITS)
     narrowest = scale * NARROWEST
     while bool(scale > narrowest):
-        weight = quantize(W, scale, None, BITS)
-        error = float((W - weight.dequantize()).norm())
+        weight = quantize(exact, scale, None, BITS)
+        error = float((exact - weight.dequantize()).norm())
         if error < least:
             best, least = weight, error
         scale = scale * NARROWER

@@ -58,8 +58,12 @@ class Table(Section):
 
 
 class Data(Section):
-    """Texts and tasks that a profile may take its numbers on."""
+    """Texts and tasks that a profile may take its numbers on.
 
+    hub: they are to be had from the Hugging Face hub, so they need it rather than local files
+    """
+
+    hub: bool = False
     calibration: CalibrationSpec
     evaluate: EvaluateSpec
 

@@ -2,8 +2,10 @@
 records.
 """
 
+import logging
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,6 +19,8 @@ from trinity.harness.records import record
 from trinity.harness.report import tables
 from trinity.harness.store import StageStore
 from trinity.methods.errors import ConfigError, MachineError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,17 +82,36 @@ def planned_rows(table: Table, rows_glob: str) -> list[tuple[Row, str | None]]:
 
 
 def first_at_hand(profile: Profile) -> Data:
-    """The profile's first data set whose texts and tasks are on this machine; else its last one.
+    """The profile's first data set that this machine can have; else its last one.
 
     The paper profile has one entry only, and then a missing text is looked for on the hub.
     """
     for option in profile.data:
+        if option.hub and hub_answers():
+            return option
         calibration = option.calibration
         absent = [data.at_hand(calibration.dataset, calibration.split)]
         absent += [suites.at_hand(suite) for suite in option.evaluate.suites]
         if not any(absent):
             return option
     return profile.data[-1]
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached; False where HF_HUB_OFFLINE forbids asking."""
+    if data.hub_is_off():
+        return False
+    # Imported here: a run on local data never asks the hub.
+    from huggingface_hub import dataset_info
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        dataset_info("Salesforce/wikitext", timeout=5)
+    except (HTTPError, OSError) as error:
+        logger.info("the Hugging Face hub does not answer: %s", error)
+        return False
+    return True
 
 
 def check_needs(profile: Profile) -> None:
@@ -109,7 +132,7 @@ def check_needs(profile: Profile) -> None:
 def _missing_models(profile: Profile) -> list[str]:
     # Imported here: only this profile talks to the hub.
     from huggingface_hub import model_info, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError
 
     missing, reason = [], ""
     for model in profile.models:
@@ -117,7 +140,7 @@ def _missing_models(profile: Profile) -> list[str]:
             continue
         try:
             model_info(model, timeout=10)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except (HTTPError, OSError) as error:
             missing.append(model)
             reason = str(error).strip().partition("\n")[0]
     if not missing:

@@ -72,7 +72,7 @@ def folder_sha256(folder: Path) -> str:
 def _from_hub(model_id: str, revision: str | None) -> Path:
     # Imported here: it takes half a second that no other kind of model needs.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     wanted = ["*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt"]
     try:
@@ -80,7 +80,7 @@ def _from_hub(model_id: str, revision: str | None) -> Path:
     except HFValidationError as error:
         msg = f"model '{model_id}': is neither a folder nor a hub id ({error})."
         raise ConfigError(msg) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         msg = (
             f"model '{model_id}': is no folder here and the Hugging Face hub did not give it "
