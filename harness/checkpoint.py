@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trinity.harness.models import DTYPES, Decoder, read_config, set_weight, skeleton
+from trinity.harness.models import DTYPES, Decoder, dtype_name, read_config, set_weight, skeleton
 from trinity.harness.store import MANIFEST, link_or_copy, read_json, write_json
 from trinity.harness.walk import LAYERS, WEIGHTS
 from trinity.methods.errors import RecordError
@@ -131,7 +131,7 @@ class Checkpoint:
         it)
         """
         config = read_config(self.folder)
-        dtype = DTYPES[str(config.dtype).removeprefix("torch.")]
+        dtype = DTYPES[dtype_name(config)]
         model = skeleton(config)
         model.load_state_dict(self.rest(), assign=True, strict=False)
         for name, weight in self.weights():

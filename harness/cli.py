@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,8 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line; every expected error is one paragraph and an exit code."""
     debug = "--debug" in sys.argv
+    # Read by tqdm when it is first imported; transformers' GGUF reader has no switch of its own.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:

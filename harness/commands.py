@@ -10,13 +10,14 @@ import torch
 from trinity.harness import checkpoint, paper, recipe, sources
 from trinity.harness.compiled import (
     PARAMETERS,
+    Subject,
     compile_module,
     module_bits,
     plan_of,
     write_parameters,
 )
 from trinity.harness.imported import import_checkpoint
-from trinity.harness.measure import Measuring, Subject, check_machine
+from trinity.harness.measure import Measuring, check_machine
 from trinity.harness.models import DTYPES, Decoder
 from trinity.harness.progress import Reporter
 from trinity.harness.records import record
@@ -57,6 +58,9 @@ def compress_to(
     if isinstance(found, (Method, BlockMethod)) and found.needs:
         data.setdefault("calibration", {})
     if isinstance(found, CheckpointSource):
+        if "calibration" in data:
+            msg = f"method '{method}' reads finished checkpoints and uses no calibration data."
+            raise ConfigError(msg)
         config = registry.configure(method, {k: v for k, v in step.items() if k != "method"})
         folder = sources.resolve(model, None, store)
         spec = recipe.ModelSpec.model_validate({"id": model, "dtype": dtype})
@@ -143,7 +147,10 @@ def lower_to(
         msg = f"--emit {emit}: expected one of {', '.join(EMITTED)}."
         raise ConfigError(msg)
     compressed = checkpoint.Checkpoint(folder)
-    plan = plan_of(folder, recipe.LowerSpec(target=target, length=length, context=context))
+    sizes = {"target": target, "length": length, "context": context}
+    spec = recipe.parse({"model": {"id": str(folder)}, "lower": sizes}, "trinity lower").lower
+    assert spec is not None
+    plan = plan_of(folder, spec)
     module = compile_module(folder, plan, store, reporter)
     parameters = write_parameters(folder, module, store, sources.folder_sha256(folder))
     out.mkdir()
@@ -195,9 +202,7 @@ def describe_method(name: str) -> dict[str, Any]:
     method = registry.get(name)
     options = {}
     for key, field in method.config.model_fields.items():
-        default = "required" if field.is_required() else f"default {field.default!r}"
-        kind = getattr(field.annotation, "__name__", None) or str(field.annotation)
-        options[key] = f"{default}, {kind}" if field.is_required() else default
+        options[key] = "required" if field.is_required() else f"default {field.default!r}"
     needs = method.needs if isinstance(method, (Method, BlockMethod)) else None
     return {
         "name": name,

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trinity.harness import checkpoint
 from trinity.harness.engine import DecodeSession, Engine, MeasurementPath, TorchEngine
-from trinity.harness.models import DTYPES, read_config, skeleton
+from trinity.harness.models import DTYPES, dtype_name, read_config, skeleton
 from trinity.harness.progress import Reporter
 from trinity.harness.recipe import LowerSpec
 from trinity.harness.records.record import LoweringInfo
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from trinity.lowering.invoke import CompiledModel
 
 PARAMETERS, REPORT = "parameters.safetensors", "verification.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is measured: a checkpoint's folder, its bytes' fingerprint, a name for progress."""
+
+    folder: Path
+    fingerprint: str
+    name: str
 
 
 class IreeEngine:
@@ -75,7 +84,8 @@ def plan_of(folder: Path, spec: LowerSpec) -> lowering.Lowering:
     longest = min(spec.context, config.max_position_embeddings)
     formats = checkpoint.Checkpoint(folder).formats
     lengths = (1, min(spec.length, longest))
-    return lowering.Lowering(config, formats, targets.get(spec.target), lengths, longest)
+    target, dtype = targets.get(spec.target), dtype_name(config)
+    return lowering.Lowering(config, formats, target, lengths, longest, dtype)
 
 
 def compile_module(
@@ -85,7 +95,8 @@ def compile_module(
 
     def write(place: Path) -> None:
         started = time.perf_counter()
-        model = skeleton(plan.config).to(DTYPES[str(plan.config.dtype).removeprefix("torch.")])
+        model = skeleton(plan.config).to(DTYPES[plan.dtype])
+        model.tie_weights()  # as in `skeleton`: moving parameters unties them
         lowered = lowering.lower(model, plan, lambda stage: reporter.say(f"lower: {stage}"))
         lowered.save(place)
         for stage in ("torch", "annotated", "storage"):
@@ -111,7 +122,7 @@ def write_parameters(folder: Path, module: Path, store: StageStore, fingerprint:
 
 
 def lower(
-    subject: Any,
+    subject: Subject,
     spec: LowerSpec,
     store: StageStore,
     torch_engine: Callable[[], TorchEngine],
@@ -119,7 +130,7 @@ def lower(
 ) -> Lowered:
     """Compile a checkpoint and compare its logits with torch's; LoweringError if they differ.
 
-    subject: a `measure.Subject`   torch_engine: made only if the comparison is not in the store
+    torch_engine: made only if the comparison is not in the store
     """
     # Imported here: a run whose comparison is in the store needs no runtime.
     from trinity.lowering.check import MODEL_TOLERANCE, verify

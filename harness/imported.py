@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trinity.harness import checkpoint
+from trinity.harness.code import code_sha256, methods_sha256
 from trinity.harness.models import Decoder, weight_of
 from trinity.harness.records.environment import environment
 from trinity.harness.store import StageStore
@@ -54,7 +55,15 @@ def import_checkpoint(
         for place in blocks:
             shutil.rmtree(place)
 
-    inputs = {"model": model_sha256, "imported": described, "dtype": str(decoder.dtype)}
+    inputs = {
+        "model": model_sha256,
+        "imported": described,
+        "dtype": str(decoder.dtype),
+        "code": [
+            code_sha256("imported.py", "checkpoint.py", "models.py"),
+            methods_sha256([source]),
+        ],
+    }
     return store.fetch("imported", inputs, write)
 
 

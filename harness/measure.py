@@ -1,12 +1,10 @@
-"""Measurements of one compressed checkpoint: accuracy suites, latency and memory, on torch and
-compiled.
+"""Measurements of one compressed checkpoint: accuracy, latency and memory, in torch and compiled.
 
 Every suite is a stage of the store, keyed by all that its numbers depend on.  Models are loaded
 only when a stage that needs one is missing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from trinity.harness import checkpoint, sources
 from trinity.harness.accuracy import suites
 from trinity.harness.code import code_sha256
-from trinity.harness.compiled import Lowered, lower
+from trinity.harness.compiled import Lowered, Subject, lower
 from trinity.harness.engine import Engine, MeasurementPath, TorchEngine
 from trinity.harness.latency import generate, memory
 from trinity.harness.models import read_config
@@ -29,15 +27,6 @@ from trinity.lowering import targets
 from trinity.methods.errors import ConfigError, MachineError
 
 MEASUREMENTS = "measurements.json"
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """What is measured: a checkpoint's folder, its bytes' fingerprint, a name for progress."""
-
-    folder: Path
-    fingerprint: str
-    name: str
 
 
 class Measuring:

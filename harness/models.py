@@ -1,6 +1,7 @@
 """Models as data: where a family's blocks and linears are, and how weights are read by block."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -221,10 +222,16 @@ def read_config(folder: Path) -> Any:
     return config
 
 
+def dtype_name(config: Any) -> str:
+    """'float32': the type of a model's parameters, as its configuration says."""
+    return str(config.dtype).removeprefix("torch.")
+
+
 def skeleton(config: Any) -> Any:
     """The model without weights: parameters on `meta`, buffers (rotary frequencies) real."""
     with init_empty_weights(include_buffers=False), warnings_off():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        # A copy: transformers writes the type into the configuration it is given.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32).eval()
     # Making parameters on `meta` undoes the tie of embedding and head.
     model.tie_weights()
     return model

@@ -38,11 +38,17 @@ class Plan:
     steps: Mapping[str, tuple[PlannedStep, ...]]
 
     @property
+    def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
+        """Every method of some step of some layer."""
+        found = {step.name: step.method for steps in self.steps.values() for step in steps}
+        return list(found.values())
+
+    @property
     def needs(self) -> Statistic:
         """Everything that some step of some layer needs."""
         needs = Statistic.NOTHING
-        for step in {id(step): step for steps in self.steps.values() for step in steps}.values():
-            needs |= step.method.needs
+        for method in self.methods:
+            needs |= method.needs
         return needs
 
     def describe(self, layers: list[str]) -> dict[str, object]:

@@ -1,15 +1,12 @@
 """Keep the libraries' own progress bars and advice out of our output."""
 
 import logging
-import os
 
 
 def hush_libraries() -> None:
     """Only errors of transformers, datasets and the hub are shown; called once, by the command
     line.
     """
-    # Read by tqdm when it is first imported; transformers' GGUF reader has no switch of its own.
-    os.environ.setdefault("TQDM_DISABLE", "1")
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as hf_logging
 

@@ -4,12 +4,9 @@ Every part is a stage of the store, keyed by all that it depends on, so a second
 killed run goes on.  Models are loaded only when a stage that needs one is missing.
 """
 
-import hashlib
-import inspect
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trinity.harness import calibration, checkpoint, data, plan, sources
-from trinity.harness.code import code_sha256
-from trinity.harness.measure import Measuring, Subject, check_machine, context_length
+from trinity.harness.code import code_sha256, methods_sha256
+from trinity.harness.compiled import Subject
+from trinity.harness.measure import Measuring, check_machine, context_length
 from trinity.harness.models import DTYPES, Decoder
 from trinity.harness.progress import Reporter
 from trinity.harness.recipe import Recipe
@@ -120,7 +118,7 @@ class Run:
             "dtype": self.recipe.model.dtype,
             "calibration": drawn[1]["ids_sha256"] if drawn else None,
             "numerics": numerics(self.device),
-            "code": code_sha256(*COMPRESS_CODE) + self._methods_sha256(),
+            "code": [code_sha256(*COMPRESS_CODE), methods_sha256(self.plan.methods)],
         }
         walk = Walk(self.decoder, self.plan, drawn[0] if drawn else None, self.store, inputs)
         blocks = walk.run(lambda done, of: self._step("compress, blocks", done, of))
@@ -201,14 +199,3 @@ class Run:
                 f"`calibration:`."
             )
             raise ConfigError(msg)
-
-    def _methods_sha256(self) -> str:
-        """Hash of all built-in method code and of the files that define plugin methods."""
-        package = files("trinity.methods")
-        digest = hashlib.sha256()
-        paths = set(Path(str(package)).rglob("*.py"))
-        for steps in self.plan.steps.values():
-            paths |= {Path(inspect.getfile(type(step.method))) for step in steps}
-        for path in sorted(paths, key=lambda p: p.name):
-            digest.update(path.read_bytes())
-        return digest.hexdigest()

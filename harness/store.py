@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import psutil
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class StageStore:
         self.root = root
         self._recompute = fresh
         self._made: set[Path] = set()
+        self._scratch = root / "scratch"
+        _sweep(self._scratch)
 
     def place(self, kind: str, inputs: Mapping[str, Any]) -> Path:
         """Where a stage is, or would be."""
@@ -70,8 +73,9 @@ class StageStore:
         """Let `write` fill an empty folder, then make it the stage; interrupted, it leaves none."""
         place = self.place(kind, inputs)
         place.parent.mkdir(parents=True, exist_ok=True)
+        self._scratch.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(
-            prefix=f".{place.name[:8]}-", dir=place.parent, ignore_cleanup_errors=True
+            prefix=f"{os.getpid()}-", dir=self._scratch, ignore_cleanup_errors=True
         ) as scratch:
             folder = Path(scratch, "stage")
             folder.mkdir()
@@ -117,6 +121,14 @@ def link_or_copy(source: Path, destination: Path) -> None:
         os.link(source, destination)
     except OSError:
         shutil.copyfile(source, destination)
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove what killed processes left half-written."""
+    for leftover in scratch.glob("*-*"):
+        process = leftover.name.partition("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _damage(place: Path) -> str | None:

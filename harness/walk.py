@@ -70,7 +70,6 @@ class Walk:
     def run(self, progress: Callable[[int, int], None]) -> list[Path]:
         """Folders of all finished blocks, in order."""
         finished: list[Path] = []
-        inputs = dict(self.inputs)
         count = len(self.decoder.blocks)
         for index in range(count):
             layers = self.decoder.layer_names(index)
@@ -78,8 +77,7 @@ class Walk:
                 **self.inputs,
                 "index": index,
                 "steps": self.plan.describe(layers),
-                # Later blocks see the output of earlier ones, so a stage depends on the stage
-                # before.
+                # Later blocks see what earlier ones put out.
                 "before": str(finished[-1].name) if finished else None,
             }
             found = self.store.get("block", inputs)

@@ -13,7 +13,7 @@ from torch import Tensor
 from trinity.lowering.compile import SCOPE
 from trinity.lowering.export import step_name
 from trinity.lowering.targets import Target
-from trinity.methods.errors import ConfigError
+from trinity.methods.errors import ConfigError, LoweringError
 
 # Bytes are signless in modules, which the runtime checks: uint8 goes in as INT_8.
 ELEMENT_TYPES = {
@@ -49,8 +49,16 @@ class Loaded:
             self.index.load(str(parameters), format="safetensors")
             self.provider = self.index.create_provider(scope=SCOPE)
             self.modules.append(rt.create_io_parameters_module(self.instance, self.provider))
-        self.modules.append(rt.VmModule.copy_buffer(self.instance, vmfb))
-        self.context = rt.VmContext(self.instance, modules=self.modules)
+        try:
+            self.modules.append(rt.VmModule.copy_buffer(self.instance, vmfb))
+            self.context = rt.VmContext(self.instance, modules=self.modules)
+        except (RuntimeError, ValueError, IndexError) as error:  # IREE's status codes
+            reason = str(error).partition("\n")[0]
+            msg = (
+                f"target {target.name}: the module and its parameters {parameters} do not load "
+                f"({reason}). Were both made for the same checkpoint by the same version?"
+            )
+            raise LoweringError(msg) from error
         module = self.modules[-1]
         self.functions = {name: module.lookup_function(name) for name in module.function_names}
 

@@ -59,6 +59,10 @@ VULKAN_DEVICE = (
     "max_workgroup_memory_bytes = 16384, max_workgroup_counts = [65535, 65535, 65535]>>}>]> "
     ": !hal.device"
 )
+# The default way to distribute sums over lanes fails ("failed to distribute") on contractions
+# of few rows that unpack 2:4 metadata.
+NO_REDUCTION_DISTRIBUTION = "--iree-codegen-llvmgpu-use-reduction-vector-distribution=false"
+
 BUILT_IN = {
     target.name: target
     for target in (
@@ -77,18 +81,16 @@ BUILT_IN = {
             (),
             "vulkan",
             "the Vulkan loader finds no device. Install a driver; Debian's mesa-vulkan-drivers "
-            "has one "
-            "that runs on the CPU.",
+            "has one that runs on the CPU.",
             device=VULKAN_DEVICE,
         ),
         Target(
             "cuda",
             # This compiler knows no newer server GPU; the driver compiles the PTX inside for those.
-            # Its default way to distribute sums fails on contractions that unpack 2:4 metadata.
             (
                 "--iree-hal-target-device=cuda",
                 "--iree-cuda-target=sm_80",
-                "--iree-codegen-llvmgpu-use-reduction-vector-distribution=false",
+                NO_REDUCTION_DISTRIBUTION,
             ),
             "cuda",
             "no NVIDIA GPU with a working driver (libcuda.so.1).",
@@ -96,7 +98,11 @@ BUILT_IN = {
         ),
         Target(
             "rocm",
-            ("--iree-hal-target-device=hip", "--iree-rocm-target=gfx90a"),
+            (
+                "--iree-hal-target-device=hip",
+                "--iree-rocm-target=gfx90a",
+                NO_REDUCTION_DISTRIBUTION,
+            ),
             "hip",
             "no AMD GPU with a working driver (libamdhip64.so).",
         ),

@@ -1,11 +1,12 @@
 """What a timing depends on: the processor, its clock policy, and the threads that may run."""
 
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from trinity.harness.records.environment import cpu_model
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -18,14 +19,6 @@ def describe() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "clock_policy": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else "unknown",
     }
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine() or "unknown"
 
 
 def usable_cpus() -> int:

@@ -16,10 +16,12 @@ from trinity.harness.store import StageStore
 SLIM = [{"method": "slim", "pattern": "2:4"}]
 
 
-def _run(store: StageStore, steps: list[dict[str, Any]], engine: str = "torch") -> Run:
+def _run(
+    store: StageStore, steps: list[dict[str, Any]], engine: str = "torch", dtype: str = "float32"
+) -> Run:
     data: dict[str, Any] = {
         "name": "test",
-        "model": {"id": "random:tiny-llama"},
+        "model": {"id": "random:tiny-llama", "dtype": dtype},
         "compress": {"steps": steps},
         "calibration": {"dataset": "pydoc", "samples": 2, "seqlen": 64, "rule": "concatenated"},
         "lower": {"target": "llvm-cpu", "length": 16, "context": 96},
@@ -107,3 +109,12 @@ def test_every_stage_is_kept_as_text(store: StageStore, stage: str) -> None:
     assert lowered is not None
     text = Path(lowered.module, f"{stage}.mlir").read_text()
     assert ("quant" in text, "sparse_tensor" in text) == ((stage == "annotated",) * 2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_model_of_half_precision_is_compiled_in_its_own_type(
+    store: StageStore, dtype: str
+) -> None:
+    info = _run(store, SLIM, dtype=dtype).finish().record.lowering
+    assert info is not None
+    assert max(info.logit_errors.values()) <= info.tolerance

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,15 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         store.put("kind", {}, write)
     assert store.get("kind", {}) is None
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    dead, alive = tmp_path / "scratch" / "999999999-x", tmp_path / "scratch" / f"{os.getpid()}-x"
+    for leftover in (dead, alive):
+        leftover.mkdir(parents=True)
+    StageStore(tmp_path)
+    assert not dead.exists()
+    assert alive.exists()
 
 
 def test_fresh_computes_again_once(tmp_path: Path) -> None:
