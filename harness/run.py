@@ -209,6 +209,6 @@ class Run:
         paths = set(Path(str(package)).rglob("*.py"))
         for steps in self.plan.steps.values():
             paths |= {Path(inspect.getfile(type(step.method))) for step in steps}
-        for path in sorted(paths, key=lambda p: p.name):
+        for path in sorted(paths, key=lambda p: (p.name, -len(p.parts))):
             digest.update(path.read_bytes())
         return digest.hexdigest()
