@@ -27,6 +27,6 @@ def methods_sha256(methods: Iterable[Registered]) -> str:
     paths = set(Path(registry.__file__).parent.rglob("*.py"))
     paths |= {Path(inspect.getfile(type(method))) for method in methods}
     digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
+    for path in sorted(paths):
         digest.update(path.read_bytes())
     return digest.hexdigest()
