@@ -132,7 +132,7 @@ class Checkpoint:
         """
         config = read_config(self.folder)
         dtype = DTYPES[dtype_name(config)]
-        model = skeleton(config)
+        model = skeleton(config, dtype)
         model.load_state_dict(self.rest(), assign=True, strict=False)
         for name, weight in self.weights():
             set_weight(model.get_submodule(name), weight.dequantize(), dtype)

@@ -95,8 +95,7 @@ def compile_module(
 
     def write(place: Path) -> None:
         started = time.perf_counter()
-        model = skeleton(plan.config).to(DTYPES[plan.dtype])
-        model.tie_weights()  # as in `skeleton`: moving parameters unties them
+        model = skeleton(plan.config, DTYPES[plan.dtype])
         lowered = lowering.lower(model, plan, lambda stage: reporter.say(f"lower: {stage}"))
         lowered.save(place)
         for stage in ("torch", "annotated", "storage"):
@@ -112,7 +111,8 @@ def write_parameters(folder: Path, module: Path, store: StageStore, fingerprint:
     def write(place: Path) -> None:
         compressed = checkpoint.Checkpoint(folder)
         names = json.loads((module / "module.json").read_text())["parameters"]
-        model = skeleton(read_config(folder))
+        config = read_config(folder)
+        model = skeleton(config, DTYPES[dtype_name(config)])
         model.load_state_dict(compressed.rest(), assign=True, strict=False)
         model.tie_weights()
         lowering.write_parameters(place / PARAMETERS, model, dict(compressed.weights()), names)

@@ -124,7 +124,7 @@ class Decoder:
         config = read_config(folder)
         self.family = FAMILIES[config.model_type]
         self.reader = WeightReader(folder)
-        self.model = skeleton(config)
+        self.model = skeleton(config, dtype)
         self.blocks: nn.ModuleList = self.model.get_submodule(self.family.blocks)
 
     @cached_property
@@ -227,11 +227,14 @@ def dtype_name(config: Any) -> str:
     return str(config.dtype).removeprefix("torch.")
 
 
-def skeleton(config: Any) -> Any:
-    """The model without weights: parameters on `meta`, buffers (rotary frequencies) real."""
+def skeleton(config: Any, dtype: torch.dtype) -> Any:
+    """The model without weights: parameters on `meta`, buffers (rotary frequencies) real.
+
+    dtype: of the parameters; buffers stay float32, as transformers loads them
+    """
     with init_empty_weights(include_buffers=False), warnings_off():
         # A copy: transformers writes the type into the configuration it is given.
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
     # Making parameters on `meta` undoes the tie of embedding and head.
     model.tie_weights()
     return model
