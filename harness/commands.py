@@ -182,7 +182,7 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
                 if found.model.id == model
             }
             cells = []
-            for row, pattern in planned_rows(table, "*"):
+            for row, pattern in planned_rows(table, ("*",)):
                 if (name := paper.recipe_name(row, pattern)) in newest:
                     path, found = newest[name]
                     cells.append(tables.Cell(row, pattern, found, str(path.relative_to(out))))

@@ -69,9 +69,13 @@ class Data(Section):
 
 
 class Profile(Section):
-    """How a table is filled on a kind of machine."""
+    """How a table is filled on a kind of machine.
+
+    rows: globs of the rows that are run unless `--rows` asks for others
+    """
 
     summary: str
+    rows: tuple[str, ...] = ("*",)
     models: tuple[str, ...]
     parameters: dict[str, Any] = Field(default_factory=dict)
     data: tuple[Data, ...]

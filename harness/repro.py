@@ -56,7 +56,8 @@ def reproduce(
     at_hand = first_at_hand(profile)
     results = []
     for key, table in chosen.items():
-        planned = planned_rows(table, rows_glob)
+        globs = profile.rows if rows_glob == "*" else (rows_glob,)
+        planned = planned_rows(table, globs)
         for model in profile.models:
             recipes = [
                 (row, pattern, paper.recipe(profile, at_hand, model, row, pattern))
@@ -69,14 +70,18 @@ def reproduce(
     return results
 
 
-def planned_rows(table: Table, rows_glob: str) -> list[tuple[Row, str | None]]:
-    """(row, pattern) of every run, in the table's order; ConfigError if the glob matches none."""
+def planned_rows(table: Table, globs: tuple[str, ...]) -> list[tuple[Row, str | None]]:
+    """(row, pattern) of every run, in the table's order; ConfigError if no glob matches any."""
     planned: list[tuple[Row, str | None]] = [(r, None) for r in table.rows if not r.by_pattern]
     planned += [(row, p) for p in table.patterns for row in table.rows if row.by_pattern]
-    kept = [(r, p) for r, p in planned if fnmatchcase(paper.recipe_name(r, p), rows_glob)]
+    kept = [
+        (row, pattern)
+        for row, pattern in planned
+        if any(fnmatchcase(paper.recipe_name(row, pattern), glob) for glob in globs)
+    ]
     if not kept:
         names = ", ".join(paper.recipe_name(r, p) for r, p in planned)
-        msg = f"--rows '{rows_glob}' matches no row. Rows: {names}."
+        msg = f"--rows '{' '.join(globs)}' matches no row. Rows: {names}."
         raise ConfigError(msg)
     return kept
 
