@@ -25,7 +25,7 @@ from trinity.harness.records.measurement import Measurement
 from trinity.harness.report import tables
 from trinity.harness.repro import Reproduced, planned_rows, write_table
 from trinity.harness.run import Run
-from trinity.harness.store import StageStore
+from trinity.harness.store import MANIFEST, StageStore, make_folder
 from trinity.methods import conformance, registry
 from trinity.methods.contract import BlockMethod, CheckpointSource, Method
 from trinity.methods.errors import ConfigError
@@ -42,8 +42,9 @@ def compress_to(
     store: StageStore,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """One method on one model, into a new folder.  settings: method options, or
-    calibration.KEY=value.
+    """One method on one model, into a new folder.
+
+    settings: method options, or calibration.KEY=value
     """
     check_new(out)
     found = registry.get(method)
@@ -69,7 +70,8 @@ def compress_to(
     else:
         finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
     # A copy, not links: what a user does to it must not reach the store.
-    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("stage.json"))
+    ignore = shutil.ignore_patterns(MANIFEST)
+    make_folder(out, lambda folder: shutil.copytree(finished, folder, ignore=ignore))
     compressed = checkpoint.Checkpoint(out)
     return {
         "checkpoint": str(out),
@@ -153,13 +155,17 @@ def lower_to(
     plan = plan_of(folder, spec)
     module = compile_module(folder, plan, store, reporter)
     parameters = write_parameters(folder, module, store, sources.folder_sha256(folder))
-    out.mkdir()
     names = ["module.vmfb", "module.json"]
     if emit and emit != "vmfb":
         names.append(f"{emit}.mlir")
-    for name in names:
-        shutil.copyfile(module / name, out / name)
-    shutil.copyfile(parameters / PARAMETERS, out / PARAMETERS)
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        for name in names:
+            shutil.copyfile(module / name, folder / name)
+        shutil.copyfile(parameters / PARAMETERS, folder / PARAMETERS)
+
+    make_folder(out, fill)
     return {
         "target": target,
         "files": ", ".join(sorted(path.name for path in out.iterdir())),

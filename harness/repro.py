@@ -17,7 +17,7 @@ from trinity.harness.progress import Reporter
 from trinity.harness.recipe import Recipe
 from trinity.harness.records import record
 from trinity.harness.report import tables
-from trinity.harness.store import StageStore
+from trinity.harness.store import StageStore, write_text
 from trinity.methods.errors import ConfigError, MachineError
 
 logger = logging.getLogger(__name__)
@@ -186,6 +186,6 @@ def write_table(
     paths = []
     for ending, text in forms.items():
         path = folder / f"{stem}.{ending}"
-        path.write_text(text)
+        write_text(path, text)
         paths.append(path)
     return Reproduced(model, rendered.markdown, tuple(paths))

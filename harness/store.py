@@ -105,9 +105,24 @@ class StageStore:
 
 def write_json(path: Path, data: Any) -> None:
     """Sorted, indented JSON, replaced in one step so that a reader never sees half a file."""
+    write_text(path, json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, replaced in one step."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+    beside.write_text(text)
     beside.replace(path)
+
+
+def make_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` make a folder beside `path`, then rename it: it is there whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fill(beside)
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trinity.harness.store import StageStore, write_json
+from trinity.harness.store import StageStore, make_folder, write_json
 
 
 def _write(text: str = "content") -> object:
@@ -93,6 +93,19 @@ def test_fresh_computes_again_once(tmp_path: Path) -> None:
     place = store.fetch("kind", {}, _write("new"))
     assert (place / "sub" / "file.txt").read_text() == "new"
     assert store.get("kind", {}) == place
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_folder(tmp_path / "out", half)
+    assert list(tmp_path.iterdir()) == []
+    make_folder(tmp_path / "out", lambda folder: folder.mkdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_json_is_replaced_whole(tmp_path: Path) -> None:
