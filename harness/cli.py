@@ -157,7 +157,8 @@ def lower(
     out: Out,
     target: Target = "llvm-cpu",
     emit: Annotated[
-        str | None, typer.Option(help="Also write one stage: torch, annotated, storage or vmfb.")
+        str | None,
+        typer.Option(help="Also write a stage: torch, annotated, storage, target or vmfb."),
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens that a prefill call takes.")] = 128,
     context: Annotated[int, typer.Option(help="Positions of the key/value cache.")] = 2048,

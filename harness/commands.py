@@ -30,7 +30,7 @@ from trinity.methods import conformance, registry
 from trinity.methods.contract import BlockMethod, CheckpointSource, Method
 from trinity.methods.errors import ConfigError
 
-EMITTED = ("torch", "annotated", "storage", "vmfb")
+EMITTED = ("torch", "annotated", "storage", "target", "vmfb")
 
 
 def compress_to(
@@ -154,7 +154,7 @@ def lower_to(
     assert spec is not None
     plan = plan_of(folder, spec)
     module = compile_module(folder, plan, store, reporter)
-    parameters = write_parameters(folder, module, store, sources.folder_sha256(folder))
+    parameters = write_parameters(folder, module, plan.target, store, sources.folder_sha256(folder))
     names = ["module.vmfb", "module.json"]
     if emit and emit != "vmfb":
         names.append(f"{emit}.mlir")

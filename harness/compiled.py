@@ -13,13 +13,14 @@ from torch import Tensor
 
 from trinity.harness import checkpoint
 from trinity.harness.engine import DecodeSession, Engine, MeasurementPath, TorchEngine
-from trinity.harness.models import DTYPES, dtype_name, read_config, skeleton
+from trinity.harness.models import DTYPES, dtype_name, group_attention, read_config, skeleton
 from trinity.harness.progress import Reporter
 from trinity.harness.recipe import LowerSpec
 from trinity.harness.records.record import LoweringInfo
 from trinity.harness.store import StageStore, read_json, write_json
 from trinity.lowering import lower as lowering
-from trinity.lowering import storage, targets
+from trinity.lowering import targets
+from trinity.lowering.kernels.choose import storage_of
 
 if TYPE_CHECKING:
     from trinity.lowering.invoke import CompiledModel
@@ -96,16 +97,19 @@ def compile_module(
     def write(place: Path) -> None:
         started = time.perf_counter()
         model = skeleton(plan.config, DTYPES[plan.dtype])
+        group_attention(model)
         lowered = lowering.lower(model, plan, lambda stage: reporter.say(f"lower: {stage}"))
         lowered.save(place)
-        for stage in ("torch", "annotated", "storage"):
+        for stage in ("torch", "annotated", "storage", "target"):
             (place / f"{stage}.mlir").write_text(getattr(lowered, stage))
         write_json(place / "timing.json", {"compile_s": time.perf_counter() - started})
 
     return store.fetch("module", plan.fingerprint(), write)
 
 
-def write_parameters(folder: Path, module: Path, store: StageStore, fingerprint: str) -> Path:
+def write_parameters(
+    folder: Path, module: Path, target: targets.Target, store: StageStore, fingerprint: str
+) -> Path:
     """The stage of the module's parameters: the checkpoint's weights in the module's storage."""
 
     def write(place: Path) -> None:
@@ -115,7 +119,8 @@ def write_parameters(folder: Path, module: Path, store: StageStore, fingerprint:
         model = skeleton(config, DTYPES[dtype_name(config)])
         model.load_state_dict(compressed.rest(), assign=True, strict=False)
         model.tie_weights()
-        lowering.write_parameters(place / PARAMETERS, model, dict(compressed.weights()), names)
+        weights = dict(compressed.weights())
+        lowering.write_parameters(place / PARAMETERS, model, weights, names, target)
 
     inputs = {"checkpoint": fingerprint, "module": module.name}
     return store.fetch("parameters", inputs, write)
@@ -137,7 +142,7 @@ def lower(
 
     plan = plan_of(subject.folder, spec)
     module = compile_module(subject.folder, plan, store, reporter)
-    parameters = write_parameters(subject.folder, module, store, subject.fingerprint)
+    parameters = write_parameters(subject.folder, module, plan.target, store, subject.fingerprint)
     inputs = {"module": module.name, "parameters": parameters.name}
 
     def write(place: Path) -> None:
@@ -167,7 +172,7 @@ def lower(
 def module_bits(plan: lowering.Lowering) -> float:
     """Bits per weight of the compressed linears in the module's storage."""
     sizes = {name: f.shape[0] * f.shape[1] for name, f in plan.formats.items()}
-    bits = sum(storage.module_bits(f) * sizes[name] for name, f in plan.formats.items())
+    bits = sum(storage_of(f, plan.target).bits() * sizes[name] for name, f in plan.formats.items())
     return bits / sum(sizes.values())
 
 

@@ -12,9 +12,10 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from trinity.lowering import attention
 from trinity.methods.errors import ConfigError, UnsupportedError, nearest
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -238,6 +239,12 @@ def skeleton(config: Any, dtype: torch.dtype) -> Any:
     # Making parameters on `meta` undoes the tie of embedding and head.
     model.tie_weights()
     return model
+
+
+def group_attention(model: Any) -> None:
+    """Give a model that will be compiled the form of attention that compiles well."""
+    AttentionInterface.register(attention.NAME, attention.grouped_attention)
+    model.set_attn_implementation(attention.NAME)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,11 @@ from dataclasses import replace
 
 from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type, widen
 from trinity.lowering.dialects import LinearCall
+from trinity.lowering.kernels.choose import storage_of
+from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.linalg import add_adapter, linear_function
 from trinity.lowering.storage import Layout, layout_of
+from trinity.lowering.targets import Target
 from trinity.methods.formats import NM, WeightFormat
 
 
@@ -48,12 +51,17 @@ def annotated_call(layer: str, weight_format: WeightFormat, rows: int) -> Linear
     )
 
 
-def storage_call(layer: str, weight_format: WeightFormat, rows: int) -> LinearCall:
-    """The same function on explicit storage, and the stored tensors it is called with."""
-    layout, name = layout_of(weight_format), function_name(weight_format, rows)
-    operands = [(f"{layer}.{key}", tensor_type(*of)) for key, of in layout.shapes().items()]
-    annotated = annotated_call(layer, weight_format, rows)
-    return replace(annotated, text=linear_function(name, layout, rows), operands=tuple(operands))
+def storage_call(layer: str, weight_format: WeightFormat, rows: int, target: Target) -> LinearCall:
+    """The same function on explicit storage, and the stored tensors it is called with.
+
+    Declared only where a kernel of ours is its body.
+    """
+    stored, name = storage_of(weight_format, target), function_name(weight_format, rows)
+    operands = [(f"{layer}.{key}", tensor_type(*of)) for key, of in stored.shapes().items()]
+    call = replace(annotated_call(layer, weight_format, rows), operands=tuple(operands))
+    if isinstance(stored, Panels):
+        return replace(call, text=call.declaration)
+    return replace(call, text=linear_function(name, stored, rows))
 
 
 def quantized_type(weight_format: WeightFormat) -> str | None:

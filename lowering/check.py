@@ -6,11 +6,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from trinity.lowering import storage
 from trinity.lowering.annotate import function_name
-from trinity.lowering.compile import compile_text
+from trinity.lowering.compile import compile_text, target_text
 from trinity.lowering.export import packed_linears
 from trinity.lowering.invoke import CompiledModel, Loaded
+from trinity.lowering.kernels.choose import host_flavour, storage_of
+from trinity.lowering.kernels.linear import linear_kernels, with_kernels
+from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.linalg import linear_function
 from trinity.lowering.storage import layout_of
 from trinity.lowering.targets import Target
@@ -73,7 +75,7 @@ def blame(weights: Mapping[str, CompressedWeight], target: Target, lengths: list
 def torch_logits(model: nn.Module, weights: Mapping[str, CompressedWeight], ids: Tensor) -> Tensor:
     """Eager torch on packed weights.  ids: int64 [seq] -> float32 [seq, vocab]"""
     formats = {name: format_of(weight) for name, weight in weights.items()}
-    packed = {name: storage.pack(weight) for name, weight in weights.items()}
+    packed = {name: layout_of(formats[name]).pack(weight) for name, weight in weights.items()}
     with packed_linears(model, formats, packed), torch.no_grad():
         logits: Tensor = model(input_ids=ids[None]).logits[0].float()
     return logits
@@ -86,7 +88,8 @@ def linear_error(weight: CompressedWeight, target: Target, rows: int) -> float:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, weight.shape[1], generator=generator)
     expected = x.double() @ weight.dequantize().double().T
-    arguments = [module.put(tensor) for tensor in (x, *storage.pack(weight).values())]
+    stored = storage_of(weight_format, target).pack(weight)
+    arguments = [module.put(tensor) for tensor in (x, *stored.values())]
     found = module.fetch(module.call(function_name(weight_format, rows), arguments))
     return relative_error(found, expected)
 
@@ -94,9 +97,18 @@ def linear_error(weight: CompressedWeight, target: Target, rows: int) -> float:
 @lru_cache(maxsize=64)
 def linear_module(weight_format: WeightFormat, target: Target, rows: int) -> Loaded:
     """One linear of a format, compiled by itself; its storage comes as arguments."""
-    text = linear_function(function_name(weight_format, rows), layout_of(weight_format), rows)
-    public = text.replace("func.func private", "func.func", 1)
-    return Loaded(compile_text(f"module {{\n{public}}}\n", target), target)
+    return Loaded(compile_text(linear_text(weight_format, target, rows), target), target)
+
+
+def linear_text(weight_format: WeightFormat, target: Target, rows: int) -> str:
+    """Stage target of a module with one linear as its public function."""
+    stored, name = storage_of(weight_format, target), function_name(weight_format, rows)
+    if isinstance(stored, Panels):
+        kernels = linear_kernels(name, stored, rows, host_flavour())
+        text = with_kernels("module {\n}\n", [kernels])
+    else:
+        text = f"module {{\n{linear_function(name, stored, rows)}}}\n"
+    return target_text(text.replace("func.func private", "func.func", 1), target)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -23,10 +23,10 @@ COMMON_FLAGS = (
 
 
 def compile_text(text: str, target: Target, extra: Sequence[str] = ()) -> bytes:
-    """The module of a storage-stage text for a target, as the bytes of a `.vmfb`."""
+    """The module of a target-stage text, as the bytes of a `.vmfb`."""
     with tempfile.TemporaryDirectory() as folder:
         source, module = Path(folder, "module.mlir"), Path(folder, "module.vmfb")
-        source.write_text(for_target(text, target), encoding="utf-8")
+        source.write_text(text, encoding="utf-8")
         command = [compiler(), str(source), *COMMON_FLAGS, *target.flags, *extra, "-o", str(module)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -39,8 +39,11 @@ def compile_text(text: str, target: Target, extra: Sequence[str] = ()) -> bytes:
     return compiled
 
 
-def for_target(text: str, target: Target) -> str:
-    """Storage text as IREE takes it: external globals as parameters, and the device it is for."""
+def target_text(text: str, target: Target) -> str:
+    """Stage target: storage text as IREE takes it.
+
+    External globals become parameters, and the module says which device it is for.
+    """
     if target.device is not None:
         attributes = f"module attributes {{hal.device.targets = [{target.device}]}} {{"
         text = re.sub(r"^module \{", lambda _: attributes, text, count=1, flags=re.MULTILINE)

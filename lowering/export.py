@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trinity.lowering.dialects import import_program
-from trinity.lowering.storage import layout_of, unpack
+from trinity.lowering.storage import layout_of
 from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
 from trinity.methods.formats import WeightFormat
 
@@ -158,8 +158,8 @@ class Step(nn.Module):
 def packed_linear(x: Tensor, storage: list[Tensor], layer: str, layout: str, d_out: int) -> Tensor:
     """X W^T of a stored weight; in torch by dequantizing.  x: [rows, in] -> [rows, out], float32"""
     weight_format = WeightFormat.from_json(json.loads(layout))
-    names = layout_of(weight_format).shapes()
-    weight = unpack(weight_format, dict(zip(names, storage, strict=True))).dequantize()
+    stored = layout_of(weight_format)
+    weight = stored.unpack(dict(zip(stored.shapes(), storage, strict=True))).dequantize()
     return x.float() @ weight.T
 
 
@@ -180,7 +180,7 @@ class PackedLinear(nn.Module):
         bias: nn.Parameter | None,
         tensors: Mapping[str, Tensor],
     ) -> None:
-        """tensors: what `storage.pack` gave, or tensors of those shapes on `meta`."""
+        """tensors: what `Layout.pack` gave, or tensors of those shapes on `meta`."""
         super().__init__()
         self.layer, self.weight_format, self.bias = layer, weight_format, bias
         self.layout = json.dumps(weight_format.to_json(), sort_keys=True)

@@ -107,8 +107,6 @@ class CompiledModel:
     Reads `module.vmfb` and `module.json`, as `LoweredModel.save` wrote them, and a parameter file.
     """
 
-    path: Literal["compiled", "kernel"] = "compiled"
-
     def __init__(self, folder: Path, parameters: Path, target: Target) -> None:
         """Load the module and its parameters; MachineError without the device."""
         self.meta = json.loads((folder / "module.json").read_text("utf-8"))
@@ -116,6 +114,7 @@ class CompiledModel:
             msg = f"{folder}: compiled for {self.meta['target']}, asked to run on {target.name}."
             raise ConfigError(msg)
         self.target = target
+        self.path: Literal["compiled", "kernel"] = self.meta["path"]
         self.max_length: int = self.meta["max_length"]
         self.loaded = Loaded((folder / "module.vmfb").read_bytes(), target, parameters)
         self.cache_length: int = self.meta["cache"][2]

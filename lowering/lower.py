@@ -12,20 +12,22 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trinity.lowering import storage
 from trinity.lowering.annotate import annotated_call, storage_call
-from trinity.lowering.compile import COMMON_FLAGS, compile_text, compiler_versions
+from trinity.lowering.compile import COMMON_FLAGS, compile_text, compiler_versions, target_text
 from trinity.lowering.dialects import (
+    LinearCall,
     call_linears,
     global_names,
     merged,
     substitute_linears,
 )
 from trinity.lowering.export import Geometry, StepShape, export_step
-from trinity.lowering.storage import layout_of
+from trinity.lowering.kernels.choose import host_flavour, storage_of
+from trinity.lowering.kernels.linear import LinearKernels, linear_kernels, with_kernels
+from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import CompressedWeight, WeightFormat
+from trinity.methods.formats import CompressedWeight, WeightFormat, format_of
 
 DECODE_AND_PREFILL = (1, 128)
 
@@ -60,9 +62,17 @@ class Lowering:
             raise ConfigError(msg)
         for layer, weight_format in self.formats.items():
             try:
-                layout_of(weight_format)
+                storage_of(weight_format, self.target)
             except ConfigError as error:
                 raise type(error)(f"{layer}: {error}") from error
+
+    @property
+    def kernels(self) -> bool:
+        """Whether kernels of ours compute every product with a packed weight."""
+        packed = [f for f in self.formats.values() if f.grid or f.pattern or f.adapter]
+        return bool(packed) and all(
+            isinstance(storage_of(found, self.target), Panels) for found in packed
+        )
 
     @property
     def geometry(self) -> Geometry:
@@ -89,6 +99,7 @@ class Lowering:
                 "name": self.target.name,
                 "flags": [*COMMON_FLAGS, *self.target.flags],
                 "device": self.target.device,
+                "kernels": host_flavour() if self.target.kernels else None,
             },
             "host": host_cpu() if "host" in " ".join(self.target.flags) else None,
             "lengths": sorted(self.lengths),
@@ -110,6 +121,7 @@ class LoweredModel:
     torch: str
     annotated: str
     storage: str
+    target: str
     vmfb: bytes
     parameters: tuple[str, ...]
     meta: dict[str, Any]
@@ -146,11 +158,19 @@ def lower(
         torch_text, lambda name, rows: annotated_call(name, plan.formats[name], rows)
     )
     progress("storage")
-    stored = substitute_linears(
-        annotated, lambda name, rows: storage_call(name, plan.formats[name], rows)
-    )
+    kernels: dict[str, LinearKernels] = {}
+
+    def stored_call(layer: str, rows: int) -> LinearCall:
+        call = storage_call(layer, plan.formats[layer], rows, plan.target)
+        panels = storage_of(plan.formats[layer], plan.target)
+        if isinstance(panels, Panels) and call.function not in kernels:
+            kernels[call.function] = linear_kernels(call.function, panels, rows, host_flavour())
+        return call
+
+    stored = substitute_linears(annotated, stored_call)
     progress("compile")
-    vmfb = compile_text(stored, plan.target)
+    final = target_text(with_kernels(stored, kernels.values()), plan.target)
+    vmfb = compile_text(final, plan.target)
     geometry, shape = plan.geometry, plan.shape(1)
     meta = {
         "lengths": sorted(plan.lengths),
@@ -159,17 +179,20 @@ def lower(
         "caches": 2 * geometry.layers,
         "dtype": plan.dtype,
         "target": plan.target.name,
+        "path": "kernel" if plan.kernels else "compiled",
     }
-    return LoweredModel(
-        torch_text, annotated, stored, vmfb, tuple(global_names(stored, "storage")), meta
-    )
+    names = tuple(global_names(stored, "storage"))
+    return LoweredModel(torch_text, annotated, stored, final, vmfb, names, meta)
 
 
 def parameter_tensors(
-    model: nn.Module, weights: Mapping[str, CompressedWeight], names: Sequence[str]
+    model: nn.Module,
+    weights: Mapping[str, CompressedWeight],
+    names: Sequence[str],
+    target: Target,
 ) -> dict[str, Tensor]:
-    """The tensors a module reads: packed weights, and what else of the model it needs, tied ones
-    once.
+    """The tensors a module for `target` reads: packed weights, and what else of the model it
+    needs, tied ones once.
     """
     owned = dict(model.named_buffers()) | dict(model.named_parameters())
     found: dict[str, Tensor] = {}
@@ -178,9 +201,8 @@ def parameter_tensors(
         layer, _, key = name.rpartition(".")
         if layer in weights:
             if layer not in packed:
-                packed = {
-                    layer: storage.pack(weights[layer])
-                }  # names are sorted: one layer at a time
+                stored = storage_of(format_of(weights[layer]), target)
+                packed = {layer: stored.pack(weights[layer])}  # names are sorted: one at a time
             if key in packed[layer]:
                 found[name] = packed[layer][key]
                 continue
@@ -189,10 +211,14 @@ def parameter_tensors(
 
 
 def write_parameters(
-    path: Path, model: nn.Module, weights: Mapping[str, CompressedWeight], names: Sequence[str]
+    path: Path,
+    model: nn.Module,
+    weights: Mapping[str, CompressedWeight],
+    names: Sequence[str],
+    target: Target,
 ) -> None:
-    """Write the module's parameters as one safetensors file."""
-    save_file(parameter_tensors(model, weights, names), path)
+    """Write the parameters of a module for `target` as one safetensors file."""
+    save_file(parameter_tensors(model, weights, names, target), path)
 
 
 @cache

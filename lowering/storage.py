@@ -15,8 +15,7 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 
 Symmetric codes are stored in offset binary.  Positions are padded to whole bytes of the narrowest
 stream.  An unstructured mask over codes is stored as codes that mean zero: a gather through a
-bitmap would cost more time than the bit it saves, so `module_bits` counts such a weight at its full
-width.
+bitmap would cost more time than the bit it saves, so `bits` counts such a weight at its full width.
 """
 
 from collections.abc import Mapping
@@ -37,7 +36,6 @@ from trinity.methods.formats import (
     Sparse,
     Unstructured,
     WeightFormat,
-    format_of,
 )
 from trinity.methods.formats.packing import index_bits, pack_bits, unpack_bits
 
@@ -141,6 +139,51 @@ class Layout:
         """The stored tensors that are operands already at the annotated stage."""
         return tuple(name for name in self.shapes() if name not in self.weight_tensors)
 
+    def bits(self) -> float:
+        """Stored bits per weight, everything included."""
+        stored = sum(prod(shape) * dtype.itemsize for shape, dtype in self.shapes().values())
+        return 8 * stored / prod(self.format.shape)
+
+    def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
+        """The stored tensors of a weight of this format; `unpack` inverts it exactly."""
+        base = weight.base if isinstance(weight, Adapted) else weight
+        mask = None
+        if isinstance(base, Sparse):
+            mask, base = base.mask, base.values
+        tensors: dict[str, Tensor] = {}
+        if isinstance(base, Dense):
+            tensors["values"] = _arrange(base.values, mask, self)
+        else:
+            tensors |= _pack_field("codes", _arrange(_raw_codes(base, mask), mask, self), self)
+            tensors["scale"] = base.scale
+            if base.zero_point is not None:
+                tensors["zero_point"] = base.zero_point
+        if self.span > 1 and mask is not None:
+            places = torch.arange(self.span, dtype=torch.uint8, device=mask.device)
+            indices = places.repeat(self.format.shape[1] // self.span).expand(mask.shape)
+            tensors |= _pack_field("index", _arrange(indices, mask, self), self)
+        if isinstance(weight, Adapted):
+            tensors |= {"B": weight.B, "A": weight.A}
+        return {name: tensors[name].contiguous() for name in self.shapes()}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """The weight that `pack` stored.
+
+        An unstructured mask comes back as the entries that are not zero, and so do the weight's
+        values.
+        """
+        mask = _read_mask(self, tensors)
+        base: Dense | Quantized | Sparse
+        if self.format.grid is None:
+            base = Dense(_restore(tensors["values"][..., : self.positions], mask, self))
+        else:
+            base = _read_quantized(self, mask, tensors)
+        if isinstance(self.format.pattern, Unstructured):
+            mask = base.dequantize() != 0
+        if mask is not None and self.format.pattern is not None:
+            base = Sparse(base, mask, self.format.pattern)
+        return Adapted(base, tensors["B"], tensors["A"]) if self.format.adapter else base
+
 
 def layout_of(weight_format: WeightFormat) -> Layout:
     """The storage of a format; UnsupportedError if modules cannot hold it packed."""
@@ -162,56 +205,6 @@ def layout_of(weight_format: WeightFormat) -> Layout:
         )
         raise UnsupportedError(msg)
     return layout
-
-
-def module_bits(weight_format: WeightFormat) -> float:
-    """Bits per weight in the module's storage, everything included."""
-    shapes = layout_of(weight_format).shapes().values()
-    stored = sum(prod(shape) * dtype.itemsize for shape, dtype in shapes)
-    return 8 * stored / prod(weight_format.shape)
-
-
-def pack(weight: CompressedWeight) -> dict[str, Tensor]:
-    """The module's storage of a weight; `unpack` inverts it exactly."""
-    layout = layout_of(format_of(weight))
-    base = weight.base if isinstance(weight, Adapted) else weight
-    mask = None
-    if isinstance(base, Sparse):
-        mask, base = base.mask, base.values
-    tensors: dict[str, Tensor] = {}
-    if isinstance(base, Dense):
-        tensors["values"] = _arrange(base.values, mask, layout)
-    else:
-        tensors |= _pack_field("codes", _arrange(_raw_codes(base, mask), mask, layout), layout)
-        tensors["scale"] = base.scale
-        if base.zero_point is not None:
-            tensors["zero_point"] = base.zero_point
-    if layout.span > 1 and mask is not None:
-        places = torch.arange(layout.span, dtype=torch.uint8, device=mask.device)
-        indices = places.repeat(layout.format.shape[1] // layout.span).expand(mask.shape)
-        tensors |= _pack_field("index", _arrange(indices, mask, layout), layout)
-    if isinstance(weight, Adapted):
-        tensors |= {"B": weight.B, "A": weight.A}
-    return {name: tensors[name].contiguous() for name in layout.shapes()}
-
-
-def unpack(weight_format: WeightFormat, tensors: Mapping[str, Tensor]) -> CompressedWeight:
-    """The weight that `pack` stored.
-
-    An unstructured mask comes back as the entries that are not zero, and so do the weight's values.
-    """
-    layout = layout_of(weight_format)
-    mask = _read_mask(layout, tensors)
-    base: Dense | Quantized | Sparse
-    if weight_format.grid is None:
-        base = Dense(_restore(tensors["values"][..., : layout.positions], mask, layout))
-    else:
-        base = _read_quantized(layout, mask, tensors)
-    if isinstance(weight_format.pattern, Unstructured):
-        mask = base.dequantize() != 0
-    if mask is not None and weight_format.pattern is not None:
-        base = Sparse(base, mask, weight_format.pattern)
-    return Adapted(base, tensors["B"], tensors["A"]) if weight_format.adapter else base
 
 
 def _streams(field: str, bits: int) -> list[Stream]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
 
 from trinity.methods.errors import ConfigError, MachineError, nearest
 
@@ -20,7 +19,7 @@ class Target:
     missing: what a machine without the device lacks
     device: an MLIR attribute that describes the device, where no flag can
     embeds: bytes that every module for it contains
-    path: what its code is, in a record's words
+    kernels: whether our kernels for CPUs are used where a format has one
     """
 
     name: str
@@ -29,7 +28,7 @@ class Target:
     missing: str
     device: str | None = None
     embeds: bytes | None = None
-    path: Literal["compiled", "kernel"] = "compiled"
+    kernels: bool = False
 
     def available(self) -> bool:
         """Whether this machine has the device."""
@@ -75,6 +74,7 @@ BUILT_IN = {
             ),
             "local-task",
             "the IREE runtime lists no local-task device; reinstall iree-base-runtime.",
+            kernels=True,
         ),
         Target(
             "vulkan",

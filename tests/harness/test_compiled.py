@@ -103,7 +103,7 @@ def test_the_engines_logits_are_the_same(store: StageStore) -> None:
     assert torch.allclose(ours, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["torch", "annotated", "storage"])
+@pytest.mark.parametrize("stage", ["torch", "annotated", "storage", "target"])
 def test_every_stage_is_kept_as_text(store: StageStore, stage: str) -> None:
     lowered = _run(store, SLIM).measuring.lowered
     assert lowered is not None

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trinity.lowering import check, targets
+from trinity.lowering import attention, check, targets
 from trinity.lowering.compile import compile_text
 from trinity.lowering.export import packed_linears
 from trinity.lowering.invoke import CompiledModel
@@ -50,7 +50,8 @@ def build(
     shapes.tie_weights()  # type: ignore[operator]  # a method of transformers' models; .to() unties
     lowered = lower(shapes, plan)
     lowered.save(folder)
-    write_parameters(folder / "parameters.safetensors", model, weights, lowered.parameters)
+    path = folder / "parameters.safetensors"
+    write_parameters(path, model, weights, lowered.parameters, plan.target)
     return Built(model, weights, plan, lowered, folder)
 
 
@@ -136,7 +137,7 @@ def test_no_stage_holds_a_dense_weight(packed: Built) -> None:
 
 
 def test_the_compiler_keeps_no_unpacked_weight(packed: Built) -> None:
-    flow = compile_text(packed.lowered.storage, packed.plan.target, ("--compile-to=flow",)).decode()
+    flow = compile_text(packed.lowered.target, packed.plan.target, ("--compile-to=flow",)).decode()
     values = re.findall(r"util\.global private @.*", flow)
     assert len(values) > len(packed.weights)
     # A weight unpacked ahead of time would be a global without a value, filled by an initializer.
@@ -148,7 +149,7 @@ def test_parameters_are_packed_weights_embeddings_and_norms(packed: Built) -> No
     stored = load_file(packed.parameters)
     assert sorted(stored) == list(packed.lowered.parameters)
     kept = {name for name, tensor in stored.items() if tensor.dtype == torch.float32}
-    scales = {f"{name}.scale" for name in packed.weights}
+    scales = {f"{name}.panel_scale" for name in packed.weights}
     assert kept - scales == {
         "model.embed_tokens.weight",
         "model.norm.weight",
@@ -192,7 +193,7 @@ def test_a_wrong_parameter_is_an_error_that_names_its_layer(packed: Built, tmp_p
         name: Quantized(weight.codes ^ 1, weight.scale, weight.zero_point, 3),
     }
     path = tmp_path / "damaged.safetensors"
-    write_parameters(path, packed.model, damaged, packed.lowered.parameters)
+    write_parameters(path, packed.model, damaged, packed.lowered.parameters, packed.plan.target)
     compiled = CompiledModel(packed.folder, path, packed.plan.target)
     with pytest.raises(LoweringError, match=r"compiled logits differ from torch"):
         check.verify(compiled, packed.model, packed.weights, tokens(6))
@@ -263,7 +264,9 @@ def test_a_weight_of_another_shape_is_refused_by_name(
 
 
 def test_cuda_modules_hold_code_for_sm_80(packed: Built) -> None:
-    assert b"sm_80" in compile_text(packed.lowered.storage, targets.get("cuda"))
+    formats = {name: format_of(weight) for name, weight in packed.weights.items()}
+    plan = Lowering(packed.model.config, formats, targets.get("cuda"), LENGTHS, LONGEST)
+    assert b"sm_80" in lower(packed.model, plan).vmfb
 
 
 def test_vulkan_runs_the_same_model(packed: Built, tmp_path: Path) -> None:
@@ -277,3 +280,20 @@ def test_vulkan_runs_the_same_model(packed: Built, tmp_path: Path) -> None:
 def test_a_text_that_does_not_compile_says_where(packed: Built) -> None:
     with pytest.raises(LoweringError, match=r"target llvm-cpu: iree-compile refused .*line 1:"):
         compile_text("func.func @f() { nonsense }", packed.plan.target)
+
+
+def test_grouped_attention_is_the_librarys_own(make_decoder: Decoder) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.AttentionInterface.register(attention.NAME, attention.grouped_attention)
+    for family in ("llama", "gemma2", "qwen3"):
+        model, ids = make_decoder(family), tokens(LONGEST)
+        with torch.no_grad():
+            expected = model(ids[None]).logits
+            model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+            plain = torch.zeros(1, 1, LONGEST, LONGEST)
+            mask = plain.masked_fill(torch.ones_like(plain).triu(1) > 0, -1e9)
+            near = mask.masked_fill(torch.ones_like(plain).tril(-5) > 0, -1e9)
+            masks = {"full_attention": mask, "sliding_attention": near}
+            given = masks if family == "gemma2" else mask
+            found = model(ids[None], attention_mask=given).logits
+        assert torch.allclose(found, expected, atol=1e-5)

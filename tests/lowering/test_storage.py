@@ -34,11 +34,12 @@ def test_unpack_inverts_pack_exactly(
     make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int
 ) -> None:
     weight = make_weight(shape, kind, pattern, rank, torch.float16)
-    again = storage.unpack(format_of(weight), storage.pack(weight))
+    layout = storage.layout_of(format_of(weight))
+    again = layout.unpack(layout.pack(weight))
     assert format_of(again) == format_of(weight)
     assert torch.equal(again.dequantize(), weight.dequantize())
-    repacked = storage.pack(again)
-    assert all(torch.equal(repacked[key], value) for key, value in storage.pack(weight).items())
+    repacked = layout.pack(again)
+    assert all(torch.equal(repacked[key], value) for key, value in layout.pack(weight).items())
 
 
 @pytest.mark.parametrize("kind", ["int4 group 8", "int4 group 8 asymmetric"])
@@ -46,7 +47,8 @@ def test_an_unstructured_mask_over_codes_becomes_codes_that_mean_zero(
     make_weight: Make, kind: str
 ) -> None:
     weight = make_weight((6, 24), kind, "50%")
-    again = storage.unpack(format_of(weight), storage.pack(weight))
+    layout = storage.layout_of(format_of(weight))
+    again = layout.unpack(layout.pack(weight))
     assert torch.equal(again.dequantize(), weight.dequantize())
 
 
@@ -55,13 +57,15 @@ def test_module_bits_are_the_bytes_of_the_stored_tensors(
     make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int
 ) -> None:
     weight = make_weight(shape, kind, pattern, rank)
-    stored = sum(tensor.nbytes for tensor in storage.pack(weight).values())
-    assert storage.module_bits(format_of(weight)) == 8 * stored / (shape[0] * shape[1])
+    layout = storage.layout_of(format_of(weight))
+    stored = sum(tensor.nbytes for tensor in layout.pack(weight).values())
+    assert layout.bits() == 8 * stored / (shape[0] * shape[1])
 
 
 def test_two_four_int4_takes_three_bits_and_its_scales(make_weight: Make) -> None:
     weight = make_weight((16, 128), "int4 group 64", "2:4", 0, torch.float16)
-    assert storage.module_bits(format_of(weight)) == 3 + 16 / 64
+    layout = storage.layout_of(format_of(weight))
+    assert layout.bits() == 3 + 16 / 64
 
 
 def test_an_unstructured_mask_over_floats_is_refused_by_name(make_weight: Make) -> None:

@@ -1,0 +1,1 @@
+"""Kernels of our own: packed products in the `vector` dialect, embedded in IREE modules."""

@@ -1,0 +1,340 @@
+"""Storage for our CPU kernels: panels of outputs, so that one load feeds the lanes of one vector.
+
+A *panel* is `rows` consecutive outputs: `vectors` vectors of 16 lanes, a lane one output.  Inputs
+run in *blocks*: a scale group, cut where it is longer than 256, padded to whole chunks.  Four
+consecutive inputs of 16 outputs are a *word vector* of 64 bytes, one byte a code, the operand of
+an integer dot product.
+
+| tensor               | shape, type                                           | when             |
+|----------------------|-------------------------------------------------------|------------------|
+| panel_values         | [panels, in, rows], float                             | not quantized    |
+| panel_codes[_high]   | [panels, units, vectors, bytes], uint8                | quantized        |
+| panel_bitmap         | [panels, word vectors, vectors], int64                | N:M              |
+| panel_scale          | [panels, groups, rows]                                | quantized        |
+| panel_zero_point     | shape of panel_scale, uint8                           | asymmetric       |
+| B_..., A_...         | those of the adapter's factors                        | adapter          |
+
+A unit is as many word vectors as codes share a byte (two for 4 bits): lane `l` of byte `i` holds
+byte `i` of word vector `l`.  3 bits are a plane of 2 and one of 1.  N:M keeps `64 n / m` bytes of a
+word vector, in order, and 64 bits that say where they go.  One scale for the tensor is repeated.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from trinity.lowering.kernels.emit import LANES
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import (
+    NM,
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Quantized,
+    Sparse,
+    WeightFormat,
+    format_of,
+)
+
+WORD = 4  # inputs of one 32-bit lane of a dot product
+LONGEST_BLOCK = 256  # inputs that share one activation scale: a sum of 24-bit products stays exact
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Bits `shift` to `shift + bits` of every code."""
+
+    name: str
+    bits: int
+    shift: int
+
+    @property
+    def lanes(self) -> int:
+        """Word vectors that share bytes."""
+        return 8 // self.bits
+
+
+def refusal(weight_format: WeightFormat) -> str | None:
+    """Why panels cannot hold a format, or None."""
+    pattern = weight_format.pattern
+    if weight_format.dtype == "float32":
+        return "float32 has nothing to unpack, and the compiler's own code reads it as fast"
+    if pattern is not None and not (isinstance(pattern, NM) and WORD % pattern.m == 0):
+        return f"{pattern} does not repeat within {WORD} inputs"
+    if pattern is not None and weight_format.grid is None:
+        return "masked floats"
+    if weight_format.grid and pattern and weight_format.shape[1] % WORD:
+        return f"{weight_format.shape[1]} inputs are no whole number of {WORD}"
+    groups = weight_format.grid.scale_shape[1] if weight_format.grid else 1
+    if pattern and groups > 1 and (weight_format.shape[1] // groups) % WORD:
+        return f"scale groups cut through groups of {WORD}"
+    return None
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Where the entries of a weight of one format stand in panels."""
+
+    format: WeightFormat
+
+    @cached_property
+    def vectors(self) -> int:
+        """Vectors of a panel: four for long streams, fewer where workgroups would run short."""
+        wanted = 4 if self.format.shape[0] >= 512 else 2
+        return min(wanted, -(-self.format.shape[0] // LANES))
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a panel."""
+        return LANES * self.vectors
+
+    @property
+    def panels(self) -> int:
+        """Panels of the weight; the last may be padding in part."""
+        return -(-self.format.shape[0] // self.rows)
+
+    @cached_property
+    def planes(self) -> tuple[Plane, ...]:
+        """Bit planes of the codes."""
+        bits = self.format.grid.bits if self.format.grid else 0
+        if bits == 3:
+            return (Plane("panel_codes", 2, 0), Plane("panel_codes_high", 1, 2))
+        return (Plane("panel_codes", bits, 0),) if bits else ()
+
+    @property
+    def groups(self) -> int:
+        """Scale groups of a row."""
+        return self.format.grid.scale_shape[1] if self.format.grid else 1
+
+    @property
+    def group(self) -> int:
+        """Inputs of a scale group."""
+        return self.format.shape[1] // self.groups
+
+    @property
+    def group_blocks(self) -> int:
+        """Blocks of a scale group."""
+        return -(-self.group // LONGEST_BLOCK)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return self.groups * self.group_blocks
+
+    @property
+    def chunk(self) -> int:
+        """Word vectors that a kernel's inner loop takes at once."""
+        return max(WORD, *(plane.lanes for plane in self.planes))
+
+    @cached_property
+    def block(self) -> int:
+        """Inputs of a block, padding included."""
+        size, whole = -(-self.group // self.group_blocks), self.chunk * WORD
+        return -(-size // whole) * whole
+
+    @property
+    def words(self) -> int:
+        """Word vectors of a row."""
+        return self.blocks * self.block // WORD
+
+    @property
+    def kept(self) -> int:
+        """Bytes of a word vector that are stored."""
+        pattern = self.format.pattern
+        full = LANES * WORD
+        return full * pattern.n // pattern.m if isinstance(pattern, NM) else full
+
+    @cached_property
+    def factors(self) -> dict[str, "Panels"]:
+        """Panels of the adapter's factors, by name."""
+        adapter, (out, d_in) = self.format.adapter, self.format.shape
+        if adapter is None:
+            return {}
+        return {
+            "B": Panels(WeightFormat((out, adapter.rank), adapter.dtype)),
+            "A": Panels(WeightFormat((adapter.rank, d_in), adapter.dtype)),
+        }
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of every stored tensor, in the order of a linear function's arguments."""
+        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        if self.format.dtype:
+            dtype = getattr(torch, self.format.dtype)
+            found["panel_values"] = ((self.panels, self.format.shape[1], self.rows), dtype)
+        for plane in self.planes:
+            units = self.words // plane.lanes
+            found[plane.name] = ((self.panels, units, self.vectors, self.kept), torch.uint8)
+        if self.format.pattern:
+            found["panel_bitmap"] = ((self.panels, self.words, self.vectors), torch.int64)
+        if grid := self.format.grid:
+            shape = (self.panels, self.groups, self.rows)
+            found["panel_scale"] = (shape, getattr(torch, grid.scale_dtype))
+            if not grid.symmetric:
+                found["panel_zero_point"] = (shape, torch.uint8)
+        for name, factor in self.factors.items():
+            found |= {f"{name}_{key}": of for key, of in factor.shapes().items()}
+        return found
+
+    def bits(self) -> float:
+        """Stored bits per weight, padding and everything else included."""
+        stored = sum(prod(shape) * dtype.itemsize for shape, dtype in self.shapes().values())
+        return 8 * stored / prod(self.format.shape)
+
+    def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
+        """The stored tensors of a weight of this format; `unpack` inverts it exactly."""
+        if format_of(weight) != self.format:
+            msg = f"panels of {self.format.label} cannot hold a weight of {format_of(weight).label}"
+            raise ConfigError(msg)
+        base = weight.base if isinstance(weight, Adapted) else weight
+        mask = None
+        if isinstance(base, Sparse):
+            mask, base = base.mask, base.values
+        found: dict[str, Tensor] = {}
+        if isinstance(base, Dense):
+            found["panel_values"] = self._by_panel(base.values)
+        else:
+            found |= self._pack_codes(base, mask)
+        if isinstance(weight, Adapted):
+            for name, factor in self.factors.items():
+                packed = factor.pack(Dense(getattr(weight, name)))
+                found |= {f"{name}_{key}": tensor for key, tensor in packed.items()}
+        return {name: found[name].contiguous() for name in self.shapes()}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """The weight that `pack` stored."""
+        base: Dense | Quantized | Sparse
+        if self.format.dtype:
+            base = Dense(self._from_panels(tensors["panel_values"]))
+        else:
+            base = self._unpack_codes(tensors)
+        if not self.factors:
+            return base
+        parts = {}
+        for name, factor in self.factors.items():
+            own = {key: tensors[f"{name}_{key}"] for key in factor.shapes()}
+            parts[name] = factor.unpack(own).dequantize().to(own["panel_values"].dtype)
+        return Adapted(base, parts["B"], parts["A"])
+
+    def _pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+        raw = base.codes
+        if base.zero_point is None:
+            raw = raw.to(torch.int16) + 2 ** (base.bits - 1)
+        words = self._words(raw.to(torch.uint8))
+        found = {}
+        if mask is not None:
+            kept = self._words(mask, padding=self._padding_mask())
+            found["panel_bitmap"] = _bitmap(kept)
+            words = words[kept].view(*words.shape[:-1], self.kept)
+        for plane in self.planes:
+            found[plane.name] = _pack_lanes((words >> plane.shift) & (2**plane.bits - 1), plane)
+        expanded = base.scale.expand(self.format.shape[0], self.groups)
+        found["panel_scale"] = self._by_panel(expanded)
+        if base.zero_point is not None:
+            zeros = base.zero_point.expand(self.format.shape[0], self.groups)
+            found["panel_zero_point"] = self._by_panel(zeros)
+        return found
+
+    def _unpack_codes(self, tensors: Mapping[str, Tensor]) -> Quantized | Sparse:
+        grid, pattern = self.format.grid, self.format.pattern
+        if grid is None:
+            msg = f"format {self.format.label} is not quantized"
+            raise AssertionError(msg)
+        words = torch.zeros((self.panels, self.words, self.vectors, self.kept), dtype=torch.uint8)
+        for plane in self.planes:
+            words |= _unpack_lanes(tensors[plane.name], plane) << plane.shift
+        mask = None
+        if pattern is not None:
+            kept = _from_bitmap(tensors["panel_bitmap"])
+            full = torch.zeros(kept.shape, dtype=torch.uint8)
+            full[kept] = words.flatten()
+            words, mask = full, self._matrix(kept)
+        codes, scale = self._matrix(words), self._from_panels(tensors["panel_scale"])
+        rows, _ = grid.scale_shape
+        zero_point = None
+        if grid.symmetric:
+            offset = 2 ** (grid.bits - 1)
+            codes = (codes.to(torch.int16) - offset).to(torch.int8)
+            if mask is not None:
+                codes = codes * mask
+        else:
+            zero_point = self._from_panels(tensors["panel_zero_point"])[:rows].contiguous()
+        base = Quantized(codes, scale[:rows].contiguous(), zero_point, grid.bits)
+        return base if mask is None or pattern is None else Sparse(base, mask, pattern)
+
+    def _words(self, entries: Tensor, padding: Tensor | None = None) -> Tensor:
+        """[out, in] -> [panels, words, vectors, 64]; outputs and inputs padded with zeros."""
+        out, parts = self.format.shape[0], (self.groups, self.group_blocks)
+        span = self.group_blocks * self.block
+        if padding is None:
+            padding = torch.zeros(WORD, dtype=entries.dtype)
+        sized = padding.to(entries.dtype).repeat(self.blocks * self.block // WORD)
+        full = sized.repeat(self.panels * self.rows, 1).view(-1, *parts, self.block)
+        starts = [self._block_start(i) for i in range(self.group_blocks + 1)]
+        grouped = entries.reshape(out, self.groups, self.group)
+        for i in range(self.group_blocks):
+            size = starts[i + 1] - starts[i]
+            full[:out, :, i, :size] = grouped[:, :, starts[i] : starts[i + 1]]
+        shape = (self.panels, self.vectors, LANES, self.groups * span // WORD, WORD)
+        return full.reshape(shape).permute(0, 3, 1, 2, 4).flatten(3)
+
+    def _matrix(self, words: Tensor) -> Tensor:
+        """Inverse of `_words`."""
+        split = words.view(self.panels, self.words, self.vectors, LANES, WORD)
+        full = split.permute(0, 2, 3, 1, 4).reshape(-1, self.groups, self.group_blocks, self.block)
+        out = full[: self.format.shape[0]]
+        starts = [self._block_start(i) for i in range(self.group_blocks + 1)]
+        parts = [out[:, :, i, : starts[i + 1] - starts[i]] for i in range(self.group_blocks)]
+        return torch.cat(parts, dim=2).reshape(self.format.shape).contiguous()
+
+    def _block_start(self, index: int) -> int:
+        """First input, within its group, of a block; blocks are full but for the last."""
+        return min(index * self.block, self.group)
+
+    def _padding_mask(self) -> Tensor:
+        """What a mask is where there is nothing: any N of M, so that every word keeps as many."""
+        pattern = self.format.pattern
+        if not isinstance(pattern, NM):
+            msg = f"format {self.format.label} has no N:M mask"
+            raise AssertionError(msg)
+        return (torch.arange(WORD) % pattern.m) < pattern.n
+
+    def _by_panel(self, values: Tensor) -> Tensor:
+        """[out, n] -> [panels, n, rows], outputs padded with zeros."""
+        out, n = values.shape
+        full = torch.zeros(self.panels * self.rows, n, dtype=values.dtype)
+        full[:out] = values
+        return full.view(self.panels, self.rows, n).transpose(1, 2)
+
+    def _from_panels(self, values: Tensor) -> Tensor:
+        """Inverse of `_by_panel`."""
+        rows = values.transpose(1, 2).reshape(self.panels * self.rows, -1)
+        return rows[: self.format.shape[0]].contiguous()
+
+
+def _pack_lanes(words: Tensor, plane: Plane) -> Tensor:
+    """[panels, words, vectors, bytes] -> [panels, units, vectors, bytes]"""
+    panels, _, vectors, size = words.shape
+    split = words.view(panels, -1, plane.lanes, vectors, size)
+    lanes = [split[:, :, lane] << (plane.bits * lane) for lane in range(plane.lanes)]
+    return torch.stack(lanes).sum(0).to(torch.uint8)
+
+
+def _unpack_lanes(packed: Tensor, plane: Plane) -> Tensor:
+    """Inverse of `_pack_lanes`."""
+    moved = [(packed >> (plane.bits * i)) & (2**plane.bits - 1) for i in range(plane.lanes)]
+    return torch.stack(moved, dim=2).flatten(1, 2)
+
+
+def _bitmap(kept: Tensor) -> Tensor:
+    """bool [..., 64] -> int64 [...], bit i for entry i"""
+    weights = torch.ones(64, dtype=torch.int64) << torch.arange(64)
+    return (kept.to(torch.int64) * weights).sum(-1)
+
+
+def _from_bitmap(bitmap: Tensor) -> Tensor:
+    """Inverse of `_bitmap`."""
+    return ((bitmap[..., None] >> torch.arange(64)) & 1).bool()

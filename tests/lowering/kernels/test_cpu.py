@@ -1,0 +1,125 @@
+"""CPU kernels against the float64 product of the weight they hold, at every M's tiling."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trinity.lowering import targets
+from trinity.lowering.check import relative_error
+from trinity.lowering.compile import compile_text
+from trinity.lowering.invoke import Loaded
+from trinity.lowering.kernels.choose import host_flavour
+from trinity.lowering.kernels.cpu import tiles
+from trinity.lowering.kernels.linear import linear_kernels, with_kernels
+from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.targets import Target
+from trinity.methods.formats import CompressedWeight, format_of
+
+Make = Callable[..., CompressedWeight]
+ROWS = (1, 3, 11)  # a full panel, a low tile, tall tiles and what is left of them
+CPU = targets.get("llvm-cpu")
+FORMATS = [
+    ((5, 7), "bfloat16", None, 3),
+    ((70, 172), "int4 tensor", None, 0),
+    ((3, 43), "int3 channel asymmetric", None, 2),
+    ((4, 30), "int2 group 10", None, 0),
+    ((40, 600), "int8 group 300 asymmetric", None, 0),
+    ((130, 172), "int4 channel", "2:4", 5),
+    ((600, 256), "int4 group 64", "2:4", 60),
+    ((30, 1000), "int8 group 500", "3:4", 0),
+    ((30, 64), "int4 group 16 asymmetric", "1:2", 0),
+]
+
+
+def load(panels: Panels, flavour: str, target: Target) -> Loaded:
+    """One module with a public function for every M."""
+    kernels = [linear_kernels(f"rows_{m}", panels, m, flavour) for m in ROWS]  # type: ignore[arg-type]
+    text = with_kernels("module {\n}\n", kernels).replace("func.func private", "func.func")
+    return Loaded(compile_text(text, target), target)
+
+
+def worst_error(module: Loaded, panels: Panels, weight: CompressedWeight, x: torch.Tensor) -> float:
+    """Largest relative error over every M, of the first rows of x."""
+    stored = [module.put(tensor) for tensor in panels.pack(weight).values()]
+    errors = []
+    for rows in ROWS:
+        found = module.fetch(module.call(f"rows_{rows}", [module.put(x[:rows]), *stored]))
+        expected = x[:rows].double() @ weight.dequantize().double().T
+        errors.append(relative_error(found, expected))
+    return max(errors)
+
+
+@pytest.fixture(params=["digits", "floats"])
+def flavour(request: pytest.FixtureRequest) -> str:
+    if request.param == "digits" and host_flavour() != "digits":
+        pytest.skip("this processor has no AVX-512 VNNI and VBMI2, which 'digits' needs")
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), FORMATS)
+def test_a_kernel_is_the_float64_product_of_its_weight(
+    make_weight: Make,
+    flavour: str,
+    shape: tuple[int, int],
+    kind: str,
+    pattern: str | None,
+    rank: int,
+) -> None:
+    weight = make_weight(shape, kind, pattern, rank, torch.float16)
+    panels = Panels(format_of(weight))
+    x = torch.randn(max(ROWS), shape[1])
+    assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
+
+
+def test_activation_outliers_leave_the_accuracy_of_float32(make_weight: Make, flavour: str) -> None:
+    weight = make_weight((64, 512), "int4 group 128")
+    panels = Panels(format_of(weight))
+    x = torch.randn(max(ROWS), 512)
+    x[:, 5] *= 1000
+    x[:, 200:300] *= 1e-4
+    expected = x.double() @ weight.dequantize().double().T
+    float32 = relative_error(x @ weight.dequantize().T, expected)
+    assert worst_error(load(panels, flavour, CPU), panels, weight, x) < max(4 * float32, 1e-6)
+
+
+def test_activations_of_zero_give_zero(make_weight: Make, flavour: str) -> None:
+    weight = make_weight((40, 64), "int4 channel asymmetric", "2:4")
+    panels = Panels(format_of(weight))
+    module = load(panels, flavour, CPU)
+    stored = [module.put(tensor) for tensor in panels.pack(weight).values()]
+    found = module.fetch(module.call("rows_3", [module.put(torch.zeros(3, 64)), *stored]))
+    assert torch.equal(found, torch.zeros(3, 40))
+
+
+def test_the_portable_kernels_run_without_avx512(make_weight: Make) -> None:
+    flags = [f for f in CPU.flags if "target-cpu" not in f] + ["--iree-llvmcpu-target-cpu=haswell"]
+    weight = make_weight((40, 64), "int4 group 16", "2:4", 3)
+    panels = Panels(format_of(weight))
+    module = load(panels, "floats", replace(CPU, flags=tuple(flags)))
+    assert worst_error(module, panels, weight, torch.randn(max(ROWS), 64)) < 1e-6
+
+
+def test_the_portable_kernels_compile_for_arm(make_weight: Make) -> None:
+    flags = [f for f in CPU.flags if "target-cpu" not in f]
+    flags += ["--iree-llvmcpu-target-triple=aarch64-linux-gnu", "--iree-llvmcpu-target-cpu=generic"]
+    panels = Panels(format_of(make_weight((40, 64), "int4 group 16", "2:4", 3)))
+    text = with_kernels("module {\n}\n", [linear_kernels("f", panels, 1, "floats")])
+    text = text.replace("func.func private", "func.func")
+    assert compile_text(text, replace(CPU, flags=tuple(flags)))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, 16, 31, 128])
+@pytest.mark.parametrize(("sums", "registers"), [(3, 24), (1, 8), (1, 16)])
+def test_tiles_cover_every_row_once_and_fit_the_registers(
+    rows: int, sums: int, registers: int
+) -> None:
+    for vectors in (1, 2, 4):
+        found = tiles(rows, vectors, sums, registers)
+        covered = [row for tile in found for row in range(tile.start, tile.stop)]
+        assert covered == list(range(rows))
+        for tile in found:
+            assert (tile.stop - tile.start) % tile.rows == 0
+            assert vectors % tile.vectors == 0
+            assert tile.rows * tile.vectors * sums <= registers
