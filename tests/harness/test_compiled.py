@@ -47,7 +47,7 @@ def test_the_compiled_suite_gives_torchs_numbers(store: StageStore) -> None:
     torchs, compiled = found["torch"], found["iree"]
     assert torchs is not None
     assert compiled is not None
-    assert (torchs.path, compiled.path) == ("simulated", "compiled")
+    assert (torchs.path, compiled.path) == ("simulated", "kernel")
     assert compiled.samples == pytest.approx(torchs.samples, rel=1e-5)
 
 
