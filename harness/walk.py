@@ -246,22 +246,32 @@ class Walk:
         return stats()
 
 
-def layer_report(W: Tensor, weight: CompressedWeight, stats: LayerStats) -> dict[str, Any]:
-    """What compression did to one layer: relative error, sparsity, bits, format."""
-    delta = weight.dequantize().to(W.device) - W
-    if stats.H is not None:
-        H, norm = stats.H, "hessian"
-        error = float(((delta @ H) * delta).sum() / ((W @ H) * W).sum().clamp_min(1e-30))
+def layer_report(W: Tensor | None, weight: CompressedWeight, stats: LayerStats) -> dict[str, Any]:
+    """What compression did to one layer: relative error, sparsity, bits, format.
+
+    W: the original weight, or None where an imported checkpoint does not hold it
+    """
+    if W is None:
+        error, norm = None, "unknown: the checkpoint holds no original weight"
     else:
-        norm = "frobenius"
-        error = float(delta.square().sum() / W.square().sum().clamp_min(1e-30))
+        error, norm = relative_error(W, weight, stats.H)
     return {
-        "relative_error": max(error, 0.0) ** 0.5,
+        "relative_error": error,
         "norm": norm,
         "sparsity": sparsity_of(weight),
         "bits_per_weight": bits_per_weight(weight),
         "format": format_of(weight).to_json(),
     }
+
+
+def relative_error(W: Tensor, weight: CompressedWeight, H: Tensor | None) -> tuple[float, str]:
+    """|W' - W| / |W|, at the layer's output if H is known, and the name of the norm."""
+    delta = weight.dequantize().to(W.device) - W
+    if H is not None:
+        error = float(((delta @ H) * delta).sum() / ((W @ H) * W).sum().clamp_min(1e-30))
+        return max(error, 0.0) ** 0.5, "hessian"
+    error = float(delta.square().sum() / W.square().sum().clamp_min(1e-30))
+    return error**0.5, "frobenius"
 
 
 def save_block(

@@ -21,6 +21,7 @@ GROUP = "trinity.methods"
 BUILT_IN = {
     "dense": "trinity.methods.dense:DENSE",
     "gptq": "trinity.methods.gptq:GPTQ",
+    "gptq-checkpoint": "trinity.methods.gptq_checkpoint:GPTQ_CHECKPOINT",
     "magnitude": "trinity.methods.magnitude:MAGNITUDE",
     "rtn": "trinity.methods.rtn:RTN",
     "slim": "trinity.methods.slim:SLIM",
