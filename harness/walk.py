@@ -196,6 +196,8 @@ class Walk:
             except ConfigError as error:
                 msg = f"{name}: {error}"
                 raise type(error)(msg) from error
+        if before is not None:
+            before.forget()
         for names in together.values():
             step = self.plan.steps[names[0]][depth]
             assert isinstance(step.method, BlockMethod)

@@ -185,6 +185,7 @@ def compress(
         assert pruner is not None
         settle_columns(weights, found, pruner)
         values = Dense(weights.T.to(current.values.dtype).contiguous())
+    del weights  # the format makes copies of its own
     if pruner is None or config.pattern is None:
         return values
     return Sparse(values, pruner.kept.T.contiguous(), config.pattern)

@@ -48,13 +48,16 @@ def lowest_removed(scores: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    limit = scores.kthvalue(count, dim=1, keepdim=True).values
-    kept = scores > limit
+    kept = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     wanted = scores.shape[1] - count
-    # More than one score at the limit: the first of them fill up what is wanted.
-    for row in (kept.sum(1) < wanted).nonzero().flatten().tolist():
-        tied = scores[row] == limit[row]
-        kept[row] |= tied & (tied.cumsum(0) <= wanted - kept[row].sum())
+    rows = max(1, MASKED_AT_ONCE // scores.shape[1])
+    for some, mask in zip(scores.split(rows), kept.split(rows), strict=True):
+        limit = some.kthvalue(count, dim=1, keepdim=True).values
+        torch.gt(some, limit, out=mask)
+        # More than one score at the limit: the first of them fill up what is wanted.
+        for row in (mask.sum(1) < wanted).nonzero().flatten().tolist():
+            tied = some[row] == limit[row]
+            mask[row] |= tied & (tied.cumsum(0) <= wanted - mask[row].sum())
     return kept
 
 

@@ -95,7 +95,9 @@ def test_the_files_are_what_the_format_says(tmp_path: Path) -> None:
 
 def test_layers_of_several_kinds_are_refused_naming_two(tmp_path: Path) -> None:
     folder = _compressed(tmp_path, [GPTQ], layers={"*.down_proj": [{**GPTQ, "bits": 8}]})
-    with pytest.raises(UnsupportedError, match=r"one set of options.*down_proj is int8.*gate_proj is int4"):
+    with pytest.raises(
+        UnsupportedError, match=r"one set of options.*down_proj is int8.*gate_proj is int4"
+    ):
         export_to(folder, "gptq", tmp_path / "exported")
 
 
