@@ -174,6 +174,26 @@ def lower(
     _show(result, as_json, "\n".join(f"{key}: {value}" for key, value in result.items()))
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder made by `trinity compress`.")],
+    out: Out,
+    layout: Annotated[
+        str, typer.Option("--format", help="gptq, gptq_v2 or huggingface (dequantized).")
+    ],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a compressed checkpoint as other programs read it."""
+    from trinity.harness.commands import export_to
+
+    with _start(quiet):
+        result = export_to(checkpoint, layout, out)
+    text = f"{out}: {result['format']}, {result['size_bytes']} bytes"
+    _show(result, as_json, text)
+
+
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A compressed checkpoint, or any model.")],

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trinity.harness import checkpoint, paper, recipe, sources
+from trinity.harness import checkpoint, exporting, paper, recipe, sources
 from trinity.harness.compiled import (
     PARAMETERS,
     Subject,
@@ -172,6 +172,14 @@ def lower_to(
         "bits_per_weight_checkpoint": round(compressed.bits_per_weight, 4),
         "bits_per_weight_module": round(module_bits(plan), 4),
     }
+
+
+def export_to(folder: Path, layout: str, out: Path) -> dict[str, Any]:
+    """A compressed checkpoint in another program's layout, in a new folder."""
+    check_new(out)
+    exporting.export(folder, layout, out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    return {"checkpoint": str(out), "format": layout, "size_bytes": size}
 
 
 def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reproduced]:

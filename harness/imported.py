@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trinity.harness import checkpoint
 from trinity.harness.code import code_sha256, methods_sha256
-from trinity.harness.models import Decoder, weight_of
+from trinity.harness.models import Decoder, linear_shape, matrix_of, weight_of
 from trinity.harness.records.environment import environment
 from trinity.harness.store import StageStore
 from trinity.harness.walk import layer_report, save_block
@@ -45,6 +45,7 @@ def import_checkpoint(
                 f"'{next(iter(shapes))}'."
             )
             raise ConfigError(msg)
+        decoder.provided = frozenset(f"{name}.weight" for name in found)
         blocks = []
         for index in range(len(decoder.blocks)):
             place = folder / f"block-{index}"
@@ -76,12 +77,13 @@ def _write_block(
     layers = {}
     for name in decoder.layer_names(index):
         module = decoder.model.get_submodule(name)
-        original = weight_of(module)
-        weights[name] = found.get(name) or Dense(original.to(decoder.dtype))
-        if weights[name].shape != tuple(original.shape):
-            found_shape, shape = list(weights[name].shape), list(original.shape)
-            msg = f"{name}: the imported weight is {found_shape}, the layer {shape}."
+        weights[name] = found.get(name) or Dense(weight_of(module).to(decoder.dtype))
+        shape = linear_shape(module)
+        if weights[name].shape != shape:
+            found_shape = list(weights[name].shape)
+            msg = f"{name}: the imported weight is {found_shape}, the layer {list(shape)}."
             raise ConfigError(msg)
-        layers[name] = layer_report(original, weights[name], LayerStats())
+        known = None if matrix_of(module).is_meta else weight_of(module)
+        layers[name] = layer_report(known, weights[name], LayerStats())
     decoder.unload(path)
     save_block(folder, weights, layers)

@@ -125,6 +125,8 @@ class Decoder:
         config = read_config(folder)
         self.family = FAMILIES[config.model_type]
         self.reader = WeightReader(folder)
+        # Tensors of the model that are not in the files, because a checkpoint source makes them.
+        self.provided: frozenset[str] = frozenset()
         self.model = skeleton(config, dtype)
         self.blocks: nn.ModuleList = self.model.get_submodule(self.family.blocks)
 
@@ -142,7 +144,7 @@ class Decoder:
             stored = next((found for found in candidates if found in self.reader), None)
             if stored is not None:
                 names[name] = stored
-            elif name not in tied:
+            elif name not in tied and name not in self.provided:
                 msg = f"model {self.folder}: its safetensors have no tensor '{name}'."
                 raise ConfigError(msg)
         return names
@@ -170,7 +172,9 @@ class Decoder:
             for name, stored in self.tensor_names.items()
             if name.startswith(prefix)
         }
-        module.load_state_dict(state, assign=True)
+        absent = {name.removeprefix(prefix) for name in self.provided - self.tensor_names.keys()}
+        missing, _ = module.load_state_dict(state, assign=True, strict=not absent)
+        assert set(missing) <= absent, missing  # `tensor_names` has refused other gaps
 
     def unload(self, module_path: str) -> None:
         """Forget the weights of one submodule."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from trinity.harness.recipe import CompressSpec, Step
+from trinity.harness.recipe import CompressSpec, Order, Step
 from trinity.methods import registry
 from trinity.methods.contract import (
     BlockMethod,
@@ -33,9 +33,13 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of every linear layer; a layer with none stays dense."""
+    """The steps of every linear layer; a layer with none stays dense.
+
+    order: whether a block's linears are calibrated all at once or input by input
+    """
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
+    order: Order = "block"
 
     @property
     def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
@@ -73,7 +77,20 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
             matching = [planned for glob, planned in overrides.items() if fnmatchcase(name, glob)]
             steps[name] = matching[-1] if matching else default
     _check(steps, shapes)
-    return Plan(steps)
+    made = Plan(steps, spec.order)
+    if spec.order == "true-sequential":
+        _check_layerwise(made)
+    return made
+
+
+def _check_layerwise(plan: Plan) -> None:
+    whole = sorted({m.name for m in plan.methods if isinstance(m, BlockMethod)})
+    if whole:
+        msg = (
+            f"compress.order true-sequential: method {', '.join(whole)} compresses all linears of "
+            f"a block together. Use `order: block`, or methods that take one layer at a time."
+        )
+        raise ConfigError(msg)
 
 
 def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:

@@ -61,15 +61,21 @@ class Step(BaseModel):
         return dict(self.model_extra or {})
 
 
+Order = Literal["block", "true-sequential"]
+
+
 class CompressSpec(Section):
     """What is done to the linears of the blocks.
 
     steps: for all   skip: globs of layers left dense   layers: glob -> other steps
+    order: 'block' calibrates all linears of a block on the uncompressed block; 'true-sequential'
+        (GPTQ's option) calibrates linears with one input on the compressed linears before them
     """
 
     steps: tuple[Step, ...] = ()
     skip: tuple[str, ...] = ("lm_head",)
     layers: dict[str, tuple[Step, ...]] = {}
+    order: Order = "block"
 
 
 class CalibrationSpec(Section):

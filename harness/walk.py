@@ -77,6 +77,7 @@ class Walk:
                 **self.inputs,
                 "index": index,
                 "steps": self.plan.describe(layers),
+                "order": self.plan.order,
                 # Later blocks see what earlier ones put out.
                 "before": str(finished[-1].name) if finished else None,
             }
@@ -137,17 +138,35 @@ class Walk:
     def _compress(
         self, index: int
     ) -> tuple[dict[str, CompressedWeight], dict[str, dict[str, Any]]]:
-        names = self.decoder.layer_names(index)
-        modules = {name: self.decoder.model.get_submodule(name) for name in names}
-        originals = {name: weight_of(module) for name, module in modules.items()}
-        stats = self._statistics(index, modules)
-        current: dict[str, CompressedWeight] = {
-            name: Dense(W.to(self.decoder.dtype)) for name, W in originals.items()
-        }
-        for depth in range(max(len(self.plan.steps[name]) for name in names)):
-            self._apply_step(depth, index, originals, current, stats)
-        report = {name: layer_report(originals[name], current[name], stats[name]) for name in names}
-        return current, report
+        weights: dict[str, CompressedWeight] = {}
+        report: dict[str, dict[str, Any]] = {}
+        for names in self._rounds(index):
+            modules = {name: self.decoder.model.get_submodule(name) for name in names}
+            originals = {name: weight_of(module) for name, module in modules.items()}
+            stats = self._statistics(index, modules)
+            current: dict[str, CompressedWeight] = {
+                name: Dense(W.to(self.decoder.dtype)) for name, W in originals.items()
+            }
+            for depth in range(max(len(self.plan.steps[name]) for name in names)):
+                self._apply_step(depth, index, originals, current, stats)
+            for name in names:
+                report[name] = layer_report(originals[name], current[name], stats[name])
+                # What runs later in the block is calibrated on what runs now.
+                kept = current[name].dequantize().to(self.decoder.device)
+                set_weight(modules[name], kept, self.decoder.dtype)
+            weights |= current
+        return weights, report
+
+    def _rounds(self, index: int) -> list[list[str]]:
+        """Linears of a block that are calibrated and compressed together, in order."""
+        if self.plan.order == "block":
+            return [self.decoder.layer_names(index)]
+        return self._groups(index)
+
+    def _groups(self, index: int) -> list[list[str]]:
+        """Linears of a block that share an input, in order of execution."""
+        prefix = f"{self.decoder.family.blocks}.{index}."
+        return [[prefix + name for name in group] for group in self.decoder.family.groups]
 
     def _apply_step(
         self,
@@ -159,11 +178,16 @@ class Walk:
     ) -> None:
         """Apply the step at `depth` of every layer's list, in place of `current`."""
         together: dict[int, list[str]] = {}
+        before: LayerStats | None = None
         for name, W in originals.items():
             steps = self.plan.steps[name]
             if depth >= len(steps):
                 continue
             step = steps[depth]
+            # Linears with one input follow each other; what they shared is not needed after them.
+            if before is not None and before is not stats[name]:
+                before.forget()
+            before = stats[name]
             if isinstance(step.method, BlockMethod):
                 together.setdefault(id(step), []).append(name)
                 continue
@@ -172,6 +196,8 @@ class Walk:
             except ConfigError as error:
                 msg = f"{name}: {error}"
                 raise type(error)(msg) from error
+        if before is not None:
+            before.forget()
         for names in together.values():
             step = self.plan.steps[names[0]][depth]
             assert isinstance(step.method, BlockMethod)
@@ -215,30 +241,39 @@ class Walk:
     def _statistics(self, index: int, modules: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
         if self.calibration is None:
             return {name: LayerStats() for name in modules}
-        prefix = f"{self.decoder.family.blocks}.{index}."
-        groups = [[prefix + name for name in group] for group in self.decoder.family.groups]
+        groups = [group for group in self._groups(index) if group[0] in modules]
         with collected(modules, groups, self.plan.needs) as stats:
             for hidden in self._hidden:
                 self._forward(index, hidden)
         return stats()
 
 
-def layer_report(W: Tensor, weight: CompressedWeight, stats: LayerStats) -> dict[str, Any]:
-    """What compression did to one layer: relative error, sparsity, bits, format."""
-    delta = weight.dequantize().to(W.device) - W
-    if stats.H is not None:
-        H, norm = stats.H, "hessian"
-        error = float(((delta @ H) * delta).sum() / ((W @ H) * W).sum().clamp_min(1e-30))
+def layer_report(W: Tensor | None, weight: CompressedWeight, stats: LayerStats) -> dict[str, Any]:
+    """What compression did to one layer: relative error, sparsity, bits, format.
+
+    W: the original weight, or None where an imported checkpoint does not hold it
+    """
+    if W is None:
+        error, norm = None, "unknown: the checkpoint holds no original weight"
     else:
-        norm = "frobenius"
-        error = float(delta.square().sum() / W.square().sum().clamp_min(1e-30))
+        error, norm = relative_error(W, weight, stats.H)
     return {
-        "relative_error": max(error, 0.0) ** 0.5,
+        "relative_error": error,
         "norm": norm,
         "sparsity": sparsity_of(weight),
         "bits_per_weight": bits_per_weight(weight),
         "format": format_of(weight).to_json(),
     }
+
+
+def relative_error(W: Tensor, weight: CompressedWeight, H: Tensor | None) -> tuple[float, str]:
+    """|W' - W| / |W|, at the layer's output if H is known, and the name of the norm."""
+    delta = weight.dequantize().to(W.device) - W
+    if H is not None:
+        error = float(((delta @ H) * delta).sum() / ((W @ H) * W).sum().clamp_min(1e-30))
+        return max(error, 0.0) ** 0.5, "hessian"
+    error = float(delta.square().sum() / W.square().sum().clamp_min(1e-30))
+    return error**0.5, "frobenius"
 
 
 def save_block(

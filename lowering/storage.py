@@ -195,6 +195,13 @@ def layout_of(weight_format: WeightFormat) -> Layout:
             f"compiled modules. Evaluate it with the torch engine, quantize it, or prune N:M."
         )
         raise UnsupportedError(msg)
+    if grid is not None and grid.indexed:
+        msg = (
+            f"format {weight_format.label}: an index assigns inputs to scale groups (act-order), "
+            f"and compiled modules read groups of consecutive inputs. Evaluate it with the torch "
+            f"engine, or quantize with `group_fit: static` or without `act_order`."
+        )
+        raise UnsupportedError(msg)
     layout = Layout(weight_format)
     if layout.groups > 1 and (weight_format.shape[1] // layout.groups) % layout.span:
         msg = (

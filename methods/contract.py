@@ -5,10 +5,10 @@ of that weight, because the papers need both: SLiM's pruner scores the original 
 quantized one, and its adapter fits the difference between the two.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from enum import Flag, auto
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -34,9 +34,15 @@ class Statistic(Flag):
     ACTIVATIONS = auto()
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, eq=False)
 class LayerStats:
     """Calibration statistics of one layer's input; only what was asked for is there.
+
+    Linears with one input (query, key and value) get the same object, so what depends on the input
+    alone, such as a factor of H, is made once for all of them: see `shared`.
 
     x_norm: [in], float32, sqrt of the mean over sequences of the squared norm over tokens
         (Wanda's `scaler_row`, rooted)
@@ -50,6 +56,20 @@ class LayerStats:
     x_mean_abs: Tensor | None = None
     H: Tensor | None = None
     X: Tensor | None = None
+    _made: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, called once for each key; the result is shared and must not be changed.
+
+        key: names what is made and every option it depends on
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
+
+    def forget(self) -> None:
+        """Free what `shared` keeps; the walker calls it when it leaves these linears."""
+        self._made.clear()
 
     def __post_init__(self) -> None:
         """Refuse NaN and infinity: a sort would place them somewhere, and a mask hide them."""

@@ -20,11 +20,14 @@ GROUP = "trinity.methods"
 
 BUILT_IN = {
     "dense": "trinity.methods.dense:DENSE",
+    "gptq": "trinity.methods.gptq:GPTQ",
+    "gptq-checkpoint": "trinity.methods.gptq_checkpoint:GPTQ_CHECKPOINT",
     "magnitude": "trinity.methods.magnitude:MAGNITUDE",
     "rtn": "trinity.methods.rtn:RTN",
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",
     "slim-quant": "trinity.methods.slim_quant:SLIM_QUANT",
+    "sparsegpt": "trinity.methods.sparsegpt:SPARSEGPT",
     "wanda": "trinity.methods.wanda:WANDA",
 }
 

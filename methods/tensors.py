@@ -7,6 +7,8 @@ from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, CompressedWeight, Dense, Pattern, Quantized, Sparse
 from trinity.methods.formats.quantized import code_range
 
+MASKED_AT_ONCE = 1 << 18  # scores that fit a core's cache with what is made of them
+
 
 def nm_mask(scores: Tensor, pattern: NM) -> Tensor:
     """Keep the `n` highest scores of every `m` consecutive inputs; ties keep the lower column.
@@ -16,10 +18,27 @@ def nm_mask(scores: Tensor, pattern: NM) -> Tensor:
     out, d_in = scores.shape
     if problem := pattern_problem((out, d_in), pattern):
         raise ConfigError(f"{problem}.")
-    groups = scores.view(out, d_in // pattern.m, pattern.m)
-    kept = groups.sort(dim=-1, descending=True, stable=True).indices[..., : pattern.n]
-    mask = torch.zeros_like(groups, dtype=torch.bool)
-    return mask.scatter_(-1, kept, True).view(out, d_in)
+    mask = torch.empty(out, d_in, dtype=torch.bool, device=scores.device)
+    rows = max(1, MASKED_AT_ONCE // d_in)
+    for some, kept in zip(scores.split(rows), mask.split(rows), strict=True):
+        by_place = some.reshape(-1, pattern.m).T.contiguous()
+        kept.view(-1, pattern.m).T.copy_(highest_kept(by_place, pattern.n))
+    return mask
+
+
+def highest_kept(scores: Tensor, n: int) -> Tensor:
+    """Keep the `n` highest scores along the first axis; ties keep the lower place.
+
+    scores: [m, ...], m below 256  ->  bool [m, ...], True keeps
+
+    Counts who is beaten by how many: sorting many short runs takes far longer.
+    """
+    beaten = torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device)
+    for place in range(len(scores) - 1):
+        wins = scores[place] >= scores[place + 1 :]
+        beaten[place + 1 :] += wins
+        beaten[place] += (~wins).sum(0, dtype=torch.uint8)
+    return beaten < n
 
 
 def lowest_removed(scores: Tensor, count: int) -> Tensor:
@@ -27,8 +46,19 @@ def lowest_removed(scores: Tensor, count: int) -> Tensor:
 
     scores: [rows, columns]  ->  bool [rows, columns], True keeps
     """
-    kept = scores.sort(dim=-1, descending=True, stable=True).indices[:, : scores.shape[1] - count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
+    if count == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    kept = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    wanted = scores.shape[1] - count
+    rows = max(1, MASKED_AT_ONCE // scores.shape[1])
+    for some, mask in zip(scores.split(rows), kept.split(rows), strict=True):
+        limit = some.kthvalue(count, dim=1, keepdim=True).values
+        torch.gt(some, limit, out=mask)
+        # More than one score at the limit: the first of them fill up what is wanted.
+        for row in (mask.sum(1) < wanted).nonzero().flatten().tolist():
+            tied = some[row] == limit[row]
+            mask[row] |= tied & (tied.cumsum(0) <= wanted - mask[row].sum())
+    return kept
 
 
 def pattern_problem(shape: tuple[int, int], pattern: Pattern) -> str | None:
@@ -51,10 +81,18 @@ def masked(current: CompressedWeight, mask: Tensor, pattern: Pattern, method: st
 
 def requantized(current: CompressedWeight, quantized: Quantized, method: str) -> Quantized | Sparse:
     """The quantized values in place of the current floats, under the same mask."""
-    if isinstance(current, Dense):
-        return quantized
-    if isinstance(current, Sparse) and isinstance(current.values, Dense):
+    unquantized(current, method)
+    if isinstance(current, Sparse):
         return Sparse(quantized, current.mask, current.pattern)
+    return quantized
+
+
+def unquantized(current: CompressedWeight, method: str) -> Dense | Sparse:
+    """The current weight, which holds floats; refused where it is quantized or adapted already."""
+    if isinstance(current, Dense) or (
+        isinstance(current, Sparse) and isinstance(current.values, Dense)
+    ):
+        return current
     msg = (
         f"{method}: an earlier step already quantized this weight or gave it adapters. "
         f"Quantize once, and before the step that adds adapters."

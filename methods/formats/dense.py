@@ -38,7 +38,8 @@ def check_float_matrix(values: Tensor, name: str) -> None:
     if values.dtype not in FLOAT_DTYPES:
         msg = f"{name}: expected float32, float16 or bfloat16, found {values.dtype}."
         raise ConfigError(msg)
-    if not bool(torch.isfinite(values).all()):
+    # The extremes are NaN or infinite if any entry is, and need no copy of the matrix.
+    if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):
         msg = (
             f"{name}: holds NaN or infinity in {values.dtype}. The number does not fit the type it "
             f"is stored in, or the model is damaged: use a wider type or check the checkpoint."

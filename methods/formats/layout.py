@@ -36,6 +36,8 @@ class WeightFormat:
         else:
             words.append(f"int{self.grid.bits}")
             words.append(granularity(self.grid, self.shape[1]))
+            if self.grid.indexed:
+                words.append("by index")
             if not self.grid.symmetric:
                 words.append("asymmetric")
         if self.adapter:
@@ -54,6 +56,8 @@ class WeightFormat:
                 "scale_shape": list(self.grid.scale_shape),
                 "scale_dtype": self.grid.scale_dtype,
             }
+            if self.grid.indexed:
+                data["grid"]["indexed"] = True
         if self.pattern:
             data["pattern"] = str(self.pattern)
         if self.adapter:
@@ -73,6 +77,7 @@ class WeightFormat:
                     data["grid"]["symmetric"],
                     (rows, groups),
                     data["grid"]["scale_dtype"],
+                    data["grid"].get("indexed", False),
                 )
             if "adapter" in data:
                 adapter = AdapterFormat(data["adapter"]["rank"], data["adapter"]["dtype"])
@@ -90,7 +95,8 @@ def granularity(grid: Grid, d_in: int) -> str:
     """'tensor', 'channel' or 'group N': what shares one scale."""
     if grid.scale_shape == (1, 1):
         return "tensor"
-    return "channel" if grid.scale_shape[1] == 1 else f"group {d_in // grid.scale_shape[1]}"
+    size = -(-d_in // grid.scale_shape[1])
+    return "channel" if grid.scale_shape[1] == 1 else f"group {size}"
 
 
 def format_of(weight: CompressedWeight) -> WeightFormat:

@@ -15,13 +15,15 @@ BITS = (2, 3, 4, 8)
 class Grid:
     """What a uniform quantization is, without its numbers.
 
-    scale_shape: (1, 1) per tensor, (out, 1) per channel, (out, in // group_size) per group.
+    scale_shape: (1, 1) per tensor, (out, 1) per channel, (out, groups) per group.
+    indexed: an index says which group an input belongs to; else groups are consecutive inputs
     """
 
     bits: int
     symmetric: bool
     scale_shape: tuple[int, int]
     scale_dtype: str
+    indexed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,19 +32,23 @@ class Quantized:
 
     codes: [out, in], int8 in [-2^(bits-1), 2^(bits-1) - 1] if symmetric, else uint8 in [0, 2^bits -
         1]
-    scale: [1, 1], [out, 1] or [out, in // group_size], float32, float16 or bfloat16, positive
+    scale: [1, 1], [out, 1] or [out, groups], float32, float16 or bfloat16, positive
     zero_point: None if symmetric, else uint8 of the shape of `scale`
+    group_index: int32 [in], the group of every input (GPTQ's `g_idx`); None where groups are
+        in // groups consecutive inputs
     """
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor | None
     bits: int
+    group_index: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse codes off the grid, scales that are not positive, and shapes that do not fit."""
         self._check_codes()
         self._check_scale()
+        self._check_index()
         self._check_range()
         zero_point = self.zero_point
         if zero_point is not None:
@@ -81,7 +87,8 @@ class Quantized:
             msg = f"scale: expected a float matrix, found {scale.dtype} {list(scale.shape)}."
             raise ConfigError(msg)
         rows, groups = scale.shape
-        if not (rows == out or (rows, groups) == (1, 1)) or groups < 1 or d_in % groups:
+        even = self.group_index is not None or (groups > 0 and d_in % groups == 0)
+        if not (rows == out or (rows, groups) == (1, 1)) or groups < 1 or not even:
             msg = (
                 f"scale: {list(scale.shape)} does not fit codes [{out}, {d_in}]: expected [1, 1], "
                 f"[{out}, 1] or [{out}, {d_in} // group_size]."
@@ -94,6 +101,18 @@ class Quantized:
             )
             raise ConfigError(msg)
 
+    def _check_index(self) -> None:
+        index, d_in, groups = self.group_index, self.shape[1], self.scale.shape[1]
+        if index is None:
+            return
+        if index.dtype != torch.int32 or index.shape != (d_in,):
+            msg = f"group_index: expected int32 [{d_in}], found {index.dtype} {list(index.shape)}."
+            raise ConfigError(msg)
+        smallest, largest = (int(v) for v in torch.aminmax(index))
+        if smallest < 0 or largest >= groups:
+            msg = f"group_index: {smallest}..{largest} is outside the {groups} groups of the scale."
+            raise ConfigError(msg)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
@@ -101,19 +120,31 @@ class Quantized:
 
     @property
     def group_size(self) -> int:
-        """Consecutive inputs that share one scale; `in` if per tensor or per channel."""
-        return self.shape[1] // self.scale.shape[1]
+        """Inputs that share one scale, at most; `in` if per tensor or per channel."""
+        return -(-self.shape[1] // self.scale.shape[1])
 
     @property
     def grid(self) -> Grid:
         """The quantization without its numbers."""
         rows, groups = self.scale.shape
         name = str(self.scale.dtype).removeprefix("torch.")
-        return Grid(self.bits, self.zero_point is None, (rows, groups), name)
+        indexed = self.group_index is not None
+        return Grid(self.bits, self.zero_point is None, (rows, groups), name, indexed)
+
+    def by_input(self, values: Tensor) -> Tensor:
+        """Each input's own column of a scale or zero point.  [1 | out, groups] -> [1 | out, in]"""
+        if self.group_index is not None:
+            return values.index_select(1, self.group_index)
+        return values.repeat_interleave(self.group_size, dim=1)
 
     def dequantize(self) -> Tensor:
         """The weight it stands for.  -> [out, in], float32."""
         out, d_in = self.shape
+        if self.group_index is not None:
+            values = self.codes.float()
+            if self.zero_point is not None:
+                values -= self.by_input(self.zero_point.float())
+            return values * self.by_input(self.scale.float())
         codes = self.codes.float().view(out, self.scale.shape[1], self.group_size)
         if self.zero_point is not None:
             codes = codes - self.zero_point.float()[:, :, None]

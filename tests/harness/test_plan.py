@@ -2,7 +2,8 @@ import pytest
 
 from trinity.harness import plan
 from trinity.harness.recipe import CompressSpec
-from trinity.methods.contract import Statistic
+from trinity.methods import registry
+from trinity.methods.contract import MethodConfig, Statistic
 from trinity.methods.errors import ConfigError
 
 SHAPES = {f"model.layers.{i}.{n}": (32, 48) for i in range(3) for n in ("q", "down")}
@@ -69,3 +70,22 @@ def test_a_description_holds_the_defaults_too() -> None:
             "ragged": "refuse",
         }
     ]
+
+
+def test_input_by_input_and_whole_block_methods_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Whole:
+        name = "whole"
+        paper = "test"
+        config = MethodConfig
+        needs = Statistic.NOTHING
+
+        def problem(self, shape: object, config: object) -> str | None:
+            return None
+
+        def compress_block(self, task: object, config: object) -> dict[str, object]:
+            raise AssertionError
+
+    monkeypatch.setattr(registry, "get", lambda name: Whole())
+    assert _plan(steps=[{"method": "whole"}]).order == "block"
+    with pytest.raises(ConfigError, match="true-sequential: method whole compresses all linears"):
+        _plan(steps=[{"method": "whole"}], order="true-sequential")

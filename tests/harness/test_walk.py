@@ -14,7 +14,7 @@ from trinity.harness.recipe import CompressSpec
 from trinity.harness.store import StageStore
 from trinity.harness.walk import Walk, load_block
 from trinity.methods import registry
-from trinity.methods.contract import BlockTask, MethodConfig, Statistic
+from trinity.methods.contract import BlockTask, LayerStats, MethodConfig, Statistic
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight, Dense, Sparse
 
@@ -23,10 +23,15 @@ WANDA = [{"method": "wanda", "pattern": "2:4"}]
 
 
 def _walk(
-    folder: Path, store: Path, steps: list[dict[str, Any]], ids: Tensor | None = IDS
+    folder: Path,
+    store: Path,
+    steps: list[dict[str, Any]],
+    ids: Tensor | None = IDS,
+    order: str = "block",
 ) -> tuple[Decoder, list[Path]]:
     decoder = Decoder(folder, torch.float32, torch.device("cpu"))
-    made = plan.make(CompressSpec.model_validate({"steps": steps}), decoder.layer_shapes())
+    spec = CompressSpec.model_validate({"steps": steps, "order": order})
+    made = plan.make(spec, decoder.layer_shapes())
     return decoder, Walk(decoder, made, ids, StageStore(store), {}).run(lambda done, of: None)
 
 
@@ -199,3 +204,75 @@ def test_a_block_method_sees_the_whole_block(
     assert torch.allclose(method.outputs[0], expected, atol=1e-5)
     for name, weight in load_block(blocks[0]).items():
         assert torch.equal(weight.dequantize(), 2 * weight_of(model.get_submodule(name)))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_true_sequential_calibrates_on_the_compressed_linears_before(
+    tmp_path: Path, family: str
+) -> None:
+    """Oracle: compress input by input in the whole model, which is forwarded whole every time."""
+    model = families.save(family, tmp_path / "model")
+    steps = [{"method": "sparsegpt", "pattern": "2:4"}]
+    decoder, blocks = _walk(
+        tmp_path / "model", tmp_path / "store", steps, IDS, order="true-sequential"
+    )
+    _, at_once = _walk(tmp_path / "model", tmp_path / "other", steps)
+    sparsegpt = registry.get("sparsegpt")
+    config = registry.configure("sparsegpt", {"pattern": "2:4"})
+    differing = 0
+    for index, folder in enumerate(blocks):
+        found, block_order = load_block(folder), load_block(at_once[index])
+        prefix = f"{decoder.family.blocks}.{index}."
+        for group in decoder.family.groups:
+            names = [prefix + name for name in group]
+            X = _inputs_of(model, names[:1], IDS)[names[0]].flatten(0, 1)
+            for name in names:
+                linear = model.get_submodule(name)
+                W, stats = weight_of(linear), LayerStats(tokens=len(X), H=2 / len(X) * X.T @ X)
+                expected = sparsegpt.compress(W, Dense(W), stats, config).dequantize()
+                kept = found[name].dequantize()
+                assert torch.allclose(kept, expected, rtol=1e-3, atol=1e-4), name
+                differing += not torch.equal(kept, block_order[name].dequantize())
+            for name in names:
+                linear, kept = model.get_submodule(name), found[name].dequantize()
+                linear.weight.data = kept.t().contiguous() if family == "gpt2" else kept
+    assert differing > 0
+
+
+def test_linears_with_one_input_share_a_factor_that_is_then_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families.save("llama", tmp_path / "model")
+    made: list[int] = []
+    real, kept = torch.linalg.cholesky_ex, []
+    monkeypatch.setattr(
+        torch.linalg,
+        "cholesky_ex",
+        lambda matrix, *, upper=False: made.append(len(matrix)) or real(matrix, upper=upper),
+    )
+    original = LayerStats.shared
+
+    def shared(self: LayerStats, key: Any, make: Any) -> Any:
+        kept.append(self)
+        assert not any(stats._made for stats in kept if stats is not self)
+        return original(self, key, make)
+
+    monkeypatch.setattr(LayerStats, "shared", shared)
+    _walk(tmp_path / "model", tmp_path / "store", [{"method": "sparsegpt", "pattern": "2:4"}])
+    # Two blocks of four inputs: attention, its output, the MLP, its output.
+    assert made == [32, 32, 32, 48] * 2
+
+
+def test_errors_of_sparsegpt_and_gptq_are_in_the_record_in_the_hessian_norm(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "model")
+    for steps in (
+        [{"method": "sparsegpt", "pattern": "2:4"}],
+        [{"method": "gptq", "group_size": 16}],
+        [{"method": "sparsegpt", "pattern": "2:4"}, {"method": "gptq", "group_size": 16}],
+        [{"method": "wanda", "pattern": "2:4"}, {"method": "gptq", "group_size": 16}],
+        [{"method": "sparsegpt", "pattern": "50%", "bits": 4}],
+    ):
+        _, blocks = _walk(tmp_path / "model", tmp_path / "store", steps)
+        for report in json.loads((blocks[1] / "layers.json").read_text()).values():
+            assert report["norm"] == "hessian"
+            assert 0 < report["relative_error"] < 1

@@ -3,13 +3,14 @@ packed.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from trinity.lowering import storage
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import CompressedWeight, Quantized, format_of
 
 Make = Callable[..., CompressedWeight]
 
@@ -78,3 +79,11 @@ def test_scale_groups_that_cut_sparse_groups_are_refused_by_name(make_weight: Ma
     weight = make_weight((4, 24), "int4 group 6", "2:4")
     with pytest.raises(UnsupportedError, match=r"scale groups of 6 inputs cut through groups of 4"):
         storage.layout_of(format_of(weight))
+
+
+def test_groups_by_index_are_refused_by_name(make_weight: Make) -> None:
+    weight = make_weight((4, 24), "int4 group 6", None)
+    assert isinstance(weight, Quantized)
+    index = torch.arange(24, dtype=torch.int32) % 4
+    with pytest.raises(UnsupportedError, match=r"by index: an index assigns.*group_fit: static"):
+        storage.layout_of(format_of(replace(weight, group_index=index)))

@@ -52,6 +52,17 @@ def random_quantized(out: int, d_in: int, case: GridCase) -> Quantized:
     return Quantized(codes, scale, zero_point, case.bits)
 
 
+def indexed(weight: Quantized, groups: int) -> Quantized:
+    """The same codes with groups scattered over the inputs; `groups` need not divide them."""
+    out, d_in = weight.shape
+    index = torch.randint(0, groups, (d_in,), dtype=torch.int32)
+    zero_point = weight.zero_point
+    if zero_point is not None:
+        zero_point = torch.randint(0, 2**weight.bits, (out, groups), dtype=torch.uint8)
+    scale = (torch.rand(out, groups) + 0.1).to(weight.scale.dtype)
+    return Quantized(weight.codes, scale, zero_point, weight.bits, index)
+
+
 def random_mask(out: int, d_in: int, pattern: Pattern) -> torch.Tensor:
     """A mask that obeys a pattern.  -> bool [out, in]"""
     if not isinstance(pattern, NM):
@@ -87,7 +98,8 @@ def tensors_of(weight: CompressedWeight) -> dict[str, torch.Tensor]:
     if isinstance(weight, Dense):
         return {"values": weight.values}
     found = {"codes": weight.codes, "scale": weight.scale}
-    return found if weight.zero_point is None else {**found, "zero_point": weight.zero_point}
+    optional = {"zero_point": weight.zero_point, "group_index": weight.group_index}
+    return found | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
 
 def assert_same_weight(found: CompressedWeight, expected: CompressedWeight) -> None:

@@ -54,7 +54,13 @@ def test_every_built_in_method_conforms(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("gptq", {"group_size": 8, "act_order": True, "search": "mse", "bits": 3}),
+        ("gptq", {"group_size": "tensor", "symmetric": True, "precision": "float64"}),
+        ("gptq", {"group_size": 8, "group_fit": "static", "act_order": True}),
         ("rtn", {"bits": 3, "group_size": 8, "symmetric": False}),
+        ("sparsegpt", {"pattern": "50%", "bits": 4, "group_size": "channel"}),
+        ("sparsegpt", {"pattern": "2:4", "bits": 2, "group_size": 8}),
+        ("sparsegpt", {"pattern": "0%"}),
         ("rtn", {"bits": 8, "group_size": 12, "ragged": "channel"}),
         ("rtn", {"group_size": "tensor", "scale_dtype": "bfloat16"}),
         ("wanda", {"pattern": "50%", "norm": "shifted"}),

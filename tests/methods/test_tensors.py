@@ -11,6 +11,8 @@ from tests.oracles.quantization import nearest_on_grid
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, Dense, Quantized, Sparse, Unstructured
 from trinity.methods.tensors import (
+    MASKED_AT_ONCE,
+    highest_kept,
     low_rank,
     lowest_removed,
     masked,
@@ -45,6 +47,31 @@ def test_equal_scores_keep_the_lower_columns() -> None:
     assert torch.equal(nm_mask(torch.ones(3, 8), NM(2, 4)), expected)
     removed = lowest_removed(torch.ones(3, 8), 5)
     assert torch.equal(removed, torch.arange(8).expand(3, 8) < 3)
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_ties_at_the_limit_keep_the_lower_columns_and_the_exact_count(count: int) -> None:
+    scores = torch.tensor([[1.0, 0, 1, 2, 1, 1, 0], [5, 4, 3, 2, 1, 0, 6], [2, 2, 2, 2, 2, 2, 2]])
+    mask = lowest_removed(scores, count)
+    for row, kept in zip(scores.tolist(), mask.tolist(), strict=True):
+        order = sorted(range(7), key=lambda j: (-row[j], j))
+        assert [j in order[: 7 - count] for j in range(7)] == kept
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_highest_along_the_first_axis_are_kept_ties_the_first(n: int) -> None:
+    scores = torch.randint(0, 3, (4, 5, 6)).float()
+    kept = highest_kept(scores, n)
+    for i in range(5):
+        for j in range(6):
+            order = sorted(range(4), key=lambda place: (-float(scores[place, i, j]), place))
+            assert kept[:, i, j].nonzero().flatten().tolist() == sorted(order[:n])
+
+
+def test_a_matrix_masked_in_parts_gets_the_mask_of_its_rows() -> None:
+    scores = torch.rand(5, MASKED_AT_ONCE // 2)
+    rows = torch.cat([nm_mask(row[None], NM(2, 4)) for row in scores])
+    assert torch.equal(nm_mask(scores, NM(2, 4)), rows)
 
 
 def test_a_pattern_that_does_not_divide_is_a_config_error_in_the_mask_too() -> None:

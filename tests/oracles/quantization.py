@@ -10,14 +10,19 @@ Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 
-def decode(codes: Codes, scale: Array, zero_point: Codes | None) -> Array:
-    """scale * (code - zero_point), with the scale of the row and of the group of inputs."""
+def decode(
+    codes: Codes, scale: Array, zero_point: Codes | None, index: Sequence[int] | None = None
+) -> Array:
+    """scale * (code - zero_point), with the scale of the row and of the group of inputs.
+
+    index: the group of every input; consecutive inputs without it
+    """
     out, d_in = codes.shape
     rows, groups = scale.shape
     W = np.zeros((out, d_in))
     for i in range(out):
         for j in range(d_in):
-            at = (i if rows > 1 else 0, j // (d_in // groups))
+            at = (i if rows > 1 else 0, index[j] if index is not None else j // (d_in // groups))
             zero = 0 if zero_point is None else int(zero_point[at])
             W[i, j] = float(scale[at]) * (int(codes[i, j]) - zero)
     return W

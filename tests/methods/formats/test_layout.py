@@ -5,7 +5,13 @@ import json
 import pytest
 import torch
 
-from tests.methods.samples import GridCase, random_mask, random_quantized, with_adapter
+from tests.methods.samples import (
+    GridCase,
+    indexed,
+    random_mask,
+    random_quantized,
+    with_adapter,
+)
 from trinity.methods.errors import RecordError
 from trinity.methods.formats import (
     NM,
@@ -29,6 +35,8 @@ def every_kind() -> list[CompressedWeight]:
     bare: list[Dense | Quantized | Sparse] = [
         Dense(torch.randn(5, 24).bfloat16()),
         quantized,
+        indexed(quantized, 5),
+        Sparse(indexed(quantized, 3), random_mask(5, 24, pattern), pattern),
         Sparse(Dense(torch.randn(5, 24)), random_mask(5, 24, third), third),
         Sparse(quantized, random_mask(5, 24, pattern), pattern),
     ]
@@ -69,6 +77,10 @@ def test_equal_formats_are_one_key() -> None:
         (lambda: random_quantized(4, 16, GridCase(4)), "int4 tensor"),
         (lambda: random_quantized(4, 16, GridCase(8, groups=1)), "int8 channel"),
         (lambda: random_quantized(4, 16, GridCase(3, False, 2)), "int3 group 8 asymmetric"),
+        (
+            lambda: indexed(random_quantized(4, 16, GridCase(3, False, 2)), 3),
+            "int3 group 6 by index asymmetric",
+        ),
         (
             lambda: with_adapter(
                 Sparse(

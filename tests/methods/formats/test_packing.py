@@ -13,6 +13,7 @@ from tests.methods.samples import (
     GRIDS,
     GridCase,
     assert_same_weight,
+    indexed,
     random_mask,
     random_quantized,
     tensors_of,
@@ -271,3 +272,21 @@ def test_tensors_of_another_type_than_the_format_says_are_refused() -> None:
     weight = Dense(torch.randn(2, 6))
     with pytest.raises(RecordError, match=r"expected .*float32.* hold .*float16"):
         unpack(format_of(weight), {"weight": torch.randn(2, 6).half()})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [3, 5])
+def test_a_group_index_is_stored_and_counted(tmp_path: Path, groups: int, masked: bool) -> None:
+    quantized = indexed(random_quantized(5, 24, GridCase(4, False, 3, torch.float16)), groups)
+    pattern = NM(2, 4)
+    weight = Sparse(quantized, random_mask(5, 24, pattern), pattern) if masked else quantized
+    assert_same_weight(round_trip(weight, tmp_path), weight)
+    without = sum(tensor.nbytes for name, tensor in pack(weight).items() if "g_idx" not in name)
+    assert stored_bytes(weight) == without + 4 * 24
+
+
+def test_a_stored_weight_that_lost_its_index_is_refused() -> None:
+    weight = indexed(random_quantized(5, 24, GridCase(4, False, 3)), 3)
+    parts = {name: tensor for name, tensor in pack(weight).items() if "g_idx" not in name}
+    with pytest.raises(RecordError, match="weight_g_idx"):
+        unpack(format_of(weight), parts)

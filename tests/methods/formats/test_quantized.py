@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.methods.samples import GRIDS, GridCase, random_quantized
+from tests.methods.samples import GRIDS, GridCase, indexed, random_quantized
 from tests.oracles.quantization import decode
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import Grid, Quantized
@@ -98,3 +98,41 @@ def test_a_zero_point_must_fit_the_bits() -> None:
     zero_point = torch.full((1, 1), 8, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="zero_point: 8 does not fit 3 bits"):
         Quantized(torch.zeros(2, 4, dtype=torch.uint8), torch.ones(1, 1), zero_point, 3)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("groups", [1, 3, 5])
+def test_an_index_says_which_group_an_input_belongs_to(groups: int, symmetric: bool) -> None:
+    weight = indexed(random_quantized(5, 24, GridCase(4, symmetric, 1)), groups)
+    zero_point = None if weight.zero_point is None else weight.zero_point.numpy().astype(np.int64)
+    assert weight.group_index is not None
+    expected = decode(
+        weight.codes.numpy().astype(np.int64),
+        weight.scale.double().numpy(),
+        zero_point,
+        weight.group_index.tolist(),
+    )
+    np.testing.assert_allclose(weight.dequantize().double().numpy(), expected, rtol=6e-8)
+    assert weight.grid == Grid(4, symmetric, (5, groups), "float32", indexed=True)
+
+
+def test_an_index_of_consecutive_groups_decodes_like_none() -> None:
+    weight = random_quantized(5, 24, GridCase(4, False, 3))
+    index = (torch.arange(24) // 8).to(torch.int32)
+    again = dataclasses.replace(weight, group_index=index)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        (torch.zeros(24, dtype=torch.int64), r"expected int32 \[24\].*int64"),
+        (torch.zeros(23, dtype=torch.int32), r"expected int32 \[24\].*\[23\]"),
+        (torch.full((24,), 3, dtype=torch.int32), r"3\.\.3 is outside the 3 groups"),
+        (torch.full((24,), -1, dtype=torch.int32), r"-1\.\.-1 is outside the 3 groups"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused(index: torch.Tensor, reason: str) -> None:
+    weight = random_quantized(5, 24, GridCase(4, True, 3))
+    with pytest.raises(ConfigError, match=reason):
+        dataclasses.replace(weight, group_index=index)
