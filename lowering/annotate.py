@@ -27,8 +27,14 @@ def function_name(weight_format: WeightFormat, rows: int) -> str:
     if weight_format.grid:
         words.insert(1, f"scale {weight_format.grid.scale_dtype}")
     if weight_format.adapter:
-        words.insert(1, f"adapter {weight_format.adapter.dtype}")
+        words.insert(1, "adapter " + " ".join(_factor_dtypes(weight_format)))
     return "linear_" + re.sub(r"\W+", "_", " ".join(words))
+
+
+def _factor_dtypes(weight_format: WeightFormat) -> list[str]:
+    """Float types in an adapter that its label leaves out: of values, or of scales."""
+    factors = [weight_format.factor(name) for name in ("B", "A")]
+    return [str(f.grid.scale_dtype if f.grid else f.dtype) for f in factors]
 
 
 def annotated_call(layer: str, weight_format: WeightFormat, rows: int) -> LinearCall:

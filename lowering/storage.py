@@ -11,7 +11,8 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 | index, index_low/index_high | [planes, out, groups, bytes], uint8 | N:M: places in groups    |
 | scale                       | [1, 1], [out, 1] or [out, groups]   | quantized                |
 | zero_point                  | shape of scale, uint8               | quantized, asymmetric    |
-| B, A                        | [out, rank], [rank, in]             | adapter                  |
+| B, A                        | [out, rank], [rank, in]             | adapter of plain floats  |
+| B_codes, A_scale, ...       | as for a weight of the factor       | packed adapter           |
 
 Symmetric codes are stored in offset binary.  Positions are padded to whole bytes of the narrowest
 stream.  An unstructured mask over codes is stored as codes that mean zero: a gather through a
@@ -23,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,8 +35,10 @@ from trinity.methods.formats import (
     Adapted,
     CompressedWeight,
     Dense,
+    Factor,
     Quantized,
     Sparse,
+    Transposed,
     Unstructured,
     WeightFormat,
     format_of,
@@ -114,7 +118,7 @@ class Layout:
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of every stored tensor, in the order of a linear function's arguments."""
-        (out, d_in), lead = self.format.shape, (self.planes, self.format.shape[0], self.groups)
+        lead = (self.planes, self.format.shape[0], self.groups)
         found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         if self.format.dtype:
             found["values"] = ((*lead, self.padded), getattr(torch, self.format.dtype))
@@ -124,11 +128,20 @@ class Layout:
             found["scale"] = (grid.scale_shape, getattr(torch, grid.scale_dtype))
             if not grid.symmetric:
                 found["zero_point"] = (grid.scale_shape, torch.uint8)
-        if adapter := self.format.adapter:
-            dtype = getattr(torch, adapter.dtype)
-            found["B"] = ((out, adapter.rank), dtype)
-            found["A"] = ((adapter.rank, d_in), dtype)
+        for name, factor in self.factor_layouts.items():
+            stored = factor.shapes()
+            if is_plain(factor.format):
+                found[name] = (factor.format.shape, stored["values"][1])
+            else:
+                found |= {f"{name}_{key}": value for key, value in stored.items()}
         return found
+
+    @cached_property
+    def factor_layouts(self) -> "dict[Literal['B', 'A'], Layout]":
+        """Storage of the adapter's factors, each as a weight of its own; {} if none."""
+        if self.format.adapter is None:
+            return {}
+        return {name: Layout(self.format.factor(name)) for name in ("B", "A")}
 
     @property
     def weight_tensors(self) -> tuple[str, ...]:
@@ -153,6 +166,16 @@ def layout_of(weight_format: WeightFormat) -> Layout:
         )
         raise UnsupportedError(msg)
     layout = Layout(weight_format)
+    if adapter := weight_format.adapter:
+        if any(factor and factor.transposed for factor in (adapter.B, adapter.A)):
+            msg = (
+                f"format {weight_format.label}: compiled modules read scale groups of an adapter "
+                f"along its inputs. Set `adapter_groups_along: inputs`, or evaluate it with the "
+                f"torch engine."
+            )
+            raise UnsupportedError(msg)
+        for name in ("B", "A"):
+            layout_of(weight_format.factor(name))
     if layout.groups > 1 and (weight_format.shape[1] // layout.groups) % layout.span:
         msg = (
             f"format {weight_format.label}: scale groups of "
@@ -191,7 +214,7 @@ def pack(weight: CompressedWeight) -> dict[str, Tensor]:
         indices = places.repeat(layout.format.shape[1] // layout.span).expand(mask.shape)
         tensors |= _pack_field("index", _arrange(indices, mask, layout), layout)
     if isinstance(weight, Adapted):
-        tensors |= {"B": weight.B, "A": weight.A}
+        tensors |= _pack_factor("B", weight.B) | _pack_factor("A", weight.A)
     return {name: tensors[name].contiguous() for name in layout.shapes()}
 
 
@@ -211,7 +234,31 @@ def unpack(weight_format: WeightFormat, tensors: Mapping[str, Tensor]) -> Compre
         mask = base.dequantize() != 0
     if mask is not None and weight_format.pattern is not None:
         base = Sparse(base, mask, weight_format.pattern)
-    return Adapted(base, tensors["B"], tensors["A"]) if weight_format.adapter else base
+    if weight_format.adapter is None:
+        return base
+    return Adapted(base, *(_read_factor(layout, name, tensors) for name in ("B", "A")))
+
+
+def is_plain(weight_format: WeightFormat) -> bool:
+    """Whether a factor of an adapter is stored as plain floats."""
+    return weight_format.grid is None and weight_format.pattern is None
+
+
+def _pack_factor(name: str, factor: Factor) -> dict[str, Tensor]:
+    if isinstance(factor, Tensor):
+        return {name: factor}
+    # `layout_of` has refused a factor that is kept as its transpose.
+    assert not isinstance(factor, Transposed)
+    return {f"{name}_{key}": tensor for key, tensor in pack(factor).items()}
+
+
+def _read_factor(layout: Layout, name: Literal["B", "A"], tensors: Mapping[str, Tensor]) -> Factor:
+    factor = layout.factor_layouts[name]
+    if is_plain(factor.format):
+        return tensors[name]
+    found = unpack(factor.format, {key: tensors[f"{name}_{key}"] for key in factor.shapes()})
+    assert isinstance(found, (Quantized, Sparse))
+    return found
 
 
 def _streams(field: str, bits: int) -> list[Stream]:

@@ -17,15 +17,15 @@ from typing import Literal
 from torch import Tensor
 
 from trinity.methods import rtn, slim_lora, slim_quant, wanda
-from trinity.methods.contract import LayerStats, MethodConfig, Statistic
+from trinity.methods.adapters import adapter_problem
+from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import Adapted, CompressedWeight, Dense, Quantized, Sparse
-from trinity.methods.options import Bits, FloatName, PatternOption
-from trinity.methods.slim_lora import Rank, Saliency
+from trinity.methods.options import Bits, PatternOption
 from trinity.methods.tensors import pattern_problem
 
 
-class SlimConfig(MethodConfig):
+class SlimConfig(slim_lora.SlimLoraConfig):
     """Defaults are those of the published scripts.
 
     quantizer: 'slim-quant' (searched per-tensor scale) or 'absmax' (per-tensor AbsMax)
@@ -37,9 +37,6 @@ class SlimConfig(MethodConfig):
     quantizer: Literal["slim-quant", "absmax"] = "slim-quant"
     objective: slim_quant.Objective = "reference"
     norm: Literal["plain", "shifted"] = "shifted"
-    rank: Rank = 0.1
-    saliency: Saliency = "rms"
-    dtype: FloatName = "float16"
     adapter: Literal["refit", "algorithm-2"] = "refit"
 
 
@@ -59,13 +56,12 @@ def compress(W: Tensor, stats: LayerStats, config: SlimConfig) -> Adapted:
         msg = "slim: needs input norms; the recipe has no calibration data."
         raise ConfigError(msg)
     pruner = wanda.WandaConfig(pattern=config.pattern, norm=config.norm)
-    lora = slim_lora.SlimLoraConfig(rank=config.rank, saliency=config.saliency, dtype=config.dtype)
     sparse = wanda.compress(W, quantized(W, config), stats.x_norm, pruner)
-    adapted = slim_lora.compress(W, sparse, stats, lora)
+    adapted = slim_lora.compress(W, sparse, stats, config)
     if config.adapter == "algorithm-2":
         return adapted
     # The stored factors, not the exact ones: W^C then also makes up for their rounding.
-    remainder = W - adapted.B.float() @ adapted.A.float()
+    remainder = W - adapted.product()
     # As in the code, the scale is searched on the masked remainder.
     refitted = quantized(remainder.masked_fill(~sparse.mask, 0), config)
     return Adapted(Sparse(refitted, sparse.mask, sparse.pattern), adapted.B, adapted.A)
@@ -78,7 +74,7 @@ class _Slim:
     needs = Statistic.X_NORM | Statistic.X_MEAN_ABS
 
     def problem(self, shape: tuple[int, int], config: SlimConfig) -> str | None:
-        return pattern_problem(shape, config.pattern)
+        return pattern_problem(shape, config.pattern) or adapter_problem(shape, config)
 
     def compress(
         self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: SlimConfig

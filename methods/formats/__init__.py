@@ -1,6 +1,12 @@
 """Frozen value types for compressed weights, with their reference decode and their storage."""
 
-from trinity.methods.formats.adapter import Adapted, AdapterFormat
+from trinity.methods.formats.adapter import (
+    Adapted,
+    AdapterFormat,
+    Factor,
+    FactorFormat,
+    Transposed,
+)
 from trinity.methods.formats.dense import Dense
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of, sparsity_of
 from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes, unpack
@@ -13,10 +19,13 @@ __all__ = [
     "AdapterFormat",
     "CompressedWeight",
     "Dense",
+    "Factor",
+    "FactorFormat",
     "Grid",
     "Pattern",
     "Quantized",
     "Sparse",
+    "Transposed",
     "Unstructured",
     "WeightFormat",
     "bits_per_weight",

@@ -34,6 +34,32 @@ def test_a_compiled_linear_is_the_float64_product_of_its_weight(
     assert check.linear_error(weight, targets.get("llvm-cpu"), rows) < 2e-6
 
 
+PACKED_ADAPTERS = [
+    ("int4 group 8", "int4 group 8"),
+    ("float16", "int4 group 16"),
+    ("int4 channel", "float16"),
+    ("float16", "2:4 float16"),
+    ("int3 group 8 asymmetric", "2:4 int4 group 8"),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize(("high", "low"), PACKED_ADAPTERS)
+def test_a_packed_adapter_is_multiplied_as_what_it_stands_for(
+    make_packed_adapter: Make, high: str, low: str, rows: int
+) -> None:
+    weight = make_packed_adapter((24, 48), 8, "int4 channel", high, low)
+    assert check.linear_error(weight, targets.get("llvm-cpu"), rows) < 2e-6
+
+
+@pytest.mark.parametrize(("high", "low"), PACKED_ADAPTERS)
+def test_the_annotated_function_of_a_packed_adapter_verifies(
+    make_packed_adapter: Make, high: str, low: str
+) -> None:
+    layout = layout_of(format_of(make_packed_adapter((24, 48), 8, "int4 channel", high, low)))
+    dialects.verified(annotate.annotated_function(layout, 1), "annotated")
+
+
 @pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), FORMATS)
 def test_the_annotated_function_verifies_and_round_trips(
     make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int

@@ -9,7 +9,14 @@ import torch
 
 from trinity.lowering import storage
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import (
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Quantized,
+    Transposed,
+    format_of,
+)
 
 Make = Callable[..., CompressedWeight]
 
@@ -74,3 +81,29 @@ def test_scale_groups_that_cut_sparse_groups_are_refused_by_name(make_weight: Ma
     weight = make_weight((4, 24), "int4 group 6", "2:4")
     with pytest.raises(UnsupportedError, match=r"scale groups of 6 inputs cut through groups of 4"):
         storage.layout_of(format_of(weight))
+
+
+@pytest.mark.parametrize(
+    ("high", "low"),
+    [("int4 group 8", "int4 group 8"), ("float16", "2:4 float16"), ("int3 channel", "float16")],
+)
+def test_a_packed_adapter_comes_back_and_takes_the_bits_it_says(
+    make_packed_adapter: Make, high: str, low: str
+) -> None:
+    weight = make_packed_adapter((24, 48), 8, "int4 channel", high, low)
+    tensors = storage.pack(weight)
+    again = storage.unpack(format_of(weight), tensors)
+    assert format_of(again) == format_of(weight)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    assert storage.module_bits(format_of(weight)) == 8 * stored / (24 * 48)
+
+
+def test_an_adapter_kept_as_its_transpose_is_refused_by_name() -> None:
+    def quantized(rows: int, columns: int) -> Transposed:
+        codes = torch.zeros(rows, columns, dtype=torch.int8)
+        return Transposed(Quantized(codes, torch.ones(rows, 1), None, 4))
+
+    weight = Adapted(Dense(torch.ones(24, 48)), quantized(8, 24), quantized(48, 8))
+    with pytest.raises(UnsupportedError, match=r"transposed: .*adapter_groups_along: inputs"):
+        storage.pack(weight)

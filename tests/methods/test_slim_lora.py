@@ -9,6 +9,7 @@ import torch
 from tests.methods.samples import GridCase, random_mask, random_quantized, random_stats
 from tests.oracles.low_rank import best_product, remaining_error, weighted_norm
 from trinity.methods import registry
+from trinity.methods.adapters import rank_of
 from trinity.methods.contract import LayerStats
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense, Sparse
@@ -17,7 +18,6 @@ from trinity.methods.slim_lora import (
     SlimLoraConfig,
     compress,
     factors,
-    rank_of,
     saliency,
 )
 from trinity.methods.wanda import shifted
