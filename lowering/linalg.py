@@ -70,8 +70,22 @@ def _factor_product(
 
 def product_of(build: Builder, layout: Layout, rows: int, x: str, prefix: str) -> str:
     """X W^T of the stored weight in the arguments `%arg_<prefix>...`, in the form for its rows."""
+    if "input_scale" in layout.shapes():
+        x = _scaled_input(build, layout, rows, x, prefix)
     linear = _Linear(build, layout, rows, x, prefix)
     return linear.contract() if rows <= CONTRACT_ROWS else linear.decode_and_multiply()
+
+
+def _scaled_input(build: Builder, layout: Layout, rows: int, x: str, prefix: str) -> str:
+    """Every input times its scale.  -> [rows, in]"""
+    (d_in,), dtype = layout.shapes()["input_scale"]
+    left = Operand("x", x, ("m", "k"), (rows, d_in), "f32")
+    scale = Operand("s", f"%arg_{prefix}input_scale", ("k",), (d_in,), MLIR_TYPES[dtype])
+    output = Operand("out", build.zeros((rows, d_in)), ("m", "k"), (rows, d_in), "f32")
+    body: list[str] = []
+    factor = widen("s", scale.dtype, body)
+    body.append(f"%yield = arith.mulf %in_x, {factor} : f32")
+    return build.generic("m k", [left, scale], output, "", body)
 
 
 class _Linear:

@@ -11,6 +11,7 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 | index, index_low/index_high | [planes, out, groups, bytes], uint8 | N:M: places in groups    |
 | scale                       | [1, 1], [out, 1] or [out, groups]   | quantized                |
 | zero_point                  | shape of scale, uint8               | quantized, asymmetric    |
+| input_scale                 | [in]                                | quantized, scaled inputs |
 | B, A                        | [out, rank], [rank, in]             | adapter of plain floats  |
 | B_codes, A_scale, ...       | as for a weight of the factor       | packed adapter           |
 
@@ -128,6 +129,8 @@ class Layout:
             found["scale"] = (grid.scale_shape, getattr(torch, grid.scale_dtype))
             if not grid.symmetric:
                 found["zero_point"] = (grid.scale_shape, torch.uint8)
+            if grid.input_scale:
+                found["input_scale"] = (self.format.shape[1:], getattr(torch, grid.input_scale))
         for name, factor in self.factor_layouts.items():
             stored = factor.shapes()
             if is_plain(factor.format):
@@ -209,6 +212,8 @@ def pack(weight: CompressedWeight) -> dict[str, Tensor]:
         tensors["scale"] = base.scale
         if base.zero_point is not None:
             tensors["zero_point"] = base.zero_point
+        if base.input_scale is not None:
+            tensors["input_scale"] = base.input_scale
     if layout.span > 1 and mask is not None:
         places = torch.arange(layout.span, dtype=torch.uint8, device=mask.device)
         indices = places.repeat(layout.format.shape[1] // layout.span).expand(mask.shape)
@@ -336,4 +341,5 @@ def _read_quantized(
     codes = _restore(_read_field("codes", tensors, layout), mask, layout)
     if grid.symmetric:
         codes = (codes.to(torch.int16) - 2 ** (grid.bits - 1)).to(torch.int8)
-    return Quantized(codes, tensors["scale"], tensors.get("zero_point"), grid.bits)
+    scales = tensors["scale"], tensors.get("zero_point")
+    return Quantized(codes, *scales, grid.bits, input_scale=tensors.get("input_scale"))

@@ -25,6 +25,7 @@ BUILT_IN = {
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",
     "slim-quant": "trinity.methods.slim_quant:SLIM_QUANT",
+    "slim-quant-o": "trinity.methods.slim_quant_o:SLIM_QUANT_O",
     "wanda": "trinity.methods.wanda:WANDA",
 }
 

@@ -12,11 +12,12 @@ published numbers:
 The mask always comes from the original weight.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
-from trinity.methods import rtn, slim_lora, slim_quant, wanda
+from trinity.methods import rtn, slim_lora, slim_quant, slim_quant_o, wanda
 from trinity.methods.adapters import adapter_problem
 from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
@@ -28,26 +29,32 @@ from trinity.methods.tensors import pattern_problem
 class SlimConfig(slim_lora.SlimLoraConfig):
     """Defaults are those of the published scripts.
 
-    quantizer: 'slim-quant' (searched per-tensor scale) or 'absmax' (per-tensor AbsMax)
+    quantizer: 'slim-quant' (searched per-tensor scale), 'slim-quant-o' (salient inputs on a finer
+        grid) or 'absmax' (per-tensor AbsMax)
     adapter: see the module's text
     """
 
     pattern: PatternOption
     bits: Bits = 4
-    quantizer: Literal["slim-quant", "absmax"] = "slim-quant"
+    quantizer: Literal["slim-quant", "slim-quant-o", "absmax"] = "slim-quant"
     objective: slim_quant.Objective = "reference"
     norm: Literal["plain", "shifted"] = "shifted"
     adapter: Literal["refit", "algorithm-2"] = "refit"
 
 
-def quantized(W: Tensor, config: SlimConfig) -> Quantized:
-    """One scale for the whole tensor.  W: [out, in]"""
+def quantizer_of(W: Tensor, stats: LayerStats, config: SlimConfig) -> Callable[[Tensor], Quantized]:
+    """One scale for the whole of a tensor [out, in].  W: the original weight, which salient inputs
+    are those of.
+    """
+    if config.quantizer == "absmax":
+        absmax = rtn.RtnConfig(bits=config.bits, group_size="tensor", scale_dtype="float32")
+        return lambda V: rtn.compress(V, absmax)
     if config.quantizer == "slim-quant":
-        options = slim_quant.SlimQuantConfig(bits=config.bits, objective=config.objective)
-        return slim_quant.compress(W, options)
-    return rtn.compress(
-        W, rtn.RtnConfig(bits=config.bits, group_size="tensor", scale_dtype="float32")
-    )
+        plain = slim_quant.SlimQuantConfig(bits=config.bits, objective=config.objective)
+        return lambda V: slim_quant.compress(V, plain)
+    aware = slim_quant_o.SlimQuantOConfig(bits=config.bits, objective=config.objective)
+    salient = slim_quant_o.salient_inputs(W, stats, aware)
+    return lambda V: slim_quant_o.compress(V, salient, aware)
 
 
 def compress(W: Tensor, stats: LayerStats, config: SlimConfig) -> Adapted:
@@ -56,14 +63,15 @@ def compress(W: Tensor, stats: LayerStats, config: SlimConfig) -> Adapted:
         msg = "slim: needs input norms; the recipe has no calibration data."
         raise ConfigError(msg)
     pruner = wanda.WandaConfig(pattern=config.pattern, norm=config.norm)
-    sparse = wanda.compress(W, quantized(W, config), stats.x_norm, pruner)
+    quantized = quantizer_of(W, stats, config)
+    sparse = wanda.compress(W, quantized(W), stats.x_norm, pruner)
     adapted = slim_lora.compress(W, sparse, stats, config)
     if config.adapter == "algorithm-2":
         return adapted
     # The stored factors, not the exact ones: W^C then also makes up for their rounding.
     remainder = W - adapted.product()
     # As in the code, the scale is searched on the masked remainder.
-    refitted = quantized(remainder.masked_fill(~sparse.mask, 0), config)
+    refitted = quantized(remainder.masked_fill(~sparse.mask, 0))
     return Adapted(Sparse(refitted, sparse.mask, sparse.pattern), adapted.B, adapted.A)
 
 

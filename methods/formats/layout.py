@@ -38,6 +38,8 @@ class WeightFormat:
             words.append(granularity(self.grid, self.shape[1]))
             if not self.grid.symmetric:
                 words.append("asymmetric")
+            if self.grid.input_scale:
+                words.append("scaled inputs")
         if self.adapter:
             words.append(f"+ rank {self.adapter.rank}")
             words += self._factor_words()
@@ -96,17 +98,26 @@ class WeightFormat:
 
 
 def _grid_json(grid: Grid) -> dict[str, Any]:
-    return {
+    data: dict[str, Any] = {
         "bits": grid.bits,
         "symmetric": grid.symmetric,
         "scale_shape": list(grid.scale_shape),
         "scale_dtype": grid.scale_dtype,
     }
+    if grid.input_scale:
+        data["input_scale"] = grid.input_scale
+    return data
 
 
 def _read_grid(data: Mapping[str, Any]) -> Grid:
     rows, groups = data["scale_shape"]
-    return Grid(data["bits"], data["symmetric"], (rows, groups), data["scale_dtype"])
+    return Grid(
+        data["bits"],
+        data["symmetric"],
+        (rows, groups),
+        data["scale_dtype"],
+        input_scale=data.get("input_scale"),
+    )
 
 
 def _adapter_json(adapter: AdapterFormat) -> dict[str, Any]:

@@ -14,6 +14,7 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 | weight_bitmask     | [out, ceil(in / 8)], uint8                      | unstructured             |
 | weight_scale       | [1, 1], [out, 1] or [out, groups], float        | quantized                |
 | weight_zero_point  | uint8 bytes of bit-packed points                | quantized, asymmetric    |
+| weight_input_scale | [in], float                                     | quantized, scaled inputs |
 | lora_A.weight      | [rank, in], float                               | adapter                  |
 | lora_B.weight      | [out, rank], float                              | adapter                  |
 
@@ -144,6 +145,8 @@ def _pack_grid(weight: Quantized) -> dict[str, Tensor]:
     tensors = {"weight_scale": weight.scale.contiguous()}
     if weight.zero_point is not None:
         tensors["weight_zero_point"] = pack_bits(weight.zero_point, weight.bits)
+    if weight.input_scale is not None:
+        tensors["weight_input_scale"] = weight.input_scale.contiguous()
     return tensors
 
 
@@ -217,7 +220,8 @@ def _with_grid(codes: Tensor, grid: Grid, tensors: Mapping[str, Tensor]) -> Quan
     scale, zero_point = tensors["weight_scale"], None
     if not grid.symmetric:
         zero_point = unpack_bits(tensors["weight_zero_point"], grid.bits, grid.scale_shape[1])
-    return Quantized(codes, scale, zero_point, grid.bits)
+    input_scale = tensors["weight_input_scale"] if grid.input_scale else None
+    return Quantized(codes, scale, zero_point, grid.bits, input_scale=input_scale)
 
 
 def _unpack_mask(shape: tuple[int, int], pattern: Pattern, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Sparse weights: a mask over a dense or quantized matrix; only kept entries are stored."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import torch
@@ -116,9 +116,7 @@ def _cleared(values: Dense | Quantized, mask: Tensor) -> Dense | Quantized:
     """Put one fixed number at masked-out entries, so that equal weights have equal bytes."""
     if isinstance(values, Dense):
         return Dense(values.values.masked_fill(~mask, 0))
-    return Quantized(
-        values.codes.masked_fill(~mask, 0), values.scale, values.zero_point, values.bits
-    )
+    return replace(values, codes=values.codes.masked_fill(~mask, 0))
 
 
 def check_nm(mask: Tensor, pattern: NM) -> None:

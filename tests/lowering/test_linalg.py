@@ -1,13 +1,14 @@
 """Every packed linear, compiled for the CPU, against the float64 product of what it stands for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
-from trinity.lowering import annotate, check, dialects, targets
+from trinity.lowering import annotate, check, dialects, storage, targets
 from trinity.lowering.storage import layout_of
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import Adapted, CompressedWeight, Quantized, Sparse, format_of
 
 Make = Callable[..., CompressedWeight]
 
@@ -23,6 +24,16 @@ FORMATS = [
     ((24, 64), "float16", "2:4", 0),
     ((24, 48), "int3 group 24 asymmetric", "3:8", 0),
 ]
+
+
+def with_scaled_inputs(weight: CompressedWeight) -> CompressedWeight:
+    """The same weight with a scale for every input."""
+    if isinstance(weight, (Adapted, Sparse)):
+        name = "base" if isinstance(weight, Adapted) else "values"
+        inner = with_scaled_inputs(getattr(weight, name))
+        return replace(weight, **{name: inner})  # type: ignore[arg-type]
+    assert isinstance(weight, Quantized)
+    return replace(weight, input_scale=(torch.rand(weight.shape[1]) + 0.5).half())
 
 
 @pytest.mark.parametrize("rows", [1, 9])
@@ -58,6 +69,19 @@ def test_the_annotated_function_of_a_packed_adapter_verifies(
 ) -> None:
     layout = layout_of(format_of(make_packed_adapter((24, 48), 8, "int4 channel", high, low)))
     dialects.verified(annotate.annotated_function(layout, 1), "annotated")
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize(("kind", "pattern"), [("int4 tensor", "2:4"), ("int8 group 8", None)])
+def test_scaled_inputs_are_multiplied_and_the_adapter_reads_them_unscaled(
+    make_weight: Make, kind: str, pattern: str | None, rows: int
+) -> None:
+    weight = with_scaled_inputs(make_weight((24, 48), kind, pattern, 5))
+    assert check.linear_error(weight, targets.get("llvm-cpu"), rows) < 2e-6
+    dialects.verified(annotate.annotated_function(layout_of(format_of(weight)), rows), "annotated")
+    assert torch.equal(
+        storage.unpack(format_of(weight), storage.pack(weight)).dequantize(), weight.dequantize()
+    )
 
 
 @pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), FORMATS)

@@ -118,7 +118,11 @@ def tensors_of(weight: CompressedWeight) -> dict[str, torch.Tensor]:
     if isinstance(weight, Dense):
         return {"values": weight.values}
     found = {"codes": weight.codes, "scale": weight.scale}
-    return found if weight.zero_point is None else {**found, "zero_point": weight.zero_point}
+    if weight.zero_point is not None:
+        found["zero_point"] = weight.zero_point
+    if weight.input_scale is not None:
+        found["input_scale"] = weight.input_scale
+    return found
 
 
 def assert_same_weight(found: CompressedWeight, expected: CompressedWeight) -> None:

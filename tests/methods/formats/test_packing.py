@@ -1,6 +1,7 @@
 """methods/formats/packing.py."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -101,6 +102,14 @@ def test_packed_factors_survive_their_file_beside_any_base(tmp_path: Path) -> No
     base = Sparse(random_quantized(12, 16, GridCase(4)), random_mask(12, 16, pattern), pattern)
     for weight in [*packed_adapters(base), *packed_adapters(Dense(torch.randn(12, 16)))]:
         assert_same_weight(round_trip(weight, tmp_path), weight)
+
+
+def test_scaled_inputs_survive_their_file_and_are_counted(tmp_path: Path) -> None:
+    plain, pattern = random_quantized(8, 24, GridCase(4, groups=3)), NM(2, 4)
+    scaled = replace(plain, input_scale=(torch.rand(24) + 0.5).half())
+    for weight in (scaled, Sparse(scaled, random_mask(8, 24, pattern), pattern)):
+        assert_same_weight(round_trip(weight, tmp_path), weight)
+    assert stored_bytes(scaled) - stored_bytes(plain) == 2 * 24
 
 
 def test_quantized_factors_take_the_bits_of_their_codes_and_scales() -> None:
