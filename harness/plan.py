@@ -1,7 +1,7 @@
 """What is done to which layer, checked against the layers' shapes before a weight is read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from trinity.harness.recipe import CompressSpec, Step
@@ -14,6 +14,7 @@ from trinity.methods.contract import (
     Statistic,
 )
 from trinity.methods.errors import ConfigError
+from trinity.methods.formats import InputFormat
 
 NAMES_SHOWN = 3
 
@@ -33,9 +34,13 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of every linear layer; a layer with none stays dense."""
+    """The steps of every linear layer; a layer with none stays dense.
+
+    inputs: how inputs are rounded, by layer; no entry leaves a layer's inputs alone
+    """
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
+    inputs: Mapping[str, InputFormat] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
@@ -67,13 +72,22 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
             raise ConfigError(msg)
     steps: dict[str, tuple[PlannedStep, ...]] = {}
     for name in shapes:
-        if any(fnmatchcase(name, glob) for glob in spec.skip):
+        if _skipped(name, spec):
             steps[name] = ()
         else:
             matching = [planned for glob, planned in overrides.items() if fnmatchcase(name, glob)]
             steps[name] = matching[-1] if matching else default
-    _check(steps, shapes)
-    return Plan(steps)
+    inputs = {}
+    if spec.inputs is not None:
+        rounded = spec.inputs.format
+        kept = (name for name in shapes if not _skipped(name, spec))
+        inputs = dict.fromkeys(kept, rounded)
+    _check(steps, inputs, shapes)
+    return Plan(steps, inputs)
+
+
+def _skipped(name: str, spec: CompressSpec) -> bool:
+    return any(fnmatchcase(name, glob) for glob in spec.skip)
 
 
 def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
@@ -93,7 +107,9 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
 
 
 def _check(
-    steps: Mapping[str, tuple[PlannedStep, ...]], shapes: Mapping[str, tuple[int, int]]
+    steps: Mapping[str, tuple[PlannedStep, ...]],
+    inputs: Mapping[str, InputFormat],
+    shapes: Mapping[str, tuple[int, int]],
 ) -> None:
     problems: dict[str, list[str]] = {}
     for layer, planned in steps.items():
@@ -101,6 +117,9 @@ def _check(
             problem = step.method.problem(shapes[layer], step.config)
             if problem:
                 problems.setdefault(f"{step.name}: {problem}", []).append(layer)
+    for layer, rounded in inputs.items():
+        if problem := rounded.problem(shapes[layer]):
+            problems.setdefault(f"compress.{problem}", []).append(layer)
     if problems:
         msg = " ".join(f"{problem}, in {shortened(names)}." for problem, names in problems.items())
         raise ConfigError(msg)

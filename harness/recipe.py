@@ -11,10 +11,12 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
 from trinity.methods.errors import ConfigError, nearest
+from trinity.methods.formats import InputFormat
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -61,15 +63,40 @@ class Step(BaseModel):
         return dict(self.model_extra or {})
 
 
+class InputSpec(Section):
+    """Inputs of the linears, rounded to 8 bits at run time.
+
+    kind: 'fp8', one scale for the input of a call; 'int8', one for each token or group_size inputs
+    """
+
+    kind: Literal["fp8", "int8"]
+    group_size: PositiveInt | None = None
+
+    @field_validator("group_size")
+    @classmethod
+    def _groups_are_of_integers(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("kind") == "fp8":
+            msg = "fp8 inputs share one scale; leave it out, or use kind: int8"
+            raise ValueError(msg)
+        return value
+
+    @property
+    def format(self) -> InputFormat:
+        """The declared property."""
+        return InputFormat(self.kind, self.group_size)
+
+
 class CompressSpec(Section):
     """What is done to the linears of the blocks.
 
     steps: for all   skip: globs of layers left dense   layers: glob -> other steps
+    inputs: what their inputs are rounded to; the weights are fitted to unrounded ones
     """
 
     steps: tuple[Step, ...] = ()
     skip: tuple[str, ...] = ("lm_head",)
     layers: dict[str, tuple[Step, ...]] = {}
+    inputs: InputSpec | None = None
 
 
 class CalibrationSpec(Section):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trinity.harness import calibration, checkpoint, data, plan, sources
 from trinity.harness.code import code_sha256, methods_sha256
-from trinity.harness.compiled import Subject
+from trinity.harness.compiled import Subject, check_inputs
 from trinity.harness.measure import Measuring, check_machine, context_length
 from trinity.harness.models import DTYPES, Decoder
 from trinity.harness.progress import Reporter
@@ -50,6 +50,8 @@ class Run:
         self.source = sources.resolve(recipe.model.id, recipe.model.revision, store)
         self.decoder = Decoder(self.source.path, DTYPES[recipe.model.dtype], self.device)
         self.plan = plan.make(recipe.compress, self.decoder.layer_shapes())
+        if recipe.lower is not None:
+            check_inputs(self.plan.inputs, "the recipe's compress.inputs")
         self._check_calibration()
 
     def finish(self) -> Finished:
@@ -135,7 +137,9 @@ class Run:
         return self.store.fetch(
             "checkpoint",
             {"last_block": blocks[-1].name, "summary": summary},
-            lambda folder: checkpoint.write(folder, self.decoder, blocks, summary),
+            lambda folder: checkpoint.write(
+                folder, self.decoder, blocks, summary, self.plan.inputs
+            ),
         )
 
     @cached_property
@@ -172,6 +176,7 @@ class Run:
                 bits_per_weight=compressed.bits_per_weight,
                 stored_bytes=compressed.stored_bytes(),
                 layers=compressed.summary["layers"],
+                inputs={name: found.label for name, found in compressed.inputs.items()},
             ),
             lowering=self.measuring.lowered.info if self.measuring.lowered else None,
             measurements=measurements,

@@ -8,6 +8,7 @@ from trinity.methods.formats.adapter import (
     Transposed,
 )
 from trinity.methods.formats.dense import Dense
+from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of, sparsity_of
 from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes, unpack
 from trinity.methods.formats.quantized import Grid, Quantized
@@ -22,6 +23,7 @@ __all__ = [
     "Factor",
     "FactorFormat",
     "Grid",
+    "InputFormat",
     "Pattern",
     "Quantized",
     "Sparse",
