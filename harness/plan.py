@@ -11,6 +11,7 @@ from trinity.methods.contract import (
     CheckpointSource,
     Method,
     MethodConfig,
+    ModelMethod,
     Statistic,
 )
 from trinity.methods.errors import ConfigError
@@ -33,14 +34,29 @@ class PlannedStep:
 
 
 @dataclass(frozen=True)
+class PlannedTune:
+    """A method for the whole model with its checked options."""
+
+    name: str
+    method: ModelMethod[MethodConfig]
+    config: MethodConfig
+
+    def describe(self) -> dict[str, object]:
+        """Name and every option, defaults included, as plain data."""
+        return {"method": self.name, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
 class Plan:
     """The steps of every linear layer; a layer with none stays dense.
 
     inputs: how inputs are rounded, by layer; no entry leaves a layer's inputs alone
+    tune: what is done to the whole model at the end
     """
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
     inputs: Mapping[str, InputFormat] = field(default_factory=dict)
+    tune: "PlannedTune | None" = None
 
     @property
     def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
@@ -83,7 +99,18 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
         kept = (name for name in shapes if not _skipped(name, spec))
         inputs = dict.fromkeys(kept, rounded)
     _check(steps, inputs, shapes)
-    return Plan(steps, inputs)
+    return Plan(steps, inputs, _planned_tune(spec.tune) if spec.tune else None)
+
+
+def _planned_tune(step: Step) -> PlannedTune:
+    method = registry.get(step.method)
+    if not isinstance(method, ModelMethod):
+        msg = (
+            f"compress.tune: method '{step.method}' does not tune a whole model. Make it one of "
+            f"`compress.steps`."
+        )
+        raise ConfigError(msg)
+    return PlannedTune(step.method, method, registry.configure(step.method, step.options))
 
 
 def _skipped(name: str, spec: CompressSpec) -> bool:
@@ -98,6 +125,12 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
             msg = (
                 f"method '{step.method}' reads finished checkpoints and cannot be a compression "
                 f"step; give it to `trinity compress CHECKPOINT --method {step.method}`."
+            )
+            raise ConfigError(msg)
+        if isinstance(method, ModelMethod):
+            msg = (
+                f"method '{step.method}' tunes a whole compressed model and cannot be a "
+                f"compression step; name it under `compress.tune`."
             )
             raise ConfigError(msg)
         planned.append(

@@ -86,19 +86,6 @@ class InputSpec(Section):
         return InputFormat(self.kind, self.group_size)
 
 
-class CompressSpec(Section):
-    """What is done to the linears of the blocks.
-
-    steps: for all   skip: globs of layers left dense   layers: glob -> other steps
-    inputs: what their inputs are rounded to; the weights are fitted to unrounded ones
-    """
-
-    steps: tuple[Step, ...] = ()
-    skip: tuple[str, ...] = ("lm_head",)
-    layers: dict[str, tuple[Step, ...]] = {}
-    inputs: InputSpec | None = None
-
-
 class CalibrationSpec(Section):
     """Which text the statistics are taken on.
 
@@ -112,6 +99,27 @@ class CalibrationSpec(Section):
     seqlen: PositiveInt = 2048
     seed: int = 0
     rule: Literal["documents", "concatenated"] = "documents"
+
+
+class TuneSpec(Step):
+    """What tunes the model after its last block, and on which text: `calibration:` if None."""
+
+    data: CalibrationSpec | None = None
+
+
+class CompressSpec(Section):
+    """What is done to the linears of the blocks.
+
+    steps: for all   skip: globs of layers left dense   layers: glob -> other steps
+    inputs: what their inputs are rounded to; the weights are fitted to unrounded ones
+    tune: one method for the whole model, after all of them
+    """
+
+    steps: tuple[Step, ...] = ()
+    skip: tuple[str, ...] = ("lm_head",)
+    layers: dict[str, tuple[Step, ...]] = {}
+    inputs: InputSpec | None = None
+    tune: TuneSpec | None = None
 
 
 class LowerSpec(Section):
