@@ -140,10 +140,12 @@ def test_salient_inputs_halve_their_rounding_error(layers: Layers) -> None:
         assert float(error[inside].max()) <= half_step / 2 * (1 + 1e-4), name
 
 
-def test_rounded_inputs_move_the_output_by_little(layers: Layers) -> None:
-    for name, (W, stats) in layers.items():
-        assert stats.X is not None
-        exact = stats.X @ W.T
-        for inputs, bound in ((InputFormat("fp8"), 0.05), (InputFormat("int8"), 0.03)):
-            moved = (inputs.rounded(stats.X) - stats.X) @ W.T
-            assert float(moved.norm() / exact.norm()) < bound, (name, inputs.label)
+def test_rounded_inputs_are_off_by_half_a_step_at_most(layers: Layers) -> None:
+    for name, (_, stats) in layers.items():
+        X = stats.X
+        assert X is not None
+        int8 = (InputFormat("int8").rounded(X) - X).abs()
+        assert bool((int8 <= X.abs().amax(1, keepdim=True) / 254 * 1.001).all()), name
+        fp8, step = (InputFormat("fp8").rounded(X) - X).abs(), float(X.abs().max()) / 447
+        # Three bits of mantissa, and below 2^-6 a fixed step of 2^-9.
+        assert bool((fp8 <= 1.001 * X.abs().mul(2**-4).clamp_min(step * 2**-10)).all()), name
