@@ -12,19 +12,19 @@ Safetensors and JSON only, never pickle.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from trinity.harness.models import DTYPES, Decoder, dtype_name, read_config, set_weight, skeleton
 from trinity.harness.store import MANIFEST, link_or_copy, read_json, write_json
 from trinity.harness.walk import LAYERS, WEIGHTS
 from trinity.methods.errors import RecordError
-from trinity.methods.formats import CompressedWeight, WeightFormat, unpack
+from trinity.methods.formats import CompressedWeight, InputFormat, WeightFormat, unpack
 
 CONFIG, SUMMARY, REST, INDEX = (
     "config.json",
@@ -32,14 +32,21 @@ CONFIG, SUMMARY, REST, INDEX = (
     "model-rest.safetensors",
     "model.safetensors.index.json",
 )
-VERSION = 1
+VERSION = 2  # 1 had neither packed adapters nor scaled or rounded inputs; it is read as it is
 NOT_TOKENIZER = (CONFIG, INDEX, MANIFEST)
 
 
-def write(folder: Path, decoder: Decoder, blocks: list[Path], summary: Mapping[str, Any]) -> None:
+def write(
+    folder: Path,
+    decoder: Decoder,
+    blocks: list[Path],
+    summary: Mapping[str, Any],
+    inputs: Mapping[str, InputFormat] | None = None,
+) -> None:
     """Assemble a checkpoint from finished block stages.
 
     blocks: stage folders, in order   summary: what `trinity.json` says beyond the layers
+    inputs: how inputs are rounded at run time, by layer
     """
     rest = dict(decoder.uncompressed())
     save_file({name: t.cpu().contiguous() for name, t in rest.items()}, folder / REST)
@@ -60,6 +67,9 @@ def write(folder: Path, decoder: Decoder, blocks: list[Path], summary: Mapping[s
         "version": VERSION,
         "layers": {name: report["format"] for name, report in layers.items()},
     }
+    if inputs:
+        rounded = {name: found.to_json() for name, found in inputs.items()}
+        config["quantization_config"]["inputs"] = rounded
     write_json(folder / CONFIG, config)
     write_json(folder / SUMMARY, {"version": VERSION, "layers": layers, **summary})
     for path in decoder.folder.iterdir():
@@ -74,6 +84,13 @@ def is_compressed(folder: Path) -> bool:
         return False
     config = json.loads(path.read_text())
     return (config.get("quantization_config") or {}).get("quant_method") == "trinity"
+
+
+def _rounding(inputs: InputFormat) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def round_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs.rounded(args[0]), *args[1:])
+
+    return round_first
 
 
 class Checkpoint:
@@ -106,6 +123,10 @@ class Checkpoint:
         self.formats = {
             name: WeightFormat.from_json(data) for name, data in quantization["layers"].items()
         }
+        self.inputs = {
+            name: InputFormat.from_json(data)
+            for name, data in quantization.get("inputs", {}).items()
+        }
 
     def weight(self, name: str) -> CompressedWeight:
         """One layer's compressed weight."""
@@ -127,6 +148,7 @@ class Checkpoint:
     def load_model(self) -> Any:
         """The model in torch with every weight dequantized: fake-quantised, for accuracy only.
 
+        Inputs that the checkpoint declares rounded are rounded before every product.
         -> a Hugging Face causal language model in eval mode (transformers has no common type for
         it)
         """
@@ -141,6 +163,8 @@ class Checkpoint:
         if left:
             msg = f"checkpoint {self.folder}: has no tensor for {', '.join(left[:3])}."
             raise RecordError(msg)
+        for name, rounded in self.inputs.items():
+            model.get_submodule(name).register_forward_pre_hook(_rounding(rounded))
         return model.eval()
 
     def stored_bytes(self) -> dict[str, int]:

@@ -27,7 +27,7 @@ from trinity.harness.repro import Reproduced, planned_rows, write_table
 from trinity.harness.run import Run
 from trinity.harness.store import MANIFEST, StageStore, make_folder
 from trinity.methods import conformance, registry
-from trinity.methods.contract import BlockMethod, CheckpointSource, Method
+from trinity.methods.contract import BlockMethod, CheckpointSource, Method, ModelMethod
 from trinity.methods.errors import ConfigError
 
 EMITTED = ("torch", "annotated", "storage", "target", "vmfb")
@@ -217,12 +217,15 @@ def describe_method(name: str) -> dict[str, Any]:
     options = {}
     for key, field in method.config.model_fields.items():
         options[key] = "required" if field.is_required() else f"default {field.default!r}"
-    needs = method.needs if isinstance(method, (Method, BlockMethod)) else None
+    if isinstance(method, (Method, BlockMethod)):
+        needs = str(method.needs.name or "NOTHING")
+    else:
+        needs = "token sequences" if isinstance(method, ModelMethod) else "a checkpoint"
     return {
         "name": name,
         "owner": registry.owner(name),
         "paper": method.paper,
-        "needs": str(needs.name or "NOTHING") if needs is not None else "a checkpoint",
+        "needs": needs,
         "options": options,
         "about": (type(method).__doc__ or "").strip(),
     }

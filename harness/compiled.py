@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,8 @@ from trinity.harness.store import StageStore, read_json, write_json
 from trinity.lowering import lower as lowering
 from trinity.lowering import targets
 from trinity.lowering.kernels.choose import storage_of
+from trinity.methods.errors import UnsupportedError
+from trinity.methods.formats import InputFormat
 
 if TYPE_CHECKING:
     from trinity.lowering.invoke import CompiledModel
@@ -83,10 +85,24 @@ def plan_of(folder: Path, spec: LowerSpec) -> lowering.Lowering:
         del config.quantization_config
     config._name_or_path = ""
     longest = min(spec.context, config.max_position_embeddings)
-    formats = checkpoint.Checkpoint(folder).formats
+    compressed = checkpoint.Checkpoint(folder)
+    check_inputs(compressed.inputs, f"checkpoint {folder}")
+    formats = compressed.formats
     lengths = (1, min(spec.length, longest))
     target, dtype = targets.get(spec.target), dtype_name(config)
     return lowering.Lowering(config, formats, target, lengths, longest, dtype)
+
+
+def check_inputs(inputs: Mapping[str, InputFormat], where: str) -> None:
+    """UnsupportedError where a model declares rounded inputs: modules would not round them."""
+    if inputs:
+        layer, rounded = next(iter(inputs.items()))
+        msg = (
+            f"{where}: the inputs of {layer} are {rounded.label}, and compiled modules read float "
+            f"inputs. Leave `lower:` out and evaluate it with the torch engine, or compress "
+            f"without `inputs`."
+        )
+        raise UnsupportedError(msg)
 
 
 def compile_module(

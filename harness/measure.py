@@ -49,7 +49,7 @@ class Measuring:
     def torch_engine(self) -> TorchEngine:
         """The dequantized model in torch."""
         compressed = checkpoint.Checkpoint(self.subject.folder)
-        untouched = all(
+        untouched = not compressed.inputs and all(
             not layout.grid and not layout.pattern for layout in compressed.formats.values()
         )
         model = compressed.load_model().to(self.device)

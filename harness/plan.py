@@ -1,7 +1,7 @@
 """What is done to which layer, checked against the layers' shapes before a weight is read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from trinity.harness.recipe import CompressSpec, Order, Step
@@ -11,9 +11,11 @@ from trinity.methods.contract import (
     CheckpointSource,
     Method,
     MethodConfig,
+    ModelMethod,
     Statistic,
 )
 from trinity.methods.errors import ConfigError
+from trinity.methods.formats import InputFormat
 
 NAMES_SHOWN = 3
 
@@ -32,14 +34,31 @@ class PlannedStep:
 
 
 @dataclass(frozen=True)
+class PlannedTune:
+    """A method for the whole model with its checked options."""
+
+    name: str
+    method: ModelMethod[MethodConfig]
+    config: MethodConfig
+
+    def describe(self) -> dict[str, object]:
+        """Name and every option, defaults included, as plain data."""
+        return {"method": self.name, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
 class Plan:
     """The steps of every linear layer; a layer with none stays dense.
 
     order: whether a block's linears are calibrated all at once or input by input
+    inputs: how inputs are rounded, by layer; no entry leaves a layer's inputs alone
+    tune: what is done to the whole model at the end
     """
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
     order: Order = "block"
+    inputs: Mapping[str, InputFormat] = field(default_factory=dict)
+    tune: "PlannedTune | None" = None
 
     @property
     def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
@@ -71,13 +90,18 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
             raise ConfigError(msg)
     steps: dict[str, tuple[PlannedStep, ...]] = {}
     for name in shapes:
-        if any(fnmatchcase(name, glob) for glob in spec.skip):
+        if _skipped(name, spec):
             steps[name] = ()
         else:
             matching = [planned for glob, planned in overrides.items() if fnmatchcase(name, glob)]
             steps[name] = matching[-1] if matching else default
-    _check(steps, shapes)
-    made = Plan(steps, spec.order)
+    inputs = {}
+    if spec.inputs is not None:
+        rounded = spec.inputs.format
+        kept = (name for name in shapes if not _skipped(name, spec))
+        inputs = dict.fromkeys(kept, rounded)
+    _check(steps, inputs, shapes)
+    made = Plan(steps, spec.order, inputs, _planned_tune(spec.tune) if spec.tune else None)
     if spec.order == "true-sequential":
         _check_layerwise(made)
     return made
@@ -93,6 +117,21 @@ def _check_layerwise(plan: Plan) -> None:
         raise ConfigError(msg)
 
 
+def _planned_tune(step: Step) -> PlannedTune:
+    method = registry.get(step.method)
+    if not isinstance(method, ModelMethod):
+        msg = (
+            f"compress.tune: method '{step.method}' does not tune a whole model. Make it one of "
+            f"`compress.steps`."
+        )
+        raise ConfigError(msg)
+    return PlannedTune(step.method, method, registry.configure(step.method, step.options))
+
+
+def _skipped(name: str, spec: CompressSpec) -> bool:
+    return any(fnmatchcase(name, glob) for glob in spec.skip)
+
+
 def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
     planned = []
     for step in steps:
@@ -103,6 +142,12 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
                 f"step; give it to `trinity compress CHECKPOINT --method {step.method}`."
             )
             raise ConfigError(msg)
+        if isinstance(method, ModelMethod):
+            msg = (
+                f"method '{step.method}' tunes a whole compressed model and cannot be a "
+                f"compression step; name it under `compress.tune`."
+            )
+            raise ConfigError(msg)
         planned.append(
             PlannedStep(step.method, method, registry.configure(step.method, step.options))
         )
@@ -110,7 +155,9 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
 
 
 def _check(
-    steps: Mapping[str, tuple[PlannedStep, ...]], shapes: Mapping[str, tuple[int, int]]
+    steps: Mapping[str, tuple[PlannedStep, ...]],
+    inputs: Mapping[str, InputFormat],
+    shapes: Mapping[str, tuple[int, int]],
 ) -> None:
     problems: dict[str, list[str]] = {}
     for layer, planned in steps.items():
@@ -118,6 +165,9 @@ def _check(
             problem = step.method.problem(shapes[layer], step.config)
             if problem:
                 problems.setdefault(f"{step.name}: {problem}", []).append(layer)
+    for layer, rounded in inputs.items():
+        if problem := rounded.problem(shapes[layer]):
+            problems.setdefault(f"compress.{problem}", []).append(layer)
     if problems:
         msg = " ".join(f"{problem}, in {shortened(names)}." for problem, names in problems.items())
         raise ConfigError(msg)

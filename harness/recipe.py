@@ -11,10 +11,12 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
 from trinity.methods.errors import ConfigError, nearest
+from trinity.methods.formats import InputFormat
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -64,18 +66,27 @@ class Step(BaseModel):
 Order = Literal["block", "true-sequential"]
 
 
-class CompressSpec(Section):
-    """What is done to the linears of the blocks.
+class InputSpec(Section):
+    """Inputs of the linears, rounded to 8 bits at run time.
 
-    steps: for all   skip: globs of layers left dense   layers: glob -> other steps
-    order: 'block' calibrates all linears of a block on the uncompressed block; 'true-sequential'
-        (GPTQ's option) calibrates linears with one input on the compressed linears before them
+    kind: 'fp8', one scale for the input of a call; 'int8', one for each token or group_size inputs
     """
 
-    steps: tuple[Step, ...] = ()
-    skip: tuple[str, ...] = ("lm_head",)
-    layers: dict[str, tuple[Step, ...]] = {}
-    order: Order = "block"
+    kind: Literal["fp8", "int8"]
+    group_size: PositiveInt | None = None
+
+    @field_validator("group_size")
+    @classmethod
+    def _groups_are_of_integers(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("kind") == "fp8":
+            msg = "fp8 inputs share one scale; leave it out, or use kind: int8"
+            raise ValueError(msg)
+        return value
+
+    @property
+    def format(self) -> InputFormat:
+        """The declared property."""
+        return InputFormat(self.kind, self.group_size)
 
 
 class CalibrationSpec(Section):
@@ -91,6 +102,30 @@ class CalibrationSpec(Section):
     seqlen: PositiveInt = 2048
     seed: int = 0
     rule: Literal["documents", "concatenated"] = "documents"
+
+
+class TuneSpec(Step):
+    """What tunes the model after its last block, and on which text: `calibration:` if None."""
+
+    data: CalibrationSpec | None = None
+
+
+class CompressSpec(Section):
+    """What is done to the linears of the blocks.
+
+    steps: for all   skip: globs of layers left dense   layers: glob -> other steps
+    order: 'block' calibrates all linears of a block on the uncompressed block; 'true-sequential'
+        (GPTQ's option) calibrates linears with one input on the compressed linears before them
+    inputs: what their inputs are rounded to; the weights are fitted to unrounded ones
+    tune: one method for the whole model, after all of them
+    """
+
+    steps: tuple[Step, ...] = ()
+    skip: tuple[str, ...] = ("lm_head",)
+    layers: dict[str, tuple[Step, ...]] = {}
+    order: Order = "block"
+    inputs: InputSpec | None = None
+    tune: TuneSpec | None = None
 
 
 class LowerSpec(Section):

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trinity.harness import calibration, checkpoint, data, plan, sources
+from trinity.harness import calibration, checkpoint, data, plan, sources, tune
 from trinity.harness.code import code_sha256, methods_sha256
-from trinity.harness.compiled import Subject
+from trinity.harness.compiled import Subject, check_inputs
 from trinity.harness.measure import Measuring, check_machine, context_length
 from trinity.harness.models import DTYPES, Decoder
 from trinity.harness.progress import Reporter
-from trinity.harness.recipe import Recipe
+from trinity.harness.recipe import CalibrationSpec, Recipe
 from trinity.harness.records.environment import environment, numerics
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import CheckpointInfo, ModelInfo, Record
@@ -50,6 +50,8 @@ class Run:
         self.source = sources.resolve(recipe.model.id, recipe.model.revision, store)
         self.decoder = Decoder(self.source.path, DTYPES[recipe.model.dtype], self.device)
         self.plan = plan.make(recipe.compress, self.decoder.layer_shapes())
+        if recipe.lower is not None:
+            check_inputs(self.plan.inputs, "the recipe's compress.inputs")
         self._check_calibration()
 
     def finish(self) -> Finished:
@@ -81,9 +83,10 @@ class Run:
     @cached_property
     def calibration(self) -> tuple[Tensor, dict[str, Any]] | None:
         """Token ids [samples, seqlen] and where they are from; None if the recipe has none."""
-        spec = self.recipe.calibration
-        if spec is None:
-            return None
+        return self._drawn(self.recipe.calibration) if self.recipe.calibration else None
+
+    def _drawn(self, spec: CalibrationSpec) -> tuple[Tensor, dict[str, Any]]:
+        """Token ids [samples, seqlen] of a text, and where they are from."""
         corpus = data.load(spec.dataset, spec.split)
         described = spec.model_dump(mode="json")
         inputs = {
@@ -122,21 +125,52 @@ class Run:
         }
         walk = Walk(self.decoder, self.plan, drawn[0] if drawn else None, self.store, inputs)
         blocks = walk.run(lambda done, of: self._step("compress, blocks", done, of))
+        last, tuned = blocks[-1].name, None
+        if self.plan.tune is not None:
+            last, blocks, tuned = self._tuned(blocks)
         summary = {
             "model": {"id": self.recipe.model.id, "sha256": self.source.sha256},
             "recipe": self.recipe.model_dump(
                 mode="json", include={"model", "compress", "calibration"}
             ),
             "steps": self.plan.describe(sorted(self.plan.steps)),
+            "tune": tuned,
             "calibration": drawn[1] if drawn else None,
             "numerics": inputs["numerics"],
             "versions": environment()["packages"],
         }
         return self.store.fetch(
             "checkpoint",
-            {"last_block": blocks[-1].name, "summary": summary},
-            lambda folder: checkpoint.write(folder, self.decoder, blocks, summary),
+            {"last_block": last, "summary": summary},
+            lambda folder: checkpoint.write(
+                folder, self.decoder, blocks, summary, self.plan.inputs
+            ),
         )
+
+    def _tuned(self, blocks: list[Path]) -> tuple[str, list[Path], dict[str, Any]]:
+        """The stage of the tuned model, its blocks, and what was done on which text."""
+        step, spec = self.plan.tune, self._tuning_text()
+        assert step is not None
+        assert spec is not None
+        sequences, text = self._drawn(spec)
+        inputs = {
+            "last_block": blocks[-1].name,
+            "step": step.describe(),
+            "text": text["ids_sha256"],
+            "code": [code_sha256("tune.py", *COMPRESS_CODE), methods_sha256([step.method])],
+        }
+
+        def write(folder: Path) -> None:
+            self.reporter.say(f"{self.recipe.name}: {step.name}")
+            tune.tune(self.decoder, step, sequences, blocks, folder)
+
+        stage = self.store.fetch("tuned", inputs, write)
+        done = {**step.describe(), "data": text}
+        return stage.name, tune.tuned_folders(stage, len(blocks)), done
+
+    def _tuning_text(self) -> CalibrationSpec | None:
+        spec = self.recipe.compress.tune
+        return (spec.data if spec else None) or self.recipe.calibration
 
     @cached_property
     def measuring(self) -> Measuring:
@@ -172,6 +206,7 @@ class Run:
                 bits_per_weight=compressed.bits_per_weight,
                 stored_bytes=compressed.stored_bytes(),
                 layers=compressed.summary["layers"],
+                inputs={name: found.label for name, found in compressed.inputs.items()},
             ),
             lowering=self.measuring.lowered.info if self.measuring.lowered else None,
             measurements=measurements,
@@ -182,12 +217,19 @@ class Run:
         self.reporter.step(f"{self.recipe.name}: {what}", done, of)
 
     def _check_calibration(self) -> None:
-        spec = self.recipe.calibration
+        spec, text = self.recipe.calibration, self._tuning_text()
         longest = context_length(self.source.path)
-        if spec and spec.seqlen > longest:
+        for where, found in (("calibration", spec), ("compress.tune.data", text)):
+            if found and found.seqlen > longest:
+                msg = (
+                    f"{where}.seqlen {found.seqlen} is longer than the {longest} positions of "
+                    f"{self.source.label}. Choose a shorter one."
+                )
+                raise ConfigError(msg)
+        if self.plan.tune and text is None:
             msg = (
-                f"calibration.seqlen {spec.seqlen} is longer than the {longest} positions of "
-                f"{self.source.label}. Choose a shorter one."
+                f"compress.tune: {self.plan.tune.name} needs text, and the recipe has neither "
+                f"`compress.tune.data:` nor `calibration:`."
             )
             raise ConfigError(msg)
         if spec is None and self.plan.needs:

@@ -29,9 +29,16 @@ def function_name(weight_format: WeightFormat, rows: int) -> str:
     words = [weight_format.label, f"{out}x{d_in}", f"m{rows}"]
     if weight_format.grid:
         words.insert(1, f"scale {weight_format.grid.scale_dtype}")
+        words.insert(2, str(weight_format.grid.input_scale or ""))
     if weight_format.adapter:
-        words.insert(1, f"adapter {weight_format.adapter.dtype}")
+        words.insert(1, "adapter " + " ".join(_factor_dtypes(weight_format)))
     return "linear_" + re.sub(r"\W+", "_", " ".join(words))
+
+
+def _factor_dtypes(weight_format: WeightFormat) -> list[str]:
+    """Float types in an adapter that its label leaves out: of values, or of scales."""
+    factors = [weight_format.factor(name) for name in ("B", "A")]
+    return [str(f.grid.scale_dtype if f.grid else f.dtype) for f in factors]
 
 
 def annotated_call(layer: str, weight_format: WeightFormat, rows: int) -> LinearCall:
@@ -151,6 +158,11 @@ def _contraction(build: Builder, layout: Layout, rows: int, weight: Operand) -> 
         scale = widen("scale", MLIR_TYPES[dtype], body)
         body.append(f"%scaled = arith.mulf {value}, {scale} : f32")
         value = "%scaled"
+        if grid.input_scale:
+            kind = MLIR_TYPES[layout.shapes()["input_scale"][1]]
+            inputs.append(Operand("inputs", "%arg_input_scale", ("k",), (d_in,), kind))
+            body.append(f"%by_input = arith.mulf {value}, {widen('inputs', kind, body)} : f32")
+            value = "%by_input"
     body.append(f"%product = arith.mulf %in_x, {value} : f32")
     body.append("%yield = arith.addf %acc, %product : f32")
     output = Operand("out", build.zeros((rows, out)), ("m", "n"), (rows, out), "f32")

@@ -12,6 +12,7 @@ plain
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal
 
 from trinity.lowering.builder import (
     MLIR_TYPES,
@@ -34,21 +35,58 @@ def linear_function(name: str, layout: Layout, rows: int) -> str:
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
     for tensor, (shape, dtype) in layout.shapes().items():
         arguments.append(f"%arg_{tensor}: {tensor_type(shape, dtype)}")
-    linear = _Linear(build, layout, rows)
-    result = linear.contract() if rows <= CONTRACT_ROWS else linear.decode_and_multiply()
+    result = product_of(build, layout, rows, "%arg_x", "")
     if layout.format.adapter:
         result = add_adapter(build, layout, rows, result)
     return build.function(name, arguments, result, tensor_type((rows, out), "f32"))
 
 
 def add_adapter(build: Builder, layout: Layout, rows: int, result: str) -> str:
-    """Result + (x A^T) B^T, of `%arg_x`, `%arg_A` and `%arg_B`.  -> [rows, out]"""
-    (b_shape, dtype), (a_shape, _) = layout.shapes()["B"], layout.shapes()["A"]
-    kind = MLIR_TYPES[dtype]
-    x = Operand("x", "%arg_x", ("m", "k"), (rows, a_shape[1]), "f32")
-    low = row_product(build, x, Operand("w", "%arg_A", ("n", "k"), a_shape, kind))
-    x = Operand("x", low, ("m", "k"), (rows, a_shape[0]), "f32")
-    return row_product(build, x, Operand("w", "%arg_B", ("n", "k"), b_shape, kind), result)
+    """Result + (x A^T) B^T, of `%arg_x` and the stored factors.  -> [rows, out]"""
+    low = _factor_product(build, layout, "A", rows, "%arg_x", None)
+    return _factor_product(build, layout, "B", rows, low, result)
+
+
+def _factor_product(
+    build: Builder, layout: Layout, name: Literal["A", "B"], rows: int, x: str, start: str | None
+) -> str:
+    """X W^T for a factor W, packed or plain, added to `start` if given."""
+    factor = layout.factor_layouts[name]
+    (n, k), shapes = factor.format.shape, layout.shapes()
+    if name in shapes:
+        left = Operand("x", x, ("m", "k"), (rows, k), "f32")
+        right = Operand("w", f"%arg_{name}", ("n", "k"), (n, k), MLIR_TYPES[shapes[name][1]])
+        return row_product(build, left, right, start)
+    found = product_of(build, factor, rows, x, f"{name}_")
+    if start is None:
+        return found
+    terms = [
+        Operand(side, of, ("m", "n"), (rows, n), "f32") for side, of in (("y", start), ("z", found))
+    ]
+    output = Operand("out", build.zeros((rows, n)), ("m", "n"), (rows, n), "f32")
+    body = ["%yield = arith.addf %in_y, %in_z : f32"]
+    return build.generic("m n", terms, output, "", body)
+
+
+def product_of(build: Builder, layout: Layout, rows: int, x: str, prefix: str) -> str:
+    """X W^T of the stored weight in the arguments `%arg_<prefix>...`, in the form for its rows."""
+    if "input_scale" in layout.shapes():
+        (d_in,), dtype = layout.shapes()["input_scale"]
+        scale = Operand("s", f"%arg_{prefix}input_scale", ("k",), (d_in,), MLIR_TYPES[dtype])
+        x = scaled_input(build, rows, x, scale)
+    linear = _Linear(build, layout, rows, x, prefix)
+    return linear.contract() if rows <= CONTRACT_ROWS else linear.decode_and_multiply()
+
+
+def scaled_input(build: Builder, rows: int, x: str, scale: Operand) -> str:
+    """Every input times its scale.  x: [rows, in], scale: [in] -> [rows, in]"""
+    (d_in,) = scale.shape
+    left = Operand("x", x, ("m", "k"), (rows, d_in), "f32")
+    output = Operand("out", build.zeros((rows, d_in)), ("m", "k"), (rows, d_in), "f32")
+    body: list[str] = []
+    factor = widen("s", scale.dtype, body)
+    body.append(f"%yield = arith.mulf %in_x, {factor} : f32")
+    return build.generic("m k", [left, scale], output, "", body)
 
 
 class _Linear:
@@ -57,8 +95,9 @@ class _Linear:
     A position is `u` and the factors; `d` is the place of an input in its N:M group.
     """
 
-    def __init__(self, build: Builder, layout: Layout, rows: int) -> None:
-        self.build, self.layout, self.rows = build, layout, rows
+    def __init__(self, build: Builder, layout: Layout, rows: int, x: str, prefix: str) -> None:
+        """x: the input, [rows, in]   prefix: of the arguments that hold the weight."""
+        self.build, self.layout, self.rows, self.x, self.prefix = build, layout, rows, x, prefix
         self.factors = [f"f{i}" for i in range(len(layout.factors))]
         self.sizes = {"n": layout.format.shape[0], "m": rows, "g": layout.groups, "u": layout.units}
         self.sizes |= dict(zip(self.factors, layout.factors, strict=True))
@@ -123,7 +162,7 @@ class _Linear:
             *self.extent(self.places),
         )
         value = build.expand(
-            "%arg_x", (self.rows, layout.format.shape[1]), [[self.rows], shape[1:]], "f32"
+            self.x, (self.rows, layout.format.shape[1]), [[self.rows], shape[1:]], "f32"
         )
         value = build.pad_end(value, shape, 2, layout.padded, "f32")
         shape = (self.rows, layout.groups, layout.padded, *shape[3:])
@@ -150,7 +189,9 @@ class _Linear:
             run = ["u", *self.byte_factors(stream)]
             split, kind = [shape[:1], shape[1:2], self.extent(run)], MLIR_TYPES[dtype]
             for plane in range(planes):
-                value = self.build.first_index(f"%arg_{name}", (planes, *shape), plane, kind)
+                value = self.build.first_index(
+                    f"%arg_{self.prefix}{name}", (planes, *shape), plane, kind
+                )
                 value = self.build.expand(value, shape, split, kind)
                 found.append(self.operand(f"{name}{plane}", value, ["n", "g", *run], kind))
         if layout.format.grid and not layout.format.grid.symmetric:
@@ -251,11 +292,11 @@ class _Linear:
         shape = self.layout.shapes()[name][0]
         if shape == (1, 1):
             value = self.build.value(
-                f"tensor.collapse_shape %arg_{name} [] : {tensor_type(shape, dtype)} into "
-                f"tensor<{dtype}>"
+                f"tensor.collapse_shape %arg_{self.prefix}{name} [] : "
+                f"{tensor_type(shape, dtype)} into tensor<{dtype}>"
             )
             return Operand(name, value, (), (), dtype)
-        return Operand(name, f"%arg_{name}", ("n", "g"), shape, dtype)
+        return Operand(name, f"%arg_{self.prefix}{name}", ("n", "g"), shape, dtype)
 
     def operand(self, name: str, value: str, loops: Sequence[str], dtype: str) -> Operand:
         """A tensor indexed by these loops, of their sizes."""

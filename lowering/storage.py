@@ -11,7 +11,9 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 | index, index_low/index_high | [planes, out, groups, bytes], uint8 | N:M: places in groups    |
 | scale                       | [1, 1], [out, 1] or [out, groups]   | quantized                |
 | zero_point                  | shape of scale, uint8               | quantized, asymmetric    |
-| B, A                        | [out, rank], [rank, in]             | adapter                  |
+| input_scale                 | [in]                                | quantized, scaled inputs |
+| B, A                        | [out, rank], [rank, in]             | adapter of plain floats  |
+| B_codes, A_scale, ...       | as for a weight of the factor       | packed adapter           |
 
 Symmetric codes are stored in offset binary.  Positions are padded to whole bytes of the narrowest
 stream.  An unstructured mask over codes is stored as codes that mean zero: a gather through a
@@ -22,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,8 +35,10 @@ from trinity.methods.formats import (
     Adapted,
     CompressedWeight,
     Dense,
+    Factor,
     Quantized,
     Sparse,
+    Transposed,
     Unstructured,
     WeightFormat,
 )
@@ -112,7 +117,7 @@ class Layout:
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of every stored tensor, in the order of a linear function's arguments."""
-        (out, d_in), lead = self.format.shape, (self.planes, self.format.shape[0], self.groups)
+        lead = (self.planes, self.format.shape[0], self.groups)
         found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         if self.format.dtype:
             found["values"] = ((*lead, self.padded), getattr(torch, self.format.dtype))
@@ -122,11 +127,22 @@ class Layout:
             found["scale"] = (grid.scale_shape, getattr(torch, grid.scale_dtype))
             if not grid.symmetric:
                 found["zero_point"] = (grid.scale_shape, torch.uint8)
-        if adapter := self.format.adapter:
-            dtype = getattr(torch, adapter.dtype)
-            found["B"] = ((out, adapter.rank), dtype)
-            found["A"] = ((adapter.rank, d_in), dtype)
+            if grid.input_scale:
+                found["input_scale"] = (self.format.shape[1:], getattr(torch, grid.input_scale))
+        for name, factor in self.factor_layouts.items():
+            stored = factor.shapes()
+            if is_plain(factor.format):
+                found[name] = (factor.format.shape, stored["values"][1])
+            else:
+                found |= {f"{name}_{key}": value for key, value in stored.items()}
         return found
+
+    @cached_property
+    def factor_layouts(self) -> "dict[Literal['B', 'A'], Layout]":
+        """Storage of the adapter's factors, each as a weight of its own; {} if none."""
+        if self.format.adapter is None:
+            return {}
+        return {name: Layout(self.format.factor(name)) for name in ("B", "A")}
 
     @property
     def weight_tensors(self) -> tuple[str, ...]:
@@ -158,12 +174,14 @@ class Layout:
             tensors["scale"] = base.scale
             if base.zero_point is not None:
                 tensors["zero_point"] = base.zero_point
+            if base.input_scale is not None:
+                tensors["input_scale"] = base.input_scale
         if self.span > 1 and mask is not None:
             places = torch.arange(self.span, dtype=torch.uint8, device=mask.device)
             indices = places.repeat(self.format.shape[1] // self.span).expand(mask.shape)
             tensors |= _pack_field("index", _arrange(indices, mask, self), self)
         if isinstance(weight, Adapted):
-            tensors |= {"B": weight.B, "A": weight.A}
+            tensors |= _pack_factor(self, "B", weight.B) | _pack_factor(self, "A", weight.A)
         return {name: tensors[name].contiguous() for name in self.shapes()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
@@ -182,7 +200,9 @@ class Layout:
             mask = base.dequantize() != 0
         if mask is not None and self.format.pattern is not None:
             base = Sparse(base, mask, self.format.pattern)
-        return Adapted(base, tensors["B"], tensors["A"]) if self.format.adapter else base
+        if self.format.adapter is None:
+            return base
+        return Adapted(base, *(_read_factor(self, name, tensors) for name in ("B", "A")))
 
 
 def layout_of(weight_format: WeightFormat) -> Layout:
@@ -203,6 +223,16 @@ def layout_of(weight_format: WeightFormat) -> Layout:
         )
         raise UnsupportedError(msg)
     layout = Layout(weight_format)
+    if adapter := weight_format.adapter:
+        if any(factor and factor.transposed for factor in (adapter.B, adapter.A)):
+            msg = (
+                f"format {weight_format.label}: compiled modules read scale groups of an adapter "
+                f"along its inputs. Set `adapter_groups_along: inputs`, or evaluate it with the "
+                f"torch engine."
+            )
+            raise UnsupportedError(msg)
+        for name in ("B", "A"):
+            layout_of(weight_format.factor(name))
     if layout.groups > 1 and (weight_format.shape[1] // layout.groups) % layout.span:
         msg = (
             f"format {weight_format.label}: scale groups of "
@@ -212,6 +242,29 @@ def layout_of(weight_format: WeightFormat) -> Layout:
         )
         raise UnsupportedError(msg)
     return layout
+
+
+def is_plain(weight_format: WeightFormat) -> bool:
+    """Whether a factor of an adapter is stored as plain floats."""
+    return weight_format.grid is None and weight_format.pattern is None
+
+
+def _pack_factor(layout: Layout, name: Literal["B", "A"], factor: Factor) -> dict[str, Tensor]:
+    if isinstance(factor, Tensor):
+        return {name: factor}
+    # `layout_of` has refused a factor that is kept as its transpose.
+    assert not isinstance(factor, Transposed)
+    packed = layout.factor_layouts[name].pack(factor)
+    return {f"{name}_{key}": tensor for key, tensor in packed.items()}
+
+
+def _read_factor(layout: Layout, name: Literal["B", "A"], tensors: Mapping[str, Tensor]) -> Factor:
+    factor = layout.factor_layouts[name]
+    if is_plain(factor.format):
+        return tensors[name]
+    found = factor.unpack({key: tensors[f"{name}_{key}"] for key in factor.shapes()})
+    assert isinstance(found, (Quantized, Sparse))
+    return found
 
 
 def _streams(field: str, bits: int) -> list[Stream]:
@@ -289,4 +342,5 @@ def _read_quantized(
     codes = _restore(_read_field("codes", tensors, layout), mask, layout)
     if grid.symmetric:
         codes = (codes.to(torch.int16) - 2 ** (grid.bits - 1)).to(torch.int8)
-    return Quantized(codes, tensors["scale"], tensors.get("zero_point"), grid.bits)
+    scales = tensors["scale"], tensors.get("zero_point")
+    return Quantized(codes, *scales, grid.bits, input_scale=tensors.get("input_scale"))

@@ -21,6 +21,8 @@ from trinity.methods.contract import (
     LayerStats,
     Method,
     MethodConfig,
+    ModelMethod,
+    ModelTask,
     Statistic,
 )
 from trinity.methods.errors import ConfigError
@@ -42,6 +44,7 @@ MAX_BITS = 64.0  # twice what plain float32 takes
 TOKENS = 48
 # Tried in turn for options that have no default and declare no examples.
 PLAUSIBLE: tuple[object, ...] = ("2:4", 4, 0.5, "float16", True)
+KINDS = (Method, BlockMethod, ModelMethod, CheckpointSource)
 Run = Callable[[], Mapping[str, CompressedWeight]]
 
 
@@ -51,7 +54,7 @@ def check(
     options: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
-    """What a Method, BlockMethod or CheckpointSource breaks of the contract; empty if nothing.
+    """What a method or a CheckpointSource breaks of the contract; empty if nothing.
 
     options: as in a recipe, where the defaults (or the fields' `examples`) do not make a config
     tensors: a checkpoint for a CheckpointSource to read, else one of 2:4 float weights is made
@@ -59,7 +62,7 @@ def check(
     violations = _attribute_violations(method)
     if violations:
         return violations
-    assert isinstance(method, (Method, BlockMethod, CheckpointSource))
+    assert isinstance(method, KINDS)
     config = _example_config(method.config, options)
     if config is None:
         return [
@@ -74,6 +77,8 @@ def check(
             violations += _method_violations(method, config)
         elif isinstance(method, BlockMethod):
             violations += _block_violations(method, config)
+        elif isinstance(method, ModelMethod):
+            violations += _model_violations(method, config)
         else:
             violations += _source_violations(method, config, tensors)
     return list(dict.fromkeys(violations))
@@ -82,10 +87,11 @@ def check(
 def _attribute_violations(method: object) -> list[str]:
     if isinstance(method, type):
         return [f"{method.__name__} is a class; register an instance of it"]
-    if not isinstance(method, (Method, BlockMethod, CheckpointSource)):
+    if not isinstance(method, KINDS):
         return [
             f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
-            f"problem, compress), of a BlockMethod (compress_block) or of a CheckpointSource (load)"
+            f"problem, compress), of a BlockMethod (compress_block), of a ModelMethod "
+            f"(compress_model) or of a CheckpointSource (load)"
         ]
     # A protocol says that attributes are there, not what they hold.
     names = ("name", "paper", "config", "needs")
@@ -97,7 +103,8 @@ def _attribute_violations(method: object) -> list[str]:
         found.append(f"paper: {paper!r} does not say where the method is from")
     if not isinstance(config, type) or not issubclass(config, MethodConfig):
         found.append(f"config: {config!r} is not a subclass of MethodConfig")
-    if not isinstance(method, CheckpointSource) and not isinstance(needs, Statistic):
+    without = isinstance(method, (CheckpointSource, ModelMethod))
+    if not without and not isinstance(needs, Statistic):
         found.append(f"needs: {needs!r} is not a Statistic")
     return found
 
@@ -189,6 +196,26 @@ def _block_violations(method: BlockMethod[MethodConfig], config: MethodConfig) -
         must_refuse=problem is not None,
         may_refuse=problem is not None,
     )
+    return found
+
+
+def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -> list[str]:
+    task = _model_task()
+    tensors = {"sequences": task.sequences}
+    for name, weight in task.current.items():
+        tensors |= _prefixed(name, pack(weight))
+    shapes = {name: weight.shape for name, weight in task.current.items()}
+    found = _run_violations(
+        partial(method.compress_model, task, config), tensors, shapes, "a model of four linears"
+    )
+    tuned = _call(partial(method.compress_model, task, config))
+    if isinstance(tuned, Mapping) and tuned.keys() == shapes.keys() and not found:
+        found += [
+            f"a model of four linears: {name} came as {format_of(weight).label} and left as "
+            f"{format_of(tuned[name]).label}"
+            for name, weight in task.current.items()
+            if format_of(tuned[name]) != format_of(weight)
+        ]
     return found
 
 
@@ -369,6 +396,20 @@ def _block_task(needs: Statistic) -> BlockTask:
         inputs=inputs,
         forward=forward,
     )
+
+
+def _model_task() -> ModelTask:
+    """Linears in a row that guess the next of 32 tokens; one weight of every kind."""
+    current = dict(zip("pqrs", _currents(torch.randn(32, 32) / 6), strict=False))
+    table = torch.randn(32, 32)
+
+    def loss(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+        x = table[ids[:-1]]
+        for weight in weights.values():
+            x = x + torch.tanh(x @ weight.T)
+        return torch.nn.functional.cross_entropy(x @ table.T, ids[1:])
+
+    return ModelTask(current, torch.randint(0, 32, (3, 12)), loss)
 
 
 def _checkpoint() -> dict[str, Tensor]:

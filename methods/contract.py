@@ -149,6 +149,34 @@ class BlockMethod(Protocol[C]):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class ModelTask:
+    """A whole model whose blocks are compressed, for methods that tune it as a language model.
+
+    current: compressed weight of every linear of the blocks, in order
+    sequences: int64 [samples, seqlen], the token ids to tune on
+    loss: (weight of each linear [out, in], ids [seqlen]) -> mean next-token loss, differentiable in
+        the weights; everything else of the model is as it was
+    """
+
+    current: Mapping[str, CompressedWeight]
+    sequences: Tensor
+    loss: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+
+
+@runtime_checkable
+class ModelMethod(Protocol[C]):
+    """Tunes all compressed linears of a model together, after the last block."""
+
+    name: str
+    paper: str
+    config: type[MethodConfig]
+
+    def compress_model(self, task: ModelTask, config: C) -> Mapping[str, CompressedWeight]:
+        """The tuned weights, under the names and in the formats of `task.current`."""
+        ...
+
+
 @runtime_checkable
 class CheckpointSource(Protocol[C]):
     """Reads weights that were compressed elsewhere."""
@@ -162,4 +190,9 @@ class CheckpointSource(Protocol[C]):
         ...
 
 
-Registered = Method[MethodConfig] | BlockMethod[MethodConfig] | CheckpointSource[MethodConfig]
+Registered = (
+    Method[MethodConfig]
+    | BlockMethod[MethodConfig]
+    | ModelMethod[MethodConfig]
+    | CheckpointSource[MethodConfig]
+)

@@ -12,6 +12,7 @@ from trinity.methods.contract import (
     CheckpointSource,
     Method,
     MethodConfig,
+    ModelMethod,
     Registered,
 )
 from trinity.methods.errors import ConfigError, nearest
@@ -27,6 +28,8 @@ BUILT_IN = {
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",
     "slim-quant": "trinity.methods.slim_quant:SLIM_QUANT",
+    "slim-quant-o": "trinity.methods.slim_quant_o:SLIM_QUANT_O",
+    "slim-tune": "trinity.methods.slim_tune:SLIM_TUNE",
     "sparsegpt": "trinity.methods.sparsegpt:SPARSEGPT",
     "wanda": "trinity.methods.wanda:WANDA",
 }
@@ -59,10 +62,12 @@ def get(name: str) -> Registered:
         msg = f"method '{name}' of {distribution}: '{target}' cannot be loaded ({error})."
         raise ConfigError(msg) from error
     # A class has its instances' attributes, so it would pass as a protocol, and fail when called.
-    if isinstance(found, type) or not isinstance(found, (Method, BlockMethod, CheckpointSource)):
+    kinds = (Method, BlockMethod, ModelMethod, CheckpointSource)
+    if isinstance(found, type) or not isinstance(found, kinds):
         msg = (
             f"method '{name}' of {distribution}: '{target}' is a {type(found).__name__} that is "
-            f"neither a Method, a BlockMethod nor a CheckpointSource (trinity.methods.contract)."
+            f"neither a Method, a BlockMethod, a ModelMethod nor a CheckpointSource "
+            f"(trinity.methods.contract)."
         )
         raise ConfigError(msg)
     if found.name != name:

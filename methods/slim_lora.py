@@ -13,43 +13,36 @@ The saliency d is an option because paper and code differ:
 Both factors keep the paper's split: B has orthonormal columns, A holds the singular values and 1/d.
 A is computed as B^T E, which is the same in exact arithmetic: dividing by d would multiply the
 float32 error of the SVD by max(d) / min(d), which is large where some input is almost dead.
+
+`adapter_bits` quantizes the factors (SLiM-LoRA^Q) and `adapter_pattern` prunes A, see
+`trinity.methods.adapters`. A pruned A is fitted with its mask, not masked afterwards: the code runs
+1000 steps of Adam on the masked product, here two exact steps alternate (`pruned_factors`).
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from trinity.methods.contract import LayerStats, MethodConfig, Statistic
+from trinity.methods.adapters import AdapterConfig, adapter_problem, adapter_rank, stored
+from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import Adapted, CompressedWeight
-from trinity.methods.options import FloatName, cast
-from trinity.methods.tensors import low_rank
+from trinity.methods.formats import NM, Adapted, CompressedWeight
+from trinity.methods.tensors import low_rank, nm_mask
 from trinity.methods.wanda import shifted
 
 Saliency = Literal["rms", "mean-abs", "none"]
-# 1.0 is refused: it could mean all of the smaller side or a rank of one.
-Rank = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(gt=0, strict=True)]
+ALTERNATIONS = 200
+LEAST_GAIN = 1e-5  # of the squared error, a step that gains less is the last
 
 
-class SlimLoraConfig(MethodConfig):
+class SlimLoraConfig(AdapterConfig):
     """Defaults are the paper's.
 
-    rank: a fraction of min(out, in), rounded down, if below 1; else the rank itself
-    dtype: of the stored factors. The code uses bfloat16; float16 has three more bits of mantissa
-        and is loaded by every GPU target.
+    saliency: the weight d_j of input j, see the module's text
     """
 
-    rank: Rank = 0.1
     saliency: Saliency = "rms"
-    dtype: FloatName = "float16"
-
-
-def rank_of(shape: tuple[int, int], rank: float) -> int:
-    """Adapter rank of a layer [out, in]; at least 1, at most min(out, in)."""
-    smaller = min(shape)
-    return min(smaller, int(rank) if rank >= 1 else max(1, int(rank * smaller)))
 
 
 def saliency(stats: LayerStats, W: Tensor, kind: Saliency) -> Tensor:
@@ -78,6 +71,29 @@ def factors(E: Tensor, d: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return B, B.T @ E
 
 
+def pruned_factors(E: Tensor, d: Tensor, rank: int, pattern: NM) -> tuple[Tensor, Tensor, Tensor]:
+    """B A close to E in the norm ||(E - BA) diag(d)||_F, with A pruned N:M along the inputs.
+
+    For B with orthonormal columns the best A is the mask of B^T E diag(d) times that matrix, and
+    the best mask keeps its largest entries; for such an A the best orthonormal B is the polar
+    factor of E diag(d) A^T. The two steps alternate from the unpruned fit, so no step loses.
+
+    E: [out, in]  d: [in], positive  ->  B: [out, rank], A: [rank, in], mask: bool [rank, in]
+    """
+    T = E * d
+    B, _ = low_rank(T, rank)
+    mask, kept = nm_mask((B.T @ T).abs(), pattern), 0.0
+    for _ in range(ALTERNATIONS):
+        P = (B.T @ T).masked_fill(~mask, 0)
+        before, kept = kept, float(P.double().square().sum())
+        if kept - before <= LEAST_GAIN * kept:
+            break
+        U, _, Vh = torch.linalg.svd(T @ P.T, full_matrices=False)
+        B = U @ Vh
+        mask = nm_mask((B.T @ T).abs(), pattern)
+    return B, (B.T @ E).masked_fill(~mask, 0), mask
+
+
 def compress(
     W: Tensor, current: CompressedWeight, stats: LayerStats, config: SlimLoraConfig
 ) -> Adapted:
@@ -86,9 +102,15 @@ def compress(
         msg = "slim-lora: an earlier step already gave this weight adapters."
         raise ConfigError(msg)
     d = saliency(stats, W, config.saliency)
-    rank = rank_of(current.shape, config.rank)
-    B, A = factors(W - current.dequantize(), d, rank)
-    return Adapted(current, cast(B, config.dtype), cast(A, config.dtype))
+    if found := adapter_problem(current.shape, config):
+        msg = f"slim-lora: {found}."
+        raise ConfigError(msg)
+    rank, E, mask = adapter_rank(current.shape, config), W - current.dequantize(), None
+    if isinstance(config.adapter_pattern, NM):
+        B, A, mask = pruned_factors(E, d, rank, config.adapter_pattern)
+    else:
+        B, A = factors(E, d, rank)
+    return Adapted(current, *stored(B, A, mask, config))
 
 
 class _SlimLora:
@@ -98,7 +120,7 @@ class _SlimLora:
     needs = Statistic.X_NORM | Statistic.X_MEAN_ABS
 
     def problem(self, shape: tuple[int, int], config: SlimLoraConfig) -> str | None:
-        return None
+        return adapter_problem(shape, config)
 
     def compress(
         self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: SlimLoraConfig

@@ -27,7 +27,10 @@ class ModelInfo(BaseModel):
 
 
 class CheckpointInfo(BaseModel):
-    """The compressed checkpoint: sizes counted from its files, results of every layer."""
+    """The compressed checkpoint: sizes counted from its files, results of every layer.
+
+    inputs: what the inputs of a layer are rounded to at run time, where they are
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +38,7 @@ class CheckpointInfo(BaseModel):
     bits_per_weight: float
     stored_bytes: dict[str, int]
     layers: dict[str, Any]
+    inputs: dict[str, str] = {}
 
 
 class LoweringInfo(BaseModel):

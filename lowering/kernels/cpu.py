@@ -116,11 +116,13 @@ def tiles(rows: int, vectors: int, sums: int, registers: int) -> list[Tile]:
 
 
 class Product:
-    """`[rows, in], panels -> [rows, padded out]` for one format."""
+    """`activations, panels[, y0] -> [rows, padded out]` for one format."""
 
-    def __init__(self, panels: Panels, rows: int, flavour: Flavour, name: str) -> None:
-        """rows: M, those of the input."""
-        self.panels, self.rows, self.flavour = panels, rows, flavour
+    def __init__(
+        self, panels: Panels, rows: int, flavour: Flavour, name: str, start: bool = False
+    ) -> None:
+        """rows: M, those of the input   start: whether y0 is there to be added to."""
+        self.panels, self.rows, self.flavour, self.start = panels, rows, flavour, start
         self.kernel = Kernel(name)
         self.buffers: dict[str, Buffer] = {}
 
@@ -131,10 +133,11 @@ class Product:
         if self.flavour == "digits":
             width, element = block_words(panels.block), "i32"
         self.buffers["x"] = kernel.binding((self.rows, panels.blocks, width), element)
-        for name, (shape, dtype) in panels.shapes().items():
-            if not name.startswith(("A_", "B_")):
-                self.buffers[name] = kernel.binding(shape, MLIR_TYPES[dtype])
+        for name, (shape, dtype) in panels.kernel_shapes().items():
+            self.buffers[name] = kernel.binding(shape, MLIR_TYPES[dtype])
         outputs = panels.panels * panels.rows
+        if self.start:
+            self.buffers["y0"] = kernel.binding((self.rows, outputs), "f32")
         self.buffers["y"] = kernel.binding((self.rows, outputs), "f32")
         panel = kernel.workgroup(0)
         sums, registers = (DIGITS, 24) if self.flavour == "digits" else (1, 8)
@@ -149,9 +152,16 @@ class Product:
 
     def _tile(self, panel: str, rows: Sequence[str], vectors: Sequence[str]) -> None:
         """All blocks of a tile, and its outputs."""
-        kernel, count = self.kernel, len(rows) * len(vectors)
-        start = kernel.constant("0.0", FLOATS)
-        with kernel.loop(self.panels.blocks, 1, [(start, FLOATS)] * count) as blocks:
+        kernel = self.kernel
+        base = kernel.times(panel, self.panels.rows)
+        places = [
+            [row, kernel.value(f"arith.addi {base}, {kernel.times(vector, LANES)} : index")]
+            for row in rows
+            for vector in vectors
+        ]
+        none = kernel.constant("0.0", FLOATS)
+        starts = [self.buffers["y0"].load(at, FLOATS) if self.start else none for at in places]
+        with kernel.loop(self.panels.blocks, 1, [(at, FLOATS) for at in starts]) as blocks:
             group = blocks.index
             if self.panels.group_blocks > 1:
                 by = kernel.constant(self.panels.group_blocks)
@@ -173,12 +183,8 @@ class Product:
                         f"vector.fma {sums[at]}, {factor}, {blocks.carried[at]} : {FLOATS}"
                     )
             blocks.yielded = sums
-        base = kernel.times(panel, self.panels.rows)
-        for r, row in enumerate(rows):
-            for v, vector in enumerate(vectors):
-                place = kernel.value(f"arith.addi {base}, {kernel.times(vector, LANES)} : index")
-                result = blocks.results[r * len(vectors) + v]
-                self.buffers["y"].store(result, [row, place], FLOATS)
+        for at, result in zip(places, blocks.results, strict=True):
+            self.buffers["y"].store(result, at, FLOATS)
 
     def _block(
         self,

@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trinity.lowering.builder import Builder, tensor_type
+from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type
 from trinity.lowering.kernels import cpu
 from trinity.lowering.kernels.emit import Kernel
 from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.linalg import scaled_input
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,25 @@ class _Writer:
         """`x: [rows, stride]` times the panels' weight, added to `start`.  -> [rows, padded out]"""
         name = f"{self.name}_{prefix}kernel"
         stored = [
-            (f"%arg_{prefix}{key}", tensor_type(*of))
-            for key, of in panels.shapes().items()
-            if not key.startswith(("A_", "B_"))
+            (f"%arg_{prefix}{key}", tensor_type(*of)) for key, of in panels.kernel_shapes().items()
         ]
         if panels.format.dtype:
             kernel = cpu.values_product(panels, self.rows, stride, start is not None, name)
             operands = [(x, tensor_type((self.rows, stride), "f32")), *stored]
         else:
-            kernel = cpu.Product(panels, self.rows, self.flavour, name).write()
-            operands = [self.activations(panels, x), *stored]
+            kernel = cpu.Product(panels, self.rows, self.flavour, name, start is not None).write()
+            x = self.first_columns(x, stride, panels.format.shape[1])
+            operands = [self.activations(panels, prefix, x), *stored]
         outputs = tensor_type((self.rows, panels.panels * panels.rows), "f32")
         if start is not None:
             operands.append((start, outputs))
         return self.dispatch(kernel, (panels.panels, 1), operands, outputs)
 
-    def activations(self, panels: Panels, x: str) -> tuple[str, str]:
+    def activations(self, panels: Panels, prefix: str, x: str) -> tuple[str, str]:
         """The input in blocks, padded, and in digits where the kernel takes those."""
+        if scale := panels.shapes().get("input_scale"):
+            name, kind = f"%arg_{prefix}input_scale", MLIR_TYPES[scale[1]]
+            x = scaled_input(self.build, self.rows, x, Operand("s", name, ("k",), scale[0], kind))
         groups, group, rows = panels.groups, panels.group, self.rows
         span = panels.group_blocks * panels.block
         value = self.build.expand(x, (rows, groups * group), [[rows], [groups, group]], "f32")

@@ -12,6 +12,7 @@ an integer dot product.
 | panel_bitmap         | [panels, word vectors, vectors], int64                | N:M              |
 | panel_scale          | [panels, groups, rows]                                | quantized        |
 | panel_zero_point     | shape of panel_scale, uint8                           | asymmetric       |
+| input_scale          | [in], float                                           | scaled inputs    |
 | B_..., A_...         | those of the adapter's factors                        | adapter          |
 
 A unit is as many word vectors as codes share a byte (two for 4 bits): lane `l` of byte `i` holds
@@ -23,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,12 +36,15 @@ from trinity.methods.formats import (
     Adapted,
     CompressedWeight,
     Dense,
+    Factor,
     Quantized,
     Sparse,
     WeightFormat,
     format_of,
 )
 
+FactorName = Literal["B", "A"]
+FACTORS: tuple[FactorName, ...] = ("B", "A")
 WORD = 4  # inputs of one 32-bit lane of a dot product
 LONGEST_BLOCK = 256  # inputs that share one activation scale: a sum of 24-bit products stays exact
 
@@ -60,9 +65,18 @@ class Plane:
 
 def refusal(weight_format: WeightFormat) -> str | None:
     """Why panels cannot hold a format, or None."""
-    pattern = weight_format.pattern
     if weight_format.dtype == "float32":
         return "float32 has nothing to unpack, and the compiler's own code reads it as fast"
+    for name in FACTORS if weight_format.adapter else ():
+        factor = weight_format.factor(name)
+        if reason := _refusal(factor):
+            return f"adapter {name}: {reason}"
+    return _refusal(weight_format)
+
+
+def _refusal(weight_format: WeightFormat) -> str | None:
+    """As `refusal`, for a weight without adapter that may be float32."""
+    pattern = weight_format.pattern
     if pattern is not None and not (isinstance(pattern, NM) and WORD % pattern.m == 0):
         return f"{pattern} does not repeat within {WORD} inputs"
     if pattern is not None and weight_format.grid is None:
@@ -149,15 +163,11 @@ class Panels:
         return full * pattern.n // pattern.m if isinstance(pattern, NM) else full
 
     @cached_property
-    def factors(self) -> dict[str, "Panels"]:
+    def factors(self) -> "dict[FactorName, Panels]":
         """Panels of the adapter's factors, by name."""
-        adapter, (out, d_in) = self.format.adapter, self.format.shape
-        if adapter is None:
+        if self.format.adapter is None:
             return {}
-        return {
-            "B": Panels(WeightFormat((out, adapter.rank), adapter.dtype)),
-            "A": Panels(WeightFormat((adapter.rank, d_in), adapter.dtype)),
-        }
+        return {name: Panels(self.format.factor(name)) for name in FACTORS}
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of every stored tensor, in the order of a linear function's arguments."""
@@ -175,9 +185,17 @@ class Panels:
             found["panel_scale"] = (shape, getattr(torch, grid.scale_dtype))
             if not grid.symmetric:
                 found["panel_zero_point"] = (shape, torch.uint8)
+            if grid.input_scale:
+                found["input_scale"] = (self.format.shape[1:], getattr(torch, grid.input_scale))
         for name, factor in self.factors.items():
             found |= {f"{name}_{key}": of for key, of in factor.shapes().items()}
         return found
+
+    def kernel_shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The stored tensors that this weight's own kernel reads, its adapter's left out."""
+        others = {f"{name}_{key}" for name, of in self.factors.items() for key in of.shapes()}
+        found = self.shapes()
+        return {key: found[key] for key in found if key not in others | {"input_scale"}}
 
     def bits(self) -> float:
         """Stored bits per weight, padding and everything else included."""
@@ -200,7 +218,8 @@ class Panels:
             found |= self._pack_codes(base, mask)
         if isinstance(weight, Adapted):
             for name, factor in self.factors.items():
-                packed = factor.pack(Dense(getattr(weight, name)))
+                values = getattr(weight, name)
+                packed = factor.pack(Dense(values) if isinstance(values, Tensor) else values)
                 found |= {f"{name}_{key}": tensor for key, tensor in packed.items()}
         return {name: found[name].contiguous() for name in self.shapes()}
 
@@ -213,11 +232,15 @@ class Panels:
             base = self._unpack_codes(tensors)
         if not self.factors:
             return base
-        parts = {}
-        for name, factor in self.factors.items():
-            own = {key: tensors[f"{name}_{key}"] for key in factor.shapes()}
-            parts[name] = factor.unpack(own).dequantize().to(own["panel_values"].dtype)
-        return Adapted(base, parts["B"], parts["A"])
+        return Adapted(base, *(self._unpack_factor(name, tensors) for name in FACTORS))
+
+    def _unpack_factor(self, name: FactorName, tensors: Mapping[str, Tensor]) -> Factor:
+        factor = self.factors[name]
+        found = factor.unpack({key: tensors[f"{name}_{key}"] for key in factor.shapes()})
+        if isinstance(found, Dense):
+            return found.values
+        assert not isinstance(found, Adapted)  # a factor has no adapter
+        return found
 
     def _pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
         raw = base.codes
@@ -236,6 +259,8 @@ class Panels:
         if base.zero_point is not None:
             zeros = base.zero_point.expand(self.format.shape[0], self.groups)
             found["panel_zero_point"] = self._by_panel(zeros)
+        if base.input_scale is not None:
+            found["input_scale"] = base.input_scale
         return found
 
     def _unpack_codes(self, tensors: Mapping[str, Tensor]) -> Quantized | Sparse:
@@ -262,7 +287,13 @@ class Panels:
                 codes = codes * mask
         else:
             zero_point = self._from_panels(tensors["panel_zero_point"])[:rows].contiguous()
-        base = Quantized(codes, scale[:rows].contiguous(), zero_point, grid.bits)
+        base = Quantized(
+            codes,
+            scale[:rows].contiguous(),
+            zero_point,
+            grid.bits,
+            input_scale=tensors.get("input_scale"),
+        )
         return base if mask is None or pattern is None else Sparse(base, mask, pattern)
 
     def _words(self, entries: Tensor, padding: Tensor | None = None) -> Tensor:

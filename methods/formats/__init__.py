@@ -1,7 +1,14 @@
 """Frozen value types for compressed weights, with their reference decode and their storage."""
 
-from trinity.methods.formats.adapter import Adapted, AdapterFormat
+from trinity.methods.formats.adapter import (
+    Adapted,
+    AdapterFormat,
+    Factor,
+    FactorFormat,
+    Transposed,
+)
 from trinity.methods.formats.dense import Dense
+from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of, sparsity_of
 from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes, unpack
 from trinity.methods.formats.quantized import Grid, Quantized
@@ -13,10 +20,14 @@ __all__ = [
     "AdapterFormat",
     "CompressedWeight",
     "Dense",
+    "Factor",
+    "FactorFormat",
     "Grid",
+    "InputFormat",
     "Pattern",
     "Quantized",
     "Sparse",
+    "Transposed",
     "Unstructured",
     "WeightFormat",
     "bits_per_weight",

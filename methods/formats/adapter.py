@@ -6,43 +6,92 @@ from torch import Tensor
 
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats.dense import Dense, check_float_matrix
-from trinity.methods.formats.quantized import Quantized
-from trinity.methods.formats.sparse import Sparse
+from trinity.methods.formats.quantized import Grid, Quantized
+from trinity.methods.formats.sparse import Pattern, Sparse
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed:
+    """A factor kept as its transpose, so that scale groups run down its columns.
+
+    values: [columns, rows]
+    """
+
+    values: Quantized
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the factor."""
+        columns, rows = self.values.shape
+        return (rows, columns)
+
+    def dequantize(self) -> Tensor:
+        """The factor it stands for.  -> [rows, columns], float32."""
+        return self.values.dequantize().T.contiguous()
+
+
+Factor = Tensor | Quantized | Sparse | Transposed
+"""A tensor is plain floats; the others are stored packed."""
+
+
+@dataclass(frozen=True)
+class FactorFormat:
+    """What a packed factor is, without its numbers.
+
+    dtype: of float values, None where quantized   transposed: it is kept as its transpose
+    """
+
+    dtype: str | None = None
+    grid: Grid | None = None
+    pattern: Pattern | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class AdapterFormat:
-    """What an adapter is, without its numbers."""
+    """What an adapter is, without its numbers.
+
+    dtype: of the factors that are plain floats, None if neither is
+    B, A: what a factor is that is not plain floats
+    """
 
     rank: int
-    dtype: str
+    dtype: str | None
+    B: FactorFormat | None = None
+    A: FactorFormat | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a description that leaves a factor open, or says twice what it is."""
+        if (self.dtype is None) != (self.B is not None and self.A is not None):
+            msg = f"adapter format: type {self.dtype} does not go with B {self.B} and A {self.A}."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
     """A weight and its adapter, `base + B A`.
 
-    B: [out, rank]  A: [rank, in], both of one float type.  Named as in PEFT: A meets the input
-        first.
+    B: [out, rank]  A: [rank, in].  Named as in PEFT: A meets the input first.  Plain floats are of
+        one type in both.
     """
 
     base: Dense | Quantized | Sparse
-    B: Tensor
-    A: Tensor
+    B: Factor
+    A: Factor
 
     def __post_init__(self) -> None:
         """Refuse factors that do not fit the base or each other."""
-        check_float_matrix(self.B, "adapter B")
-        check_float_matrix(self.A, "adapter A")
+        for name, factor in (("B", self.B), ("A", self.A)):
+            if isinstance(factor, Tensor):
+                check_float_matrix(factor, f"adapter {name}")
         out, d_in = self.base.shape
-        if self.B.shape[0] != out or self.A.shape[1] != d_in or self.B.shape[1] != self.A.shape[0]:
-            msg = (
-                f"adapter: B {list(self.B.shape)} and A {list(self.A.shape)} do not make a "
-                f"[{out}, {d_in}] product."
-            )
+        B, A = tuple(self.B.shape), tuple(self.A.shape)
+        if B[0] != out or A[1] != d_in or B[1] != A[0]:
+            msg = f"adapter: B {list(B)} and A {list(A)} do not make a [{out}, {d_in}] product."
             raise ConfigError(msg)
-        if self.A.dtype != self.B.dtype:
-            msg = f"adapter: B is {self.B.dtype} and A is {self.A.dtype}; both must have one type."
+        types = [factor.dtype for factor in (self.B, self.A) if isinstance(factor, Tensor)]
+        if len(set(types)) > 1:
+            msg = f"adapter: B is {types[0]} and A is {types[1]}; both must have one type."
             raise ConfigError(msg)
 
     @property
@@ -51,10 +100,47 @@ class Adapted:
         return self.base.shape
 
     @property
+    def rank(self) -> int:
+        """Columns of B, rows of A."""
+        return int(self.A.shape[0])
+
+    @property
     def adapter_format(self) -> AdapterFormat:
         """The adapter without its numbers."""
-        return AdapterFormat(self.A.shape[0], str(self.A.dtype).removeprefix("torch."))
+        plain = [factor for factor in (self.B, self.A) if isinstance(factor, Tensor)]
+        dtype = _name(plain[0]) if plain else None
+        return AdapterFormat(self.rank, dtype, _format_of(self.B), _format_of(self.A))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """What the factors stand for.  -> B: [out, rank], A: [rank, in], float32"""
+        return _decoded(self.B), _decoded(self.A)
+
+    def product(self) -> Tensor:
+        """B A.  -> [out, in], float32"""
+        B, A = self.factors()
+        return B @ A
 
     def dequantize(self) -> Tensor:
         """The weight it stands for.  -> [out, in], float32."""
-        return self.base.dequantize() + self.B.float() @ self.A.float()
+        return self.base.dequantize() + self.product()
+
+
+def _decoded(factor: Factor) -> Tensor:
+    return factor.float() if isinstance(factor, Tensor) else factor.dequantize()
+
+
+def _name(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
+
+
+def _format_of(factor: Factor) -> FactorFormat | None:
+    """None for plain floats, which the adapter's own type describes."""
+    if isinstance(factor, Tensor):
+        return None
+    if isinstance(factor, Transposed):
+        return FactorFormat(grid=factor.values.grid, transposed=True)
+    if isinstance(factor, Quantized):
+        return FactorFormat(grid=factor.grid)
+    if isinstance(factor.values, Quantized):
+        return FactorFormat(grid=factor.values.grid, pattern=factor.pattern)
+    return FactorFormat(dtype=_name(factor.values.values), pattern=factor.pattern)

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trinity.methods.errors import ConfigError, RecordError
-from trinity.methods.formats.adapter import Adapted, AdapterFormat
+from trinity.methods.formats.adapter import Adapted, AdapterFormat, FactorFormat
 from trinity.methods.formats.dense import Dense
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.sparse import Pattern, Sparse, parse_pattern
@@ -40,9 +40,34 @@ class WeightFormat:
                 words.append("by index")
             if not self.grid.symmetric:
                 words.append("asymmetric")
+            if self.grid.input_scale:
+                words.append("scaled inputs")
         if self.adapter:
             words.append(f"+ rank {self.adapter.rank}")
+            words += self._factor_words()
         return " ".join(words)
+
+    def factor(self, name: Literal["A", "B"]) -> "WeightFormat":
+        """The format of an adapter's factor as it is stored: as its transpose if it is kept so."""
+        if self.adapter is None:
+            msg = f"format {self.label} has no adapter"
+            raise AssertionError(msg)
+        (out, d_in), rank = self.shape, self.adapter.rank
+        rows, columns = (out, rank) if name == "B" else (rank, d_in)
+        found = self.adapter.B if name == "B" else self.adapter.A
+        if found is None:
+            return WeightFormat((rows, columns), self.adapter.dtype)
+        shape = (columns, rows) if found.transposed else (rows, columns)
+        return WeightFormat(shape, found.dtype, found.grid, found.pattern)
+
+    def _factor_words(self) -> list[str]:
+        """Nothing for plain floats, else what both factors are, or each of them."""
+        if self.adapter is None or (self.adapter.B is None and self.adapter.A is None):
+            return []
+        B, A = self.factor("B").label, self.factor("A").label
+        B += " transposed" if self.adapter.B and self.adapter.B.transposed else ""
+        A += " transposed" if self.adapter.A and self.adapter.A.transposed else ""
+        return [A] if A == B else [f"(B {B}, A {A})"]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`; `from_json` reads it back."""
@@ -50,18 +75,11 @@ class WeightFormat:
         if self.dtype:
             data["dtype"] = self.dtype
         if self.grid:
-            data["grid"] = {
-                "bits": self.grid.bits,
-                "symmetric": self.grid.symmetric,
-                "scale_shape": list(self.grid.scale_shape),
-                "scale_dtype": self.grid.scale_dtype,
-            }
-            if self.grid.indexed:
-                data["grid"]["indexed"] = True
+            data["grid"] = _grid_json(self.grid)
         if self.pattern:
             data["pattern"] = str(self.pattern)
         if self.adapter:
-            data["adapter"] = {"rank": self.adapter.rank, "dtype": self.adapter.dtype}
+            data["adapter"] = _adapter_json(self.adapter)
         return data
 
     @staticmethod
@@ -69,18 +87,8 @@ class WeightFormat:
         """Read what `to_json` wrote; RecordError if it is not that."""
         try:
             out, d_in = data["shape"]
-            grid = adapter = None
-            if "grid" in data:
-                rows, groups = data["grid"]["scale_shape"]
-                grid = Grid(
-                    data["grid"]["bits"],
-                    data["grid"]["symmetric"],
-                    (rows, groups),
-                    data["grid"]["scale_dtype"],
-                    data["grid"].get("indexed", False),
-                )
-            if "adapter" in data:
-                adapter = AdapterFormat(data["adapter"]["rank"], data["adapter"]["dtype"])
+            grid = _read_grid(data["grid"]) if "grid" in data else None
+            adapter = _read_adapter(data["adapter"]) if "adapter" in data else None
             pattern = parse_pattern(data["pattern"]) if "pattern" in data else None
             return WeightFormat((out, d_in), data.get("dtype"), grid, pattern, adapter)
         except (ConfigError, KeyError, TypeError, ValueError) as error:
@@ -89,6 +97,59 @@ class WeightFormat:
                 f"Was it written by a newer trinity?"
             )
             raise RecordError(msg) from error
+
+
+def _grid_json(grid: Grid) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "bits": grid.bits,
+        "symmetric": grid.symmetric,
+        "scale_shape": list(grid.scale_shape),
+        "scale_dtype": grid.scale_dtype,
+    }
+    if grid.indexed:
+        data["indexed"] = True
+    if grid.input_scale:
+        data["input_scale"] = grid.input_scale
+    return data
+
+
+def _read_grid(data: Mapping[str, Any]) -> Grid:
+    rows, groups = data["scale_shape"]
+    return Grid(
+        data["bits"],
+        data["symmetric"],
+        (rows, groups),
+        data["scale_dtype"],
+        data.get("indexed", False),
+        data.get("input_scale"),
+    )
+
+
+def _adapter_json(adapter: AdapterFormat) -> dict[str, Any]:
+    """A plain float adapter is its rank and type, as before factors could be packed."""
+    data: dict[str, Any] = {"rank": adapter.rank}
+    if adapter.dtype:
+        data["dtype"] = adapter.dtype
+    for name, found in (("B", adapter.B), ("A", adapter.A)):
+        if found:
+            data[name] = {
+                **({"dtype": found.dtype} if found.dtype else {}),
+                **({"grid": _grid_json(found.grid)} if found.grid else {}),
+                **({"pattern": str(found.pattern)} if found.pattern else {}),
+                **({"transposed": True} if found.transposed else {}),
+            }
+    return data
+
+
+def _read_adapter(data: Mapping[str, Any]) -> AdapterFormat:
+    B, A = (_read_factor(data[name]) if name in data else None for name in ("B", "A"))
+    return AdapterFormat(data["rank"], data.get("dtype"), B, A)
+
+
+def _read_factor(data: Mapping[str, Any]) -> FactorFormat:
+    grid = _read_grid(data["grid"]) if "grid" in data else None
+    pattern = parse_pattern(data["pattern"]) if "pattern" in data else None
+    return FactorFormat(data.get("dtype"), grid, pattern, data.get("transposed", False))
 
 
 def granularity(grid: Grid, d_in: int) -> str:

@@ -15,17 +15,22 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 | weight_scale       | [1, 1], [out, 1] or [out, groups], float        | quantized                |
 | weight_zero_point  | uint8 bytes of bit-packed points                | quantized, asymmetric    |
 | weight_g_idx       | [in], int32                                     | groups by index          |
+| weight_input_scale | [in], float                                     | quantized, scaled inputs |
 | lora_A.weight      | [rank, in], float                               | adapter                  |
 | lora_B.weight      | [out, rank], float                              | adapter                  |
+
+A factor that is not plain floats is stored as a weight of its shape, under `lora_A.weight_packed`,
+`lora_A.weight_scale` and so on; one that is kept as its transpose, as a weight of that shape.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError, RecordError
-from trinity.methods.formats.adapter import Adapted
+from trinity.methods.formats.adapter import Adapted, Factor, Transposed
 from trinity.methods.formats.dense import Dense
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of
 from trinity.methods.formats.quantized import Grid, Quantized
@@ -38,8 +43,8 @@ def pack(weight: CompressedWeight) -> dict[str, Tensor]:
     Where nothing has to be packed, they are the weight's own tensors: read them only.
     """
     if isinstance(weight, Adapted):
-        factors = {"lora_A.weight": weight.A, "lora_B.weight": weight.B}
-        return pack(weight.base) | {name: factor.contiguous() for name, factor in factors.items()}
+        factors = _pack_factor("lora_A", weight.A) | _pack_factor("lora_B", weight.B)
+        return pack(weight.base) | factors
     if isinstance(weight, Dense):
         return {"weight": weight.values.contiguous()}
     if isinstance(weight, Quantized):
@@ -54,7 +59,8 @@ def unpack(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> CompressedWei
         base = _unpack_base(layout, tensors)
         weight: CompressedWeight = base
         if layout.adapter is not None:
-            weight = Adapted(base, tensors["lora_B.weight"], tensors["lora_A.weight"])
+            B, A = _unpack_factor(layout, "B", tensors), _unpack_factor(layout, "A", tensors)
+            weight = Adapted(base, B, A)
     except KeyError as error:
         msg = f"stored weight ({layout.label}): tensor {error} is missing; found {sorted(tensors)}."
         raise RecordError(msg) from error
@@ -142,6 +148,8 @@ def _pack_grid(weight: Quantized) -> dict[str, Tensor]:
         tensors["weight_zero_point"] = pack_bits(weight.zero_point, weight.bits)
     if weight.group_index is not None:
         tensors["weight_g_idx"] = weight.group_index.contiguous()
+    if weight.input_scale is not None:
+        tensors["weight_input_scale"] = weight.input_scale.contiguous()
     return tensors
 
 
@@ -161,6 +169,34 @@ def _pack_sparse(weight: Sparse) -> dict[str, Tensor]:
         return {"weight_packed": values.values[mask].view(kept_shape), **where}
     kept = _unsigned(values.codes[mask], values.bits).view(kept_shape)
     return {"weight_packed": pack_bits(kept, values.bits), **where, **_pack_grid(values)}
+
+
+def _pack_factor(name: str, factor: Factor) -> dict[str, Tensor]:
+    if isinstance(factor, Tensor):
+        return {f"{name}.weight": factor.contiguous()}
+    stored = factor.values if isinstance(factor, Transposed) else factor
+    return {f"{name}.{part}": tensor for part, tensor in pack(stored).items()}
+
+
+def _unpack_factor(
+    layout: WeightFormat, name: Literal["A", "B"], tensors: Mapping[str, Tensor]
+) -> Factor:
+    prefix = f"lora_{name}."
+    found = layout.adapter.B if layout.adapter and name == "B" else None
+    found = layout.adapter.A if layout.adapter and name == "A" else found
+    if found is None:
+        return tensors[f"{prefix}weight"]
+    parts = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
+    factor = _unpack_base(layout.factor(name), parts)
+    if isinstance(factor, Dense):
+        return factor.values
+    if found.transposed and isinstance(factor, Quantized):
+        return Transposed(factor)
+    return factor
 
 
 def _unpack_base(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> Dense | Quantized | Sparse:
@@ -188,7 +224,8 @@ def _with_grid(codes: Tensor, grid: Grid, tensors: Mapping[str, Tensor]) -> Quan
     if not grid.symmetric:
         zero_point = unpack_bits(tensors["weight_zero_point"], grid.bits, grid.scale_shape[1])
     index = tensors["weight_g_idx"] if grid.indexed else None
-    return Quantized(codes, scale, zero_point, grid.bits, index)
+    input_scale = tensors["weight_input_scale"] if grid.input_scale else None
+    return Quantized(codes, scale, zero_point, grid.bits, index, input_scale)
 
 
 def _unpack_mask(shape: tuple[int, int], pattern: Pattern, tensors: Mapping[str, Tensor]) -> Tensor:

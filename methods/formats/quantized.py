@@ -17,6 +17,7 @@ class Grid:
 
     scale_shape: (1, 1) per tensor, (out, 1) per channel, (out, groups) per group.
     indexed: an index says which group an input belongs to; else groups are consecutive inputs
+    input_scale: type of one more scale for every input, None without
     """
 
     bits: int
@@ -24,11 +25,12 @@ class Grid:
     scale_shape: tuple[int, int]
     scale_dtype: str
     indexed: bool = False
+    input_scale: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """`scale * (code - zero_point)`, one scale a tensor, output channel or group of inputs.
+    """`scale * (code - zero_point) * input_scale`, one scale a tensor, output or group of inputs.
 
     codes: [out, in], int8 in [-2^(bits-1), 2^(bits-1) - 1] if symmetric, else uint8 in [0, 2^bits -
         1]
@@ -36,6 +38,8 @@ class Quantized:
     zero_point: None if symmetric, else uint8 of the shape of `scale`
     group_index: int32 [in], the group of every input (GPTQ's `g_idx`); None where groups are
         in // groups consecutive inputs
+    input_scale: [in], float32, float16 or bfloat16, positive: what every input is multiplied by
+        before the product (its weights were divided by it before they were rounded); None is 1
     """
 
     codes: Tensor
@@ -43,12 +47,14 @@ class Quantized:
     zero_point: Tensor | None
     bits: int
     group_index: Tensor | None = None
+    input_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse codes off the grid, scales that are not positive, and shapes that do not fit."""
         self._check_codes()
         self._check_scale()
         self._check_index()
+        self._check_input_scale()
         self._check_range()
         zero_point = self.zero_point
         if zero_point is not None:
@@ -113,6 +119,19 @@ class Quantized:
             msg = f"group_index: {smallest}..{largest} is outside the {groups} groups of the scale."
             raise ConfigError(msg)
 
+    def _check_input_scale(self) -> None:
+        scale, d_in = self.input_scale, self.shape[1]
+        if scale is None:
+            return
+        if scale.dtype not in FLOAT_DTYPES or scale.shape != (d_in,):
+            msg = f"input_scale: expected floats [{d_in}], found {scale.dtype} {list(scale.shape)}."
+            raise ConfigError(msg)
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            msg = (
+                f"input_scale: holds entries that are not positive finite numbers in {scale.dtype}."
+            )
+            raise ConfigError(msg)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
@@ -128,8 +147,11 @@ class Quantized:
         """The quantization without its numbers."""
         rows, groups = self.scale.shape
         name = str(self.scale.dtype).removeprefix("torch.")
+        inputs = None
+        if self.input_scale is not None:
+            inputs = str(self.input_scale.dtype).removeprefix("torch.")
         indexed = self.group_index is not None
-        return Grid(self.bits, self.zero_point is None, (rows, groups), name, indexed)
+        return Grid(self.bits, self.zero_point is None, (rows, groups), name, indexed, inputs)
 
     def by_input(self, values: Tensor) -> Tensor:
         """Each input's own column of a scale or zero point.  [1 | out, groups] -> [1 | out, in]"""
@@ -148,7 +170,8 @@ class Quantized:
         codes = self.codes.float().view(out, self.scale.shape[1], self.group_size)
         if self.zero_point is not None:
             codes = codes - self.zero_point.float()[:, :, None]
-        return (codes * self.scale.float()[:, :, None]).reshape(out, d_in)
+        values = (codes * self.scale.float()[:, :, None]).reshape(out, d_in)
+        return values if self.input_scale is None else values * self.input_scale.float()
 
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:

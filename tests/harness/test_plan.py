@@ -89,3 +89,17 @@ def test_input_by_input_and_whole_block_methods_do_not_mix(monkeypatch: pytest.M
     assert _plan(steps=[{"method": "whole"}]).order == "block"
     with pytest.raises(ConfigError, match="true-sequential: method whole compresses all linears"):
         _plan(steps=[{"method": "whole"}], order="true-sequential")
+
+
+def test_rounded_inputs_are_declared_for_every_layer_that_is_not_skipped() -> None:
+    made = _plan(inputs={"kind": "int8", "group_size": 16}, skip=["*.down"])
+    assert set(made.inputs) == {name for name in SHAPES if name.endswith("q")}
+    assert {found.label for found in made.inputs.values()} == {"int8 group 16"}
+    assert _plan().inputs == {}
+
+
+def test_groups_of_inputs_that_do_not_divide_name_the_layers() -> None:
+    with pytest.raises(
+        ConfigError, match=r"inputs\.group_size 32 does not divide in = 48, in model"
+    ):
+        _plan(inputs={"kind": "int8", "group_size": 32})

@@ -86,3 +86,9 @@ def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
 def test_an_override_without_a_place_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         _read(tmp_path, MINIMAL + "compress: {steps: [{method: dense}]}\n", [override])
+
+
+def test_groups_of_fp8_inputs_are_refused() -> None:
+    data = {"model": {"id": "m"}, "compress": {"inputs": {"kind": "fp8", "group_size": 128}}}
+    with pytest.raises(ConfigError, match=r"compress\.inputs\.group_size.*one scale"):
+        recipe.parse(data, "test")

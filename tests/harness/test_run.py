@@ -3,13 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from trinity.harness import recipe
+from trinity.harness import checkpoint, recipe
 from trinity.harness.progress import Reporter
 from trinity.harness.records import record
 from trinity.harness.run import Run
 from trinity.harness.store import StageStore
-from trinity.methods.errors import ConfigError, MachineError
+from trinity.methods.errors import ConfigError, MachineError, UnsupportedError
+from trinity.methods.formats import InputFormat
 
 PYDOC = {"dataset": "pydoc", "samples": 2, "seqlen": 64, "rule": "concatenated"}
 SUITE = {"suite": "perplexity-pydoc", "seqlen": 64, "windows": 2}
@@ -114,3 +116,44 @@ def test_the_checkpoint_knows_its_recipe(tmp_path: Path) -> None:
     summary = json.loads((folder / "trinity.json").read_text())
     assert summary["recipe"]["compress"]["steps"] == [{"method": "wanda", "pattern": "2:4"}]
     assert summary["calibration"]["seed"] == 0
+
+
+def test_rounded_inputs_are_declared_recorded_and_simulated(tmp_path: Path) -> None:
+    store = StageStore(tmp_path / "cache")
+    plain = _run(store, compress={}).finish()
+    compress = {"inputs": {"kind": "int8"}, "skip": ["*.down_proj"]}
+    rounded = _run(store, compress=compress).finish()
+    inputs = checkpoint.Checkpoint(rounded.checkpoint).inputs
+    assert inputs["model.layers.0.mlp.up_proj"] == InputFormat("int8")
+    assert "model.layers.0.mlp.down_proj" not in inputs
+    assert rounded.record.checkpoint.inputs["model.layers.1.self_attn.q_proj"] == "int8 token"
+    assert plain.record.checkpoint.inputs == {}
+    found = [run.record.find("perplexity-pydoc", "perplexity") for run in (plain, rounded)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert (found[0].path, found[1].path) == ("reference", "simulated")
+    assert found[0].value != found[1].value
+
+
+def test_the_simulation_rounds_the_input_of_every_declared_linear_and_of_no_other(
+    tmp_path: Path,
+) -> None:
+    compress = {"inputs": {"kind": "fp8"}, "skip": ["*.down_proj"]}
+    folder = _run(StageStore(tmp_path / "cache"), compress=compress).finish().checkpoint
+    found = checkpoint.Checkpoint(folder)
+    simulated, plain = found.load_model(), found.load_model()
+    for name in found.inputs:
+        linear = plain.get_submodule(name)
+        linear._forward_pre_hooks.clear()
+        forward = linear.forward
+        # The definition: a linear whose input is replaced by the rounded one.
+        linear.forward = lambda x, of=forward: of(InputFormat("fp8").rounded(x))
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(simulated(ids).logits, plain(ids).logits)
+
+
+def test_rounded_inputs_are_not_lowered_and_that_is_said_first(tmp_path: Path) -> None:
+    compress = {"inputs": {"kind": "int8", "group_size": 16}}
+    with pytest.raises(UnsupportedError, match=r"int8 group 16, and compiled modules read float"):
+        _run(StageStore(tmp_path / "cache"), compress=compress, lower={"target": "llvm-cpu"})

@@ -17,6 +17,7 @@ from trinity.methods.formats import (
     Unstructured,
     parse_pattern,
 )
+from trinity.methods.formats.adapter import Factor
 
 
 def random_weight(
@@ -126,6 +127,30 @@ def make_weight() -> Callable[..., CompressedWeight]:
     """`random_weight`, always of the same seed."""
     torch.manual_seed(1)
     return random_weight
+
+
+def packed_factors(name: str, shape: tuple[int, int]) -> Factor:
+    """A random factor: 'float16', 'int4 group 16' and the like, with '2:4 ' in front if pruned."""
+    kind = name.removeprefix("2:4 ")
+    found = random_weight(shape, kind, "2:4" if name.startswith("2:4") else None, 0, torch.float16)
+    if isinstance(found, Dense):
+        return found.values
+    assert isinstance(found, (Quantized, Sparse))
+    return found
+
+
+@pytest.fixture
+def make_packed_adapter() -> Callable[..., CompressedWeight]:
+    """A weight with an adapter whose factors are packed, by the words for weight, B and A."""
+    torch.manual_seed(1)
+
+    def make(shape: tuple[int, int], rank: int, kind: str, high: str, low: str) -> CompressedWeight:
+        base = random_weight(shape, kind)
+        assert not isinstance(base, Adapted)
+        (out, d_in) = shape
+        return Adapted(base, packed_factors(high, (out, rank)), packed_factors(low, (rank, d_in)))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,17 @@
 """Every packed linear, compiled for the CPU, against the float64 product of what it stands for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from trinity.lowering import annotate, check, dialects, targets
 from trinity.lowering.storage import layout_of
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import Adapted, CompressedWeight, Quantized, Sparse, format_of
 
 Make = Callable[..., CompressedWeight]
+ROWS = replace(targets.get("llvm-cpu"), kernels=False)  # storage in rows, no kernel of ours
 
 FORMATS = [
     ((24, 40), "float32", None, 0),
@@ -25,13 +27,61 @@ FORMATS = [
 ]
 
 
+def with_scaled_inputs(weight: CompressedWeight) -> CompressedWeight:
+    """The same weight with a scale for every input."""
+    if isinstance(weight, (Adapted, Sparse)):
+        name = "base" if isinstance(weight, Adapted) else "values"
+        inner = with_scaled_inputs(getattr(weight, name))
+        return replace(weight, **{name: inner})  # type: ignore[arg-type]
+    assert isinstance(weight, Quantized)
+    return replace(weight, input_scale=(torch.rand(weight.shape[1]) + 0.5).half())
+
+
 @pytest.mark.parametrize("rows", [1, 9])
 @pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), FORMATS)
 def test_a_compiled_linear_is_the_float64_product_of_its_weight(
     make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int, rows: int
 ) -> None:
     weight = make_weight(shape, kind, pattern, rank, torch.float16)
-    assert check.linear_error(weight, targets.get("llvm-cpu"), rows) < 2e-6
+    assert check.linear_error(weight, ROWS, rows) < 2e-6
+
+
+PACKED_ADAPTERS = [
+    ("int4 group 8", "int4 group 8"),
+    ("float16", "int4 group 16"),
+    ("int4 channel", "float16"),
+    ("float16", "2:4 float16"),
+    ("int3 group 8 asymmetric", "2:4 int4 group 8"),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize(("high", "low"), PACKED_ADAPTERS)
+def test_a_packed_adapter_is_multiplied_as_what_it_stands_for(
+    make_packed_adapter: Make, high: str, low: str, rows: int
+) -> None:
+    weight = make_packed_adapter((24, 48), 8, "int4 channel", high, low)
+    assert check.linear_error(weight, ROWS, rows) < 2e-6
+
+
+@pytest.mark.parametrize(("high", "low"), PACKED_ADAPTERS)
+def test_the_annotated_function_of_a_packed_adapter_verifies(
+    make_packed_adapter: Make, high: str, low: str
+) -> None:
+    layout = layout_of(format_of(make_packed_adapter((24, 48), 8, "int4 channel", high, low)))
+    dialects.verified(annotate.annotated_function(layout, 1), "annotated")
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize(("kind", "pattern"), [("int4 tensor", "2:4"), ("int8 group 8", None)])
+def test_scaled_inputs_are_multiplied_and_the_adapter_reads_them_unscaled(
+    make_weight: Make, kind: str, pattern: str | None, rows: int
+) -> None:
+    weight = with_scaled_inputs(make_weight((24, 48), kind, pattern, 5))
+    assert check.linear_error(weight, ROWS, rows) < 2e-6
+    dialects.verified(annotate.annotated_function(layout_of(format_of(weight)), rows), "annotated")
+    layout = layout_of(format_of(weight))
+    assert torch.equal(layout.unpack(layout.pack(weight)).dequantize(), weight.dequantize())
 
 
 @pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), FORMATS)

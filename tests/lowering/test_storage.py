@@ -10,7 +10,14 @@ import torch
 
 from trinity.lowering import storage
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import CompressedWeight, Quantized, format_of
+from trinity.methods.formats import (
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Quantized,
+    Transposed,
+    format_of,
+)
 
 Make = Callable[..., CompressedWeight]
 
@@ -87,3 +94,30 @@ def test_groups_by_index_are_refused_by_name(make_weight: Make) -> None:
     index = torch.arange(24, dtype=torch.int32) % 4
     with pytest.raises(UnsupportedError, match=r"by index: an index assigns.*group_fit: static"):
         storage.layout_of(format_of(replace(weight, group_index=index)))
+
+
+@pytest.mark.parametrize(
+    ("high", "low"),
+    [("int4 group 8", "int4 group 8"), ("float16", "2:4 float16"), ("int3 channel", "float16")],
+)
+def test_a_packed_adapter_comes_back_and_takes_the_bits_it_says(
+    make_packed_adapter: Make, high: str, low: str
+) -> None:
+    weight = make_packed_adapter((24, 48), 8, "int4 channel", high, low)
+    layout = storage.layout_of(format_of(weight))
+    tensors = layout.pack(weight)
+    again = layout.unpack(tensors)
+    assert format_of(again) == format_of(weight)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    assert layout.bits() == 8 * stored / (24 * 48)
+
+
+def test_an_adapter_kept_as_its_transpose_is_refused_by_name() -> None:
+    def quantized(rows: int, columns: int) -> Transposed:
+        codes = torch.zeros(rows, columns, dtype=torch.int8)
+        return Transposed(Quantized(codes, torch.ones(rows, 1), None, 4))
+
+    weight = Adapted(Dense(torch.ones(24, 48)), quantized(8, 24), quantized(48, 8))
+    with pytest.raises(UnsupportedError, match=r"transposed: .*adapter_groups_along: inputs"):
+        storage.layout_of(format_of(weight))

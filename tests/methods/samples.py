@@ -13,7 +13,9 @@ from trinity.methods.formats import (
     Pattern,
     Quantized,
     Sparse,
+    Transposed,
 )
+from trinity.methods.formats.adapter import Factor
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,31 @@ def with_adapter(base: Dense | Quantized | Sparse, rank: int, dtype: torch.dtype
     return Adapted(base, torch.randn(out, rank).to(dtype), torch.randn(rank, d_in).to(dtype))
 
 
+def packed_adapters(base: Dense | Quantized | Sparse) -> list[Adapted]:
+    """Adapters of rank 8 whose factors are stored in every packed way.  base: in divisible by 8"""
+    out, d_in = base.shape
+    B, A = torch.randn(out, 8).half(), torch.randn(8, d_in).half()
+    case, mask, pattern = (
+        GridCase(4, groups=2, dtype=torch.float16),
+        random_mask(8, d_in, NM(2, 4)),
+        NM(2, 4),
+    )
+    codes_b, codes_a = random_quantized(out, 8, case), random_quantized(8, d_in, case)
+    turned = GridCase(3, symmetric=False, groups=1)
+    return [
+        Adapted(base, codes_b, codes_a),
+        Adapted(base, B, codes_a),
+        Adapted(base, codes_b, A),
+        Adapted(base, B, Sparse(Dense(A), mask, pattern)),
+        Adapted(base, codes_b, Sparse(codes_a, mask, pattern)),
+        Adapted(
+            base,
+            Transposed(random_quantized(8, out, turned)),
+            Transposed(random_quantized(d_in, 8, turned)),
+        ),
+    ]
+
+
 def random_stats(d_in: int, tokens: int = 64) -> LayerStats:
     """Statistics of correlated inputs whose channels differ in size."""
     X = torch.randn(tokens, d_in) @ torch.randn(d_in, d_in) * torch.logspace(-1, 1, d_in)
@@ -92,13 +119,21 @@ def random_stats(d_in: int, tokens: int = 64) -> LayerStats:
 def tensors_of(weight: CompressedWeight) -> dict[str, torch.Tensor]:
     """Every tensor that a weight holds, by a name that says where."""
     if isinstance(weight, Adapted):
-        return {**tensors_of(weight.base), "B": weight.B, "A": weight.A}
+        return {
+            **tensors_of(weight.base),
+            **factor_tensors("B", weight.B),
+            **factor_tensors("A", weight.A),
+        }
     if isinstance(weight, Sparse):
         return {**tensors_of(weight.values), "mask": weight.mask}
     if isinstance(weight, Dense):
         return {"values": weight.values}
     found = {"codes": weight.codes, "scale": weight.scale}
-    optional = {"zero_point": weight.zero_point, "group_index": weight.group_index}
+    optional = {
+        "zero_point": weight.zero_point,
+        "group_index": weight.group_index,
+        "input_scale": weight.input_scale,
+    }
     return found | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
 
@@ -110,3 +145,11 @@ def assert_same_weight(found: CompressedWeight, expected: CompressedWeight) -> N
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype, name
         assert torch.equal(tensor, theirs[name]), name
+
+
+def factor_tensors(name: str, factor: Factor) -> dict[str, torch.Tensor]:
+    """Every tensor that a factor holds."""
+    if isinstance(factor, torch.Tensor):
+        return {name: factor}
+    stored = factor.values if isinstance(factor, Transposed) else factor
+    return {f"{name}.{part}": tensor for part, tensor in tensors_of(stored).items()}

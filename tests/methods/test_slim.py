@@ -20,6 +20,11 @@ def config(**options: Any) -> SlimConfig:
     return SlimConfig.model_validate({"pattern": "2:4", "rank": 3, "dtype": "float32", **options})
 
 
+def refit(**options: Any) -> SlimConfig:
+    """The published code's way."""
+    return config(adapter="refit", **options)
+
+
 def parts(weight: Adapted) -> tuple[Sparse, Quantized]:
     """The sparse base and its codes."""
     assert isinstance(weight.base, Sparse)
@@ -44,7 +49,7 @@ def steps(
 def test_refit_is_the_published_order_of_operations(bits: int, n: int, m: int) -> None:
     W, stats = torch.randn(12, 24), random_stats(24)
     assert stats.x_norm is not None
-    weight = compress(W, stats, config(pattern=f"{n}:{m}", bits=bits, quantizer="absmax", rank=4))
+    weight = compress(W, stats, refit(pattern=f"{n}:{m}", bits=bits, quantizer="absmax", rank=4))
     base, product = oracle.refit(
         W.double().numpy(), stats.x_norm.double().numpy(), bits, n, m, rank=4
     )
@@ -85,7 +90,7 @@ def test_the_zeros_are_those_of_wanda_on_the_original_weight(adapter: str) -> No
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_refit_leaves_kept_weights_with_quantization_error_only(dtype: str) -> None:
     W, stats = torch.randn(16, 32), random_stats(32)
-    weight = compress(W, stats, config(quantizer="absmax", dtype=dtype))
+    weight = compress(W, stats, refit(quantizer="absmax", dtype=dtype))
     base, codes = parts(weight)
     error = (weight.dequantize() - W).abs()[base.mask]
     assert float(error.max()) <= float(codes.scale) / 2 * (1 + 1e-4)
@@ -93,7 +98,7 @@ def test_refit_leaves_kept_weights_with_quantization_error_only(dtype: str) -> N
 
 def test_refit_searches_the_new_scale_on_the_kept_part_of_the_remainder() -> None:
     W, stats = torch.randn(16, 32), random_stats(32)
-    weight = compress(W, stats, config())
+    weight = compress(W, stats, refit())
     base, codes = parts(weight)
     kept = torch.where(base.mask, W - weight.B @ weight.A, 0.0)
     expected = slim_quant.compress(kept, slim_quant.SlimQuantConfig())
@@ -103,20 +108,24 @@ def test_refit_searches_the_new_scale_on_the_kept_part_of_the_remainder() -> Non
 
 def test_refit_and_algorithm_2_share_mask_and_adapter() -> None:
     W, stats = torch.randn(16, 32), random_stats(32)
-    refit, paper = (compress(W, stats, config(adapter=kind)) for kind in ("refit", "algorithm-2"))
-    assert torch.equal(parts(refit)[0].mask, parts(paper)[0].mask)
-    assert torch.equal(refit.A, paper.A)
-    assert torch.equal(refit.B, paper.B)
+    code, paper = (compress(W, stats, config(adapter=kind)) for kind in ("refit", "algorithm-2"))
+    assert torch.equal(parts(code)[0].mask, parts(paper)[0].mask)
+    assert torch.equal(code.A, paper.A)
+    assert torch.equal(code.B, paper.B)
 
 
 def test_the_adapter_lowers_the_error_that_it_is_fitted_to() -> None:
     W, stats = torch.randn(16, 32), random_stats(32)
     d = slim_lora.saliency(stats, W, "rms")
     paper = compress(W, stats, config(adapter="algorithm-2"))
-    refit = compress(W, stats, config())
+    code = compress(W, stats, refit())
     without = ((paper.base.dequantize() - W) * d).norm()
     assert ((paper.dequantize() - W) * d).norm() < without
-    assert ((refit.dequantize() - W) * d).norm() < without
+    assert ((code.dequantize() - W) * d).norm() < without
+
+
+def test_the_papers_algorithm_is_the_default() -> None:
+    assert SlimConfig.model_validate({"pattern": "2:4"}).adapter == "algorithm-2"
 
 
 @pytest.mark.parametrize("adapter", ["refit", "algorithm-2"])

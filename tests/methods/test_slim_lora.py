@@ -8,7 +8,8 @@ import torch
 
 from tests.methods.samples import GridCase, random_mask, random_quantized, random_stats
 from tests.oracles.low_rank import best_product, remaining_error, weighted_norm
-from trinity.methods import registry
+from trinity.methods import registry, rtn
+from trinity.methods.adapters import rank_of
 from trinity.methods.contract import LayerStats
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense, Sparse
@@ -17,7 +18,6 @@ from trinity.methods.slim_lora import (
     SlimLoraConfig,
     compress,
     factors,
-    rank_of,
     saliency,
 )
 from trinity.methods.wanda import shifted
@@ -138,6 +138,20 @@ def test_the_adapter_keeps_what_it_stands_beside() -> None:
     W, stats = torch.randn(8, 16), random_stats(16)
     for current in (Dense(W.half()), random_quantized(8, 16, GridCase(4)), compressed(W)):
         assert compress(W, current, stats, config(rank=2)).base is current
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_pruner_that_updates_weights_is_repaired_from_what_it_left(bits: int | None) -> None:
+    # As SparseGPT leaves a layer: kept weights are no longer the original ones, and rounded.
+    W, stats, mask = torch.randn(8, 16), random_stats(16), random_mask(8, 16, NM(2, 4))
+    updated = W + 0.3 * torch.randn(8, 16)
+    values = Dense(updated) if bits is None else rtn.compress(updated, rtn.RtnConfig(group_size=8))
+    current, d = Sparse(values, mask, NM(2, 4)), saliency(stats, W, "rms")
+    weight = compress(W, current, stats, config(rank=3))
+    assert weight.base is current
+    E = (W - current.dequantize()).double().numpy()
+    expected = remaining_error(E, d.double().numpy(), 3)
+    assert weighted_error(W, weight, d) == pytest.approx(expected, rel=1e-4)
 
 
 def test_nothing_lost_gives_an_adapter_that_adds_nothing() -> None:

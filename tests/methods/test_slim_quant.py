@@ -23,13 +23,14 @@ from trinity.methods.slim_quant import (
     Objective,
     SlimQuantConfig,
     compress,
+    exact_errors,
     expected_error,
     histogram,
     search_alpha,
 )
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-both_objectives = pytest.mark.parametrize("objective", OBJECTIVES)
+all_objectives = pytest.mark.parametrize("objective", OBJECTIVES)
 
 
 def heavy_tailed(out: int = 32, d_in: int = 48) -> torch.Tensor:
@@ -96,14 +97,14 @@ def test_the_corrected_search_never_loses_to_absmax(bits: int) -> None:
     assert found <= absmax_error(W, bits) * 1.01
 
 
-def test_both_objectives_beat_absmax_on_heavy_tails_at_four_bits() -> None:
+def test_every_objective_beats_absmax_on_heavy_tails_at_four_bits() -> None:
     W = heavy_tailed()
     for objective in OBJECTIVES:
         found = clipping_error(W.double().numpy(), search_alpha(W, 4, objective), 4)
         assert found < 0.8 * absmax_error(W, 4)
 
 
-@both_objectives
+@all_objectives
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_alpha_is_positive_and_at_most_the_largest_magnitude(
     objective: Objective, bits: int
@@ -112,7 +113,7 @@ def test_alpha_is_positive_and_at_most_the_largest_magnitude(
         assert 0 < search_alpha(W, bits, objective) <= float(W.abs().max())
 
 
-@both_objectives
+@all_objectives
 def test_scaling_the_weight_scales_alpha(objective: Objective) -> None:
     W = torch.randn(16, 32)
     alpha = search_alpha(W, 4, objective)
@@ -120,14 +121,39 @@ def test_scaling_the_weight_scales_alpha(objective: Objective) -> None:
         assert search_alpha(factor * W, 4, objective) == pytest.approx(factor * alpha, rel=1e-6)
 
 
-@both_objectives
-def test_signs_do_not_matter(objective: Objective) -> None:
+def test_the_exact_error_is_that_of_the_quantizer_weight_by_weight() -> None:
+    for W in (torch.randn(12, 16), heavy_tailed(8, 8), torch.zeros(2, 4), torch.full((3, 4), -0.7)):
+        for bits in (2, 3, 4, 8):
+            alphas = torch.tensor([0.05, 0.3, 0.9, 2.5, 40.0], dtype=torch.float64)
+            expected = [clipping_error(W.double().numpy(), float(a), bits) for a in alphas]
+            found = exact_errors(W, alphas, bits)
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("kind", ["normal", "heavy", "one sign"])
+def test_the_exact_search_is_the_best_of_its_grid(bits: int, kind: str) -> None:
+    W = {
+        "normal": torch.randn(16, 24),
+        "heavy": heavy_tailed(16, 24),
+        "one sign": -torch.rand(9, 9),
+    }[kind]
+    W64 = W.double().numpy()
+    found = clipping_error(W64, search_alpha(W, bits, "exact"), bits)
+    _, best = best_alpha(lambda alpha: clipping_error(W64, alpha, bits), float(W.abs().max()), 512)
+    assert found <= best * (1 + 1e-6)
+    # AbsMax is on the grid, so this needs no tolerance for the width of a bin.
+    assert found <= absmax_error(W, bits) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("objective", ["reference", "corrected"])
+def test_signs_do_not_matter_to_a_histogram_of_magnitudes(objective: Objective) -> None:
     W = torch.randn(16, 32)
     assert search_alpha(W, 4, objective) == search_alpha(-W, 4, objective)
     assert search_alpha(W, 4, objective) == search_alpha(W.abs(), 4, objective)
 
 
-@both_objectives
+@all_objectives
 def test_an_outlier_moves_alpha_far_less_than_the_largest_magnitude(objective: Objective) -> None:
     # With only 4,096 weights, clipping the outlier costs more than rounding all others to zero.
     W = torch.randn(256, 256)
@@ -137,7 +163,7 @@ def test_an_outlier_moves_alpha_far_less_than_the_largest_magnitude(objective: O
     assert float(W.abs().max()) > 20 * before
 
 
-@both_objectives
+@all_objectives
 def test_more_bits_clip_less(objective: Objective) -> None:
     W = torch.randn(64, 64)
     alphas = [search_alpha(W, bits, objective) for bits in (2, 4, 8)]
@@ -145,7 +171,7 @@ def test_more_bits_clip_less(objective: Objective) -> None:
     assert alphas[0] < alphas[2]
 
 
-@both_objectives
+@all_objectives
 def test_four_bits_give_at_most_sixteen_values(objective: Objective) -> None:
     quantized = compress(torch.randn(32, 64), SlimQuantConfig(objective=objective))
     assert len(set(quantized.dequantize().flatten().tolist())) <= 16
@@ -159,7 +185,7 @@ def test_the_scale_puts_alpha_on_the_largest_code() -> None:
     assert float(quantized.scale) == pytest.approx(search_alpha(W, 4, "reference") / 7, rel=1e-6)
 
 
-@both_objectives
+@all_objectives
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_constant_magnitude_is_reproduced(objective: Objective, bits: int) -> None:
     W = torch.full((4, 8), 0.3) * torch.randn(4, 8).sign()
@@ -167,13 +193,13 @@ def test_a_constant_magnitude_is_reproduced(objective: Objective, bits: int) -> 
     torch.testing.assert_close(decoded, W, rtol=1e-6, atol=0)
 
 
-@both_objectives
+@all_objectives
 def test_a_layer_of_zeros_decodes_to_zeros(objective: Objective) -> None:
     config = SlimQuantConfig(objective=objective)
     assert not compress(torch.zeros(4, 8), config).dequantize().any()
 
 
-@both_objectives
+@all_objectives
 @pytest.mark.parametrize("shape", [(1, 8), (8, 1), (1, 1)], ids=str)
 def test_a_single_row_or_column_is_quantized_too(
     objective: Objective, shape: tuple[int, int]
@@ -183,7 +209,7 @@ def test_a_single_row_or_column_is_quantized_too(
     assert float((decoded - W).abs().max()) < 0.2 * float(W.abs().max())
 
 
-@both_objectives
+@all_objectives
 def test_an_optimum_in_the_last_bins_is_found_also_where_ten_divides_the_bins(
     objective: Objective,
 ) -> None:

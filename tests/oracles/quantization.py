@@ -92,3 +92,20 @@ def slim_search(v: Array, p: Array, bits: int) -> int:
     first = coarse[max(best - 1, 0)]
     last = coarse[best + 1] if best + 1 < len(coarse) else len(v)
     return min(range(first, last), key=lambda i: slim_loss(i, v, p, bits))
+
+
+def tile_absmax(M: Array, rows: int, columns: int, bits: int) -> Array:
+    """M rounded with one AbsMax scale for every tile of rows x columns, in float64 loops."""
+    largest_code = 2 ** (bits - 1) - 1
+    found = np.zeros(M.shape)
+    for i in range(0, M.shape[0], rows):
+        for j in range(0, M.shape[1], columns):
+            tile = M[i : i + rows, j : j + columns]
+            largest = float(np.abs(tile).max())
+            if largest == 0:
+                continue
+            step = largest / largest_code
+            found[i : i + rows, j : j + columns] = [
+                [step * round(float(v) / step) for v in line] for line in tile
+            ]
+    return found

@@ -31,3 +31,24 @@ def refit(W: Array, x_norm: Array, bits: int, n: int, m: int, rank: int) -> tupl
     mask = nm_mask(np.abs(W) * d, n, m)
     product = best_product(W - absmax(W, bits) * mask, d, rank)
     return absmax((W - product) * mask, bits), product
+
+
+def salient_columns(W: Array, size: Array, count: int, *, shifted_square: bool) -> list[int]:
+    """The columns j with the largest (activation of j) times sum_i |W_ij|, in order."""
+    weight = [float(v) for v in (shifted_norm(size) ** 2 if shifted_square else size)]
+    scores = [
+        weight[j] * sum(abs(float(W[i, j])) for i in range(W.shape[0])) for j in range(W.shape[1])
+    ]
+    return sorted(sorted(range(len(scores)), key=lambda j: -scores[j])[:count])
+
+
+def scaled_rounding(
+    W: Array, scale: float, salient: NDArray[np.bool_], factor: float, bits: int
+) -> Array:
+    """Each weight times its input's factor, rounded and clipped, and divided by it again."""
+    found = np.zeros(W.shape)
+    for i, j in np.ndindex(W.shape):
+        by = factor if salient[j] else 1.0
+        code = max(-(2 ** (bits - 1)), min(2 ** (bits - 1) - 1, round(float(W[i, j]) * by / scale)))
+        found[i, j] = code * scale / by
+    return found

@@ -15,7 +15,7 @@ from trinity.lowering.kernels.cpu import tiles
 from trinity.lowering.kernels.linear import linear_kernels, with_kernels
 from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.targets import Target
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import Adapted, CompressedWeight, Quantized, Sparse, format_of
 
 Make = Callable[..., CompressedWeight]
 ROWS = (1, 3, 11)  # a full panel, a low tile, tall tiles and what is left of them
@@ -70,6 +70,34 @@ def test_a_kernel_is_the_float64_product_of_its_weight(
     weight = make_weight(shape, kind, pattern, rank, torch.float16)
     panels = Panels(format_of(weight))
     x = torch.randn(max(ROWS), shape[1])
+    assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("high", "low"),
+    [("int4 group 8", "int4 group 24"), ("int3 channel", "float16"), ("float32", "int8 tensor")],
+)
+def test_a_packed_adapter_is_multiplied_packed(
+    make_packed_adapter: Make, flavour: str, high: str, low: str
+) -> None:
+    weight = make_packed_adapter((40, 48), 16, "int4 channel", high, low)
+    panels = Panels(format_of(weight))
+    x = torch.randn(max(ROWS), 48)
+    assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
+
+
+def test_scaled_inputs_are_multiplied_and_the_adapter_reads_them_unscaled(
+    make_weight: Make, flavour: str
+) -> None:
+    weight = make_weight((40, 48), "int4 tensor", "2:4", 5)
+    assert isinstance(weight, Adapted)
+    assert isinstance(weight.base, Sparse)
+    assert isinstance(weight.base.values, Quantized)
+    scaled = replace(weight.base.values, input_scale=torch.rand(48) + 0.5)
+    weight = Adapted(replace(weight.base, values=scaled), weight.B, weight.A)
+    panels = Panels(format_of(weight))
+    assert torch.equal(panels.unpack(panels.pack(weight)).dequantize(), weight.dequantize())
+    x = torch.randn(max(ROWS), 48)
     assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
 
 

@@ -8,6 +8,7 @@ import torch
 from tests.methods.samples import (
     GridCase,
     indexed,
+    packed_adapters,
     random_mask,
     random_quantized,
     with_adapter,
@@ -40,7 +41,8 @@ def every_kind() -> list[CompressedWeight]:
         Sparse(Dense(torch.randn(5, 24)), random_mask(5, 24, third), third),
         Sparse(quantized, random_mask(5, 24, pattern), pattern),
     ]
-    return [*bare, *(with_adapter(base, 2, torch.float16) for base in bare)]
+    plain = [with_adapter(base, 2, torch.float16) for base in bare]
+    return [*bare, *plain, *packed_adapters(bare[-1])]
 
 
 def test_the_format_says_shape_values_mask_and_adapter() -> None:
@@ -63,6 +65,41 @@ def test_formats_survive_json() -> None:
     for weight in every_kind():
         layout = format_of(weight)
         assert WeightFormat.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+
+
+def test_a_plain_adapter_is_read_and_written_as_before_factors_could_be_packed() -> None:
+    data = {"shape": [5, 24], "dtype": "float16", "adapter": {"rank": 2, "dtype": "bfloat16"}}
+    layout = WeightFormat.from_json(data)
+    assert layout.adapter == AdapterFormat(2, "bfloat16")
+    assert layout.to_json()["adapter"] == data["adapter"]
+
+
+def test_the_format_of_a_factor_is_that_of_the_matrix_that_is_stored() -> None:
+    plain, *packed = (
+        format_of(w)
+        for w in [
+            with_adapter(Dense(torch.ones(12, 16)), 8, torch.float16),
+            *packed_adapters(Dense(torch.ones(12, 16))),
+        ]
+    )
+    assert plain.factor("B") == WeightFormat((12, 8), "float16")
+    assert plain.factor("A") == WeightFormat((8, 16), "float16")
+    assert packed[0].factor("A") == WeightFormat((8, 16), None, Grid(4, True, (8, 2), "float16"))
+    assert packed[3].factor("A") == WeightFormat((8, 16), "float16", None, NM(2, 4))
+    assert packed[5].factor("A").shape == (16, 8)
+    assert packed[5].factor("B").shape == (8, 12)
+
+
+def test_the_label_of_packed_factors_is_short_where_both_are_alike() -> None:
+    labels = [format_of(w).label for w in packed_adapters(Dense(torch.ones(16, 16).half()))]
+    assert labels == [
+        "float16 + rank 8 (B int4 group 4, A int4 group 8)",
+        "float16 + rank 8 (B float16, A int4 group 8)",
+        "float16 + rank 8 (B int4 group 4, A float16)",
+        "float16 + rank 8 (B float16, A 2:4 float16)",
+        "float16 + rank 8 (B int4 group 4, A 2:4 int4 group 8)",
+        "float16 + rank 8 int3 channel asymmetric transposed",
+    ]
 
 
 def test_equal_formats_are_one_key() -> None:

@@ -1,6 +1,7 @@
 """methods/formats/packing.py."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.methods.samples import (
     GridCase,
     assert_same_weight,
     indexed,
+    packed_adapters,
     random_mask,
     random_quantized,
     tensors_of,
@@ -94,6 +96,36 @@ def test_an_index_takes_the_bits_that_count_to_m(m: int, bits: int) -> None:
 def test_a_dense_weight_survives_its_file(dtype: torch.dtype, tmp_path: Path) -> None:
     weight = Dense(torch.randn(5, 7).to(dtype))
     assert_same_weight(round_trip(weight, tmp_path), weight)
+
+
+def test_packed_factors_survive_their_file_beside_any_base(tmp_path: Path) -> None:
+    pattern = NM(2, 4)
+    base = Sparse(random_quantized(12, 16, GridCase(4)), random_mask(12, 16, pattern), pattern)
+    for weight in [*packed_adapters(base), *packed_adapters(Dense(torch.randn(12, 16)))]:
+        assert_same_weight(round_trip(weight, tmp_path), weight)
+
+
+def test_scaled_inputs_survive_their_file_and_are_counted(tmp_path: Path) -> None:
+    plain, pattern = random_quantized(8, 24, GridCase(4, groups=3)), NM(2, 4)
+    scaled = replace(plain, input_scale=(torch.rand(24) + 0.5).half())
+    for weight in (scaled, Sparse(scaled, random_mask(8, 24, pattern), pattern)):
+        assert_same_weight(round_trip(weight, tmp_path), weight)
+    assert stored_bytes(scaled) - stored_bytes(plain) == 2 * 24
+
+
+def test_quantized_factors_take_the_bits_of_their_codes_and_scales() -> None:
+    base, case = Dense(torch.randn(64, 128)), GridCase(4, groups=2, dtype=torch.float16)
+    weight = Adapted(base, random_quantized(64, 32, case), random_quantized(32, 128, case))
+    codes, scales = 4 * 32 * (64 + 128), 16 * 2 * (64 + 32)
+    assert 8 * (stored_bytes(weight) - stored_bytes(base)) == codes + scales
+
+
+def test_a_pruned_factor_takes_the_bits_of_what_it_keeps() -> None:
+    base, A = Dense(torch.randn(64, 128)), torch.randn(32, 128).half()
+    B, pattern = torch.randn(64, 32).half(), NM(2, 4)
+    weight = Adapted(base, B, Sparse(Dense(A), random_mask(32, 128, pattern), pattern))
+    kept = 32 * 128 // 2
+    assert 8 * (stored_bytes(weight) - stored_bytes(base)) == 16 * 64 * 32 + (16 + 2) * kept
 
 
 @pytest.mark.parametrize("case", GRIDS, ids=str)

@@ -1,6 +1,7 @@
 """methods/formats/quantized.py."""
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,3 +137,27 @@ def test_an_index_that_does_not_fit_is_refused(index: torch.Tensor, reason: str)
     weight = random_quantized(5, 24, GridCase(4, True, 3))
     with pytest.raises(ConfigError, match=reason):
         dataclasses.replace(weight, group_index=index)
+
+
+def test_scaled_inputs_multiply_the_columns_of_what_is_decoded() -> None:
+    plain = random_quantized(5, 24, GridCase(4, symmetric=False, groups=3))
+    inputs = torch.rand(24) + 0.5
+    scaled = replace(plain, input_scale=inputs)
+    torch.testing.assert_close(scaled.dequantize(), plain.dequantize() * inputs)
+    assert scaled.grid.input_scale == "float32"
+    assert plain.grid.input_scale is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.ones(23), r"input_scale: expected floats \[24\]"),
+        (torch.ones(24, dtype=torch.float64), r"input_scale: expected floats \[24\]"),
+        (torch.zeros(24), "input_scale: holds entries that are not positive"),
+        (torch.full((24,), torch.nan), "input_scale: holds entries that are not positive"),
+    ],
+    ids=["shape", "type", "zero", "nan"],
+)
+def test_input_scales_that_do_not_fit_are_refused(inputs: torch.Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(random_quantized(5, 24, GridCase(4)), input_scale=inputs)

@@ -1,0 +1,92 @@
+"""Inputs of compressed linears that are rounded to 8 bits at run time: a property of the model.
+
+Two kinds, as SLiM's code has them (arXiv:2410.09615, appendix B, and its repository):
+- `fp8`: one scale for the whole input of a call, found while it runs. E4M3 where the largest
+  magnitude is below 488, else E5M2, and the largest magnitude becomes the type's largest number
+  less 1. (488 is the code's constant; E4M3 ends at 448. Inputs are scaled either way, so it only
+  chooses the type.)
+- `int8`: symmetric, one scale for a token, or for `group_size` consecutive inputs of it.
+
+Differs from the code: an input of zeros stays zero (the code's fp8 divides by zero), and integer
+groups of small numbers keep a scale of their own (the code rounds a group to zero or one step of
+1/127 where its largest magnitude is below 0.0127).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trinity.methods.errors import ConfigError, RecordError
+
+E4M3_BELOW = 488.0
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How an input is rounded.
+
+    group_size: of int8, consecutive inputs of one token that share a scale; None is the token
+    """
+
+    kind: Literal["fp8", "int8"]
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse kinds that are not known, and groups where there are none."""
+        if self.kind not in ("fp8", "int8"):
+            msg = f"inputs: kind '{self.kind}' is not fp8 or int8."
+            raise ConfigError(msg)
+        if self.group_size is not None and (self.kind == "fp8" or self.group_size < 1):
+            msg = f"inputs: group_size {self.group_size} does not go with {self.kind}."
+            raise ConfigError(msg)
+
+    @property
+    def label(self) -> str:
+        """'fp8 tensor', 'int8 token' or 'int8 group 128': what shares one scale."""
+        if self.kind == "fp8":
+            return "fp8 tensor"
+        return f"int8 group {self.group_size}" if self.group_size else "int8 token"
+
+    def problem(self, shape: tuple[int, int]) -> str | None:
+        """Why the inputs of a layer [out, in] cannot be rounded so, or None."""
+        if self.group_size and shape[1] % self.group_size:
+            return f"inputs.group_size {self.group_size} does not divide in = {shape[1]}"
+        return None
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What a kernel with such inputs would multiply.  x: [..., in]  ->  the same, same type"""
+        values = x.float()
+        found = _fp8(values) if self.kind == "fp8" else _int8(values, self.group_size)
+        return found.to(x.dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `config.json`; `from_json` reads it back."""
+        return {"kind": self.kind, "group_size": self.group_size, "label": self.label}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "InputFormat":
+        """Read what `to_json` wrote; RecordError if it is not that."""
+        try:
+            return InputFormat(data["kind"], data["group_size"])
+        except (ConfigError, KeyError, TypeError) as error:
+            msg = f"input format {data}: cannot be read ({error!r})."
+            raise RecordError(msg) from error
+
+
+def _fp8(x: Tensor) -> Tensor:
+    largest = x.abs().amax()
+    if not bool(largest > 0):
+        return x
+    dtype = torch.float8_e4m3fn if bool(largest < E4M3_BELOW) else torch.float8_e5m2
+    top = torch.finfo(dtype).max - 1
+    return (x / largest * top).to(dtype).float() / top * largest
+
+
+def _int8(x: Tensor, group_size: int | None) -> Tensor:
+    groups = x.reshape(*x.shape[:-1], -1, group_size or x.shape[-1])
+    largest = groups.abs().amax(-1, keepdim=True)
+    scale = torch.where(largest > 0, largest / 127, 1.0)
+    return ((groups / scale).round().clamp(-128, 127) * scale).view(x.shape)
