@@ -22,7 +22,7 @@ from trinity.harness.activations import collected
 from trinity.harness.models import Decoder, oriented, set_weight, weight_of
 from trinity.harness.plan import Plan
 from trinity.harness.store import StageStore, read_json, write_json
-from trinity.methods.contract import BlockMethod, BlockTask, LayerStats
+from trinity.methods.contract import BlockMethod, BlockTask, LayerStats, Reported
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import (
     CompressedWeight,
@@ -144,9 +144,14 @@ class Walk:
         current: dict[str, CompressedWeight] = {
             name: Dense(W.to(self.decoder.dtype)) for name, W in originals.items()
         }
+        told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for depth in range(max(len(self.plan.steps[name]) for name in names)):
-            self._apply_step(depth, index, originals, current, stats)
-        report = {name: layer_report(originals[name], current[name], stats[name]) for name in names}
+            self._apply_step(depth, index, originals, current, stats, told)
+        report = {
+            name: layer_report(originals[name], current[name], stats[name])
+            | {"diagnostics": told[name]}
+            for name in names
+        }
         return current, report
 
     def _apply_step(
@@ -156,8 +161,12 @@ class Walk:
         originals: Mapping[str, Tensor],
         current: dict[str, CompressedWeight],
         stats: Mapping[str, LayerStats],
+        told: Mapping[str, list[dict[str, Any]]],
     ) -> None:
-        """Apply the step at `depth` of every layer's list, in place of `current`."""
+        """Apply the step at `depth` of every layer's list, in place of `current`.
+
+        told: what methods say of each layer is added to it
+        """
         together: dict[int, list[str]] = {}
         for name, W in originals.items():
             steps = self.plan.steps[name]
@@ -168,10 +177,14 @@ class Walk:
                 together.setdefault(id(step), []).append(name)
                 continue
             try:
-                current[name] = step.method.compress(W, current[name], stats[name], step.config)
+                made = step.method.compress(W, current[name], stats[name], step.config)
             except ConfigError as error:
                 msg = f"{name}: {error}"
                 raise type(error)(msg) from error
+            if isinstance(made, Reported):
+                told[name].append({"method": step.name, **made.details})
+                made = made.weight
+            current[name] = made
         for names in together.values():
             step = self.plan.steps[names[0]][depth]
             assert isinstance(step.method, BlockMethod)

@@ -21,6 +21,7 @@ from trinity.methods.contract import (
     LayerStats,
     Method,
     MethodConfig,
+    Reported,
     Statistic,
 )
 from trinity.methods.errors import ConfigError
@@ -290,7 +291,11 @@ def _runner(
     stats: LayerStats,
     config: MethodConfig,
 ) -> Run:
-    return lambda: {"layer": method.compress(W, current, stats, config)}
+    def run() -> Mapping[str, CompressedWeight]:
+        made = method.compress(W, current, stats, config)
+        return {"layer": made.weight if isinstance(made, Reported) else made}
+
+    return run
 
 
 def _same_bytes(one: Mapping[str, CompressedWeight], other: Mapping[str, CompressedWeight]) -> bool:

@@ -20,7 +20,9 @@ GROUP = "trinity.methods"
 
 BUILT_IN = {
     "dense": "trinity.methods.dense:DENSE",
+    "l2qer": "trinity.methods.l2qer:L2QER",
     "magnitude": "trinity.methods.magnitude:MAGNITUDE",
+    "optima": "trinity.methods.optima:OPTIMA",
     "rtn": "trinity.methods.rtn:RTN",
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",
