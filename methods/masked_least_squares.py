@@ -31,7 +31,7 @@ BLOCKS = 8  # of rows: the working memory is that of about one weight matrix
 MIN_ROWS = 64
 ROUNDS = 4  # each from the true residual, which the recursion in float32 drifts away from
 SPIKED_ITERATIONS = 40  # in the first round; the others use the inverse
-FLOOR = 1e-8  # of sum t^2 diag(H): float32 knows no smaller error
+FLOOR = 0.1  # times the rounding error of sum t^2 diag(H): no smaller error can be told from zero
 CHECK_SHARE = 0.25  # rows are checked, and dropped, when this share of those in work may be done
 FIRST_GUESS = 0.3  # of the bound, for the preconditioner's own estimate of the gap
 SAFETY = 0.8
@@ -156,7 +156,7 @@ def _solve_block(
 ) -> Solved:
     """As `solve`, in scaled coordinates.  T: target  M: mask  X: start, overwritten"""
     X.mul_(M)
-    floor = FLOOR * T.square().sum(1)
+    floor = FLOOR * torch.finfo(T.dtype).eps * T.square().sum(1)
     error, residual = _state(gram, T, M, X)
     gap = error  # no error is below zero, so the error itself is a bound
     left = (gap > floor).nonzero().flatten()

@@ -21,7 +21,8 @@ from trinity.methods.options import PatternOption
 from trinity.methods.tensors import lowest_removed, masked, nm_mask, pattern_problem
 
 ADAPTIVE_HIGHEST = 0.8
-ADAPTIVE_STEP = 0.001
+ADAPTIVE_NEAR = 0.001  # to the sparsity
+ADAPTIVE_STEP = 1e-6  # of alpha
 
 
 class WandaConfig(MethodConfig):
@@ -77,8 +78,9 @@ def adaptive_mask(S: Tensor, sparsity: float) -> Tensor:
     """Remove of each row the longest ascending prefix that sums to at most alpha of its total.
 
     S: scores [out, in]  ->  bool [out, in], True keeps.  alpha in [0, 0.8] is bisected from 0.4,
-    until the sparsity is within 0.001 of the one wanted or alpha is known to 0.001, as in the code:
-    the sparsity is met only about as well.  A row of zeros is cut as if its scores were equal.
+    as in the code, until the sparsity is within 0.001 of the one wanted.  Where no alpha does that,
+    the search ends when alpha is known to 1e-6; the code ends at 0.001 and so misses low
+    sparsities.  A row of zeros is cut as if its scores were equal.
     """
     ascending, order = S.sort(dim=1, descending=True, stable=True)
     # Backwards, so that of equal scores the higher column goes first, as in `lowest_removed`.
@@ -89,7 +91,7 @@ def adaptive_mask(S: Tensor, sparsity: float) -> Tensor:
     while True:
         removed = sums <= alpha * sums[:, -1:]
         found = float(removed.double().mean())
-        if abs(found - sparsity) <= ADAPTIVE_STEP or high - low <= ADAPTIVE_STEP:
+        if abs(found - sparsity) <= ADAPTIVE_NEAR or high - low <= ADAPTIVE_STEP:
             return torch.ones_like(removed).scatter_(1, order, ~removed)
         low, high = (low, alpha) if found > sparsity else (alpha, high)
         alpha = (low + high) / 2
