@@ -26,9 +26,10 @@ from torch import Tensor
 from trinity.methods.errors import ConfigError
 
 RIDGE = 0.5  # times the rounding error of H: what its own inverse can no longer see
+SPIKES = 1.5  # times sqrt(in)
 SUBSPACE_STEPS = 6
 BLOCKS = 8  # of rows: the working memory is that of about one weight matrix
-MIN_ROWS = 64
+MIN_ROWS = 512  # products of fewer are slower
 ROUNDS = 4  # each from the true residual, which the recursion in float32 drifts away from
 SPIKED_ITERATIONS = 40  # in the first round; the others use the inverse
 FLOOR = 0.1  # times the rounding error of sum t^2 diag(H): no smaller error can be told from zero
@@ -104,8 +105,8 @@ def prepare(H: Tensor) -> Gram:
 
 
 def _spike_count(d_in: int) -> int:
-    """sqrt(in): setting up the small systems then costs about one product of all rows with H."""
-    return int(d_in**0.5) // 4 * 4
+    """Setting up the small systems then costs a few products of all rows with H."""
+    return int(SPIKES * d_in**0.5) // 4 * 4
 
 
 def largest_eigenpairs(A: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +145,7 @@ def solve(
     for first in range(0, out, rows):
         block = slice(first, first + rows)
         T, X = target[block] * gram.root, start[block] * gram.root
-        part = _solve_block(gram, T, mask[block], X, tolerance, iterations)
+        part = _solve_block(gram, T, mask[block].to(T.dtype), X, tolerance, iterations)
         torch.div(part.w, gram.root, out=start[block])
         error[block], gap[block], converged[block] = part.error, part.gap, part.converged
         slowest, products = max(slowest, part.iterations), products + part.row_products
@@ -154,7 +155,10 @@ def solve(
 def _solve_block(
     gram: Gram, T: Tensor, M: Tensor, X: Tensor, tolerance: float, iterations: int
 ) -> Solved:
-    """As `solve`, in scaled coordinates.  T: target  M: mask  X: start, overwritten"""
+    """As `solve`, in scaled coordinates.  T: target  M: mask, ones and zeros  X: start, overwritten
+
+    All are [rows, in], float.
+    """
     X.mul_(M)
     floor = FLOOR * torch.finfo(T.dtype).eps * T.square().sum(1)
     error, residual = _state(gram, T, M, X)
@@ -248,12 +252,11 @@ def _gathered(
 
 
 def _small_inverses(gram: Gram, M: Tensor) -> Tensor:
-    """Inverse of V_K^T V_K + diag(spikes) of each row.  M: bool [rows, in]  ->  [rows, k, k]"""
+    """Inverse of V_K^T V_K + diag(spikes) of each row.  M: [rows, in]  ->  [rows, k, k]"""
     V, count = gram.V, gram.V.shape[1]
-    kept = M.to(V.dtype)
     small = V.new_empty(len(M), count, count)
     for j in range(count):  # symmetric, so only from the diagonal on
-        part = kept @ (V[:, j:] * V[:, j, None])
+        part = M @ (V[:, j:] * V[:, j, None])
         small[:, j, j:], small[:, j:, j] = part, part
     small.diagonal(dim1=1, dim2=2).add_(gram.spikes)
     inverses: Tensor = torch.linalg.inv(small)

@@ -143,8 +143,19 @@ def stored_like(base: Values, values: Tensor) -> Values:
     return tensors.quantize(values, base.scale, base.zero_point, base.bits)
 
 
+def masked_target(current: Sparse, target: Tensor, before: Candidate, H: Tensor) -> Candidate:
+    """The mask alone.  before: `current`, measured; after a pruner without update it is the same"""
+    plain = stored_like(current.values, target)
+    same = plain.dequantize() == current.values.dequantize()
+    if bool((same | ~current.mask).all()):
+        return before
+    return candidate(plain, current.mask, target, H)
+
+
 def better_of(new: Candidate, old: Candidate, variant: str) -> tuple[Candidate, int]:
     """Row by row, or for `reference` as a whole, the one with less error.  -> it, rows of `old`"""
+    if new is old:
+        return old, len(old.error)
     wins = new.error < old.error
     if variant == "reference":
         wins = torch.full_like(wins, new.total < old.total)
@@ -170,7 +181,7 @@ def improved(
     """
     mask, variant = current.mask, config.variant
     before = candidate(current.values, mask, target, H)
-    plain = candidate(stored_like(current.values, target), mask, target, H)
+    plain = masked_target(current, target, before, H)
     start, _ = better_of(plain, before, variant)
     totals = {"error_before": before.total, "error_masked": plain.total}
     del before, plain
