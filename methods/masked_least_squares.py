@@ -28,8 +28,8 @@ from trinity.methods.errors import ConfigError
 RIDGE = 0.5  # times the rounding error of H: what its own inverse can no longer see
 SPIKES = 1.5  # times sqrt(in)
 SUBSPACE_STEPS = 6
-BLOCKS = 8  # of rows: the working memory is that of about one weight matrix
-MIN_ROWS = 512  # products of fewer are slower
+BLOCKS = 16  # of rows: the working memory is that of about one weight matrix
+MIN_ROWS = 256  # products of fewer are slower
 ROUNDS = 4  # each from the true residual, which the recursion in float32 drifts away from
 SPIKED_ITERATIONS = 40  # in the first round; the others use the inverse
 FLOOR = 0.1  # times the rounding error of sum t^2 diag(H): no smaller error can be told from zero
