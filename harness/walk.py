@@ -22,7 +22,7 @@ from trinity.harness.activations import collected
 from trinity.harness.models import Decoder, oriented, set_weight, weight_of
 from trinity.harness.plan import Plan
 from trinity.harness.store import StageStore, read_json, write_json
-from trinity.methods.contract import BlockMethod, BlockTask, LayerStats
+from trinity.methods.contract import BlockMethod, BlockTask, LayerStats, Reported
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import (
     CompressedWeight,
@@ -147,10 +147,12 @@ class Walk:
             current: dict[str, CompressedWeight] = {
                 name: Dense(W.to(self.decoder.dtype)) for name, W in originals.items()
             }
+            told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
             for depth in range(max(len(self.plan.steps[name]) for name in names)):
-                self._apply_step(depth, index, originals, current, stats)
+                self._apply_step(depth, index, originals, current, stats, told)
             for name in names:
-                report[name] = layer_report(originals[name], current[name], stats[name])
+                found = layer_report(originals[name], current[name], stats[name])
+                report[name] = found | {"diagnostics": told[name]}
                 # What runs later in the block is calibrated on what runs now.
                 kept = current[name].dequantize().to(self.decoder.device)
                 set_weight(modules[name], kept, self.decoder.dtype)
@@ -175,8 +177,12 @@ class Walk:
         originals: Mapping[str, Tensor],
         current: dict[str, CompressedWeight],
         stats: Mapping[str, LayerStats],
+        told: Mapping[str, list[dict[str, Any]]],
     ) -> None:
-        """Apply the step at `depth` of every layer's list, in place of `current`."""
+        """Apply the step at `depth` of every layer's list, in place of `current`.
+
+        told: what methods say of each layer is added to it
+        """
         together: dict[int, list[str]] = {}
         before: LayerStats | None = None
         for name, W in originals.items():
@@ -192,10 +198,14 @@ class Walk:
                 together.setdefault(id(step), []).append(name)
                 continue
             try:
-                current[name] = step.method.compress(W, current[name], stats[name], step.config)
+                made = step.method.compress(W, current[name], stats[name], step.config)
             except ConfigError as error:
                 msg = f"{name}: {error}"
                 raise type(error)(msg) from error
+            if isinstance(made, Reported):
+                told[name].append({"method": step.name, **made.details})
+                made = made.weight
+            current[name] = made
         if before is not None:
             before.forget()
         for names in together.values():

@@ -23,6 +23,7 @@ from trinity.methods.contract import (
     MethodConfig,
     ModelMethod,
     ModelTask,
+    Reported,
     Statistic,
 )
 from trinity.methods.errors import ConfigError
@@ -317,7 +318,11 @@ def _runner(
     stats: LayerStats,
     config: MethodConfig,
 ) -> Run:
-    return lambda: {"layer": method.compress(W, current, stats, config)}
+    def run() -> Mapping[str, CompressedWeight]:
+        made = method.compress(W, current, stats, config)
+        return {"layer": made.weight if isinstance(made, Reported) else made}
+
+    return run
 
 
 def _same_bytes(one: Mapping[str, CompressedWeight], other: Mapping[str, CompressedWeight]) -> bool:

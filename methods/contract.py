@@ -83,6 +83,18 @@ class LayerStats:
                 raise ConfigError(msg)
 
 
+@dataclass(frozen=True, eq=False)
+class Reported:
+    """A compressed weight, and what its method has to say about how it was made.
+
+    details: plain numbers and texts, such as a solver's certificate; they go into the layer's
+        report in the checkpoint and the record, and nothing reads them
+    """
+
+    weight: CompressedWeight
+    details: Mapping[str, float | int | str]
+
+
 C = TypeVar("C", bound=MethodConfig, contravariant=True)
 
 
@@ -104,8 +116,8 @@ class Method(Protocol[C]):
 
     def compress(
         self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: C
-    ) -> CompressedWeight:
-        """The compressed layer.
+    ) -> CompressedWeight | Reported:
+        """The compressed layer, alone or with details for its report.
 
         W: [out, in], float32, the original weight, left unchanged
         current: what earlier steps made of it; `Dense(W)` in the first step

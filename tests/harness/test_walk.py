@@ -153,6 +153,20 @@ def test_layer_errors_are_in_the_hessian_norm(tmp_path: Path) -> None:
         assert found["relative_error"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_a_method_says_of_a_layer_is_in_its_report(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "model")
+    _, blocks = _walk(tmp_path / "model", tmp_path / "store", [*WANDA, {"method": "optima"}])
+    for folder in blocks:
+        for found in json.loads((folder / "layers.json").read_text()).values():
+            (said,) = found["diagnostics"]
+            assert said["method"] == "optima"
+            assert said["error_at_least"] <= said["error_after"] < said["error_before"]
+            assert found["relative_error"] == pytest.approx(said["error_after"], rel=1e-4)
+    _, silent = _walk(tmp_path / "model", tmp_path / "store", WANDA)
+    for found in json.loads((silent[0] / "layers.json").read_text()).values():
+        assert found["diagnostics"] == []
+
+
 def test_without_calibration_the_error_is_the_plain_norm(tmp_path: Path) -> None:
     families.save("llama", tmp_path / "model")
     steps = [{"method": "magnitude", "pattern": "2:4"}]

@@ -6,17 +6,26 @@ import torch
 
 from tests.methods.samples import GridCase, random_quantized, random_stats
 from tests.oracles.pruning import (
+    adaptive_removals,
     diagonal_error,
     shifted_norm,
     smallest_diagonal_error,
     smallest_group_error,
 )
-from trinity.methods import magnitude
+from trinity.methods import magnitude, registry
 from trinity.methods.contract import LayerStats
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, Dense, Unstructured
 from trinity.methods.tensors import lowest_removed
-from trinity.methods.wanda import WANDA, WandaConfig, compress, mask, scores, shifted
+from trinity.methods.wanda import (
+    WANDA,
+    WandaConfig,
+    adaptive_mask,
+    compress,
+    mask,
+    scores,
+    shifted,
+)
 
 PATTERNS = [NM(2, 4), NM(1, 4), NM(2, 8), NM(4, 8), Unstructured(0.5)]
 
@@ -150,3 +159,60 @@ def test_missing_norms_and_pruning_twice_are_refused() -> None:
 def test_a_pattern_that_does_not_divide_is_a_problem() -> None:
     assert WANDA.problem((4, 10), WandaConfig(pattern=NM(2, 4))) is not None
     assert WANDA.problem((4, 10), WandaConfig(pattern=Unstructured(0.5))) is None
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.7])
+def test_one_share_of_its_total_cuts_every_row(sparsity: float) -> None:
+    S = torch.rand(40, 300) ** 3
+    kept = adaptive_mask(S, sparsity)
+    assert float((~kept).double().mean()) == pytest.approx(sparsity, abs=0.005)
+    removed = (~kept).sum(1).numpy()
+    # Some alpha explains all rows: the least that removes as many, and one more would be too many.
+    exact = S.double().numpy()
+    lowest = max(adaptive_removals(row, n)[0] for row, n in zip(exact, removed, strict=True))
+    highest = min(adaptive_removals(row, n)[1] for row, n in zip(exact, removed, strict=True))
+    assert lowest <= highest
+    assert lowest <= 0.8
+
+
+def test_an_adaptive_row_loses_its_lowest_scores() -> None:
+    S = torch.rand(8, 50)
+    kept = adaptive_mask(S, 0.5)
+    for row, stays in zip(S, kept, strict=True):
+        assert row[~stays].max() < row[stays].min()
+
+
+def test_rows_that_depend_on_few_weights_lose_more_of_them() -> None:
+    even, peaked = torch.rand(1, 400) + 1, torch.rand(1, 400) ** 12
+    kept = adaptive_mask(torch.cat([even, peaked]), 0.5)
+    assert kept[1].sum() < kept[0].sum()
+
+
+def test_scaling_a_row_leaves_its_adaptive_mask_unchanged() -> None:
+    S = torch.rand(6, 64)
+    factors = torch.tensor([0.25, 0.5, 1, 2, 4, 8])[:, None]
+    assert torch.equal(adaptive_mask(S, 0.5), adaptive_mask(factors * S, 0.5))
+
+
+def test_degenerate_scores_have_an_adaptive_mask() -> None:
+    zeros = adaptive_mask(torch.zeros(4, 100), 0.5)
+    equal = adaptive_mask(torch.full((4, 100), 0.3), 0.5)
+    assert torch.equal(zeros, equal)
+    # Ties keep the lower column, as everywhere.
+    assert (equal == (torch.arange(100) < 50)).all()
+    assert adaptive_mask(torch.rand(3, 1), 0.5).all()
+    S = torch.rand(4, 100)
+    S[1] = 0
+    assert float(adaptive_mask(S, 0.5).double().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_adaptive_threshold_is_an_option_of_unstructured_patterns_only() -> None:
+    W, stats = torch.randn(20, 200), random_stats(200)
+    config = registry.configure("wanda", {"pattern": "50%", "threshold": "adaptive"})
+    assert isinstance(config, WandaConfig)
+    weight = WANDA.compress(W, Dense(W), stats, config)
+    assert stats.x_norm is not None
+    expected = adaptive_mask(scores(W, stats.x_norm), 0.5)
+    assert torch.equal(weight.dequantize(), W * expected)
+    with pytest.raises(ConfigError, match="'adaptive' gives rows different sparsity, and 2:4"):
+        registry.configure("wanda", {"pattern": "2:4", "threshold": "adaptive"})

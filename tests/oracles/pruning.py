@@ -46,3 +46,12 @@ def shifted_norm(x_norm: Array) -> Array:
     positive = [s for s in squares if s > 0]
     smallest = min(positive) if positive else 1.0
     return np.array([(s + smallest) ** 0.5 for s in squares])
+
+
+def adaptive_removals(scores: Array, removed: int) -> tuple[float, float]:
+    """Shares alpha of a row's total for which exactly its `removed` lowest scores go: from, to."""
+    ascending = sorted(float(v) for v in scores)
+    total = sum(ascending)
+    below = sum(ascending[:removed]) / total
+    above = sum(ascending[: removed + 1]) / total
+    return below, above

