@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from trinity.harness import paired, statistics
@@ -81,6 +80,11 @@ class Outcome(BaseModel):
     test: str = ""
     detectable: float | None = None
     compared: int = 0
+
+    @property
+    def unit_is_points(self) -> bool:
+        """Whether the effect is a difference of shares, which is read in percentage points."""
+        return self.kind == "difference" and self.metric in ("acc", "top1_agreement", "flip_rate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,10 +273,3 @@ def speed_verdict(
     if math.log(interval.low) > noise_floor:
         return "faster"
     return "slower" if math.log(interval.high) < -noise_floor else "no difference shown"
-
-
-def seed_spread(values: Sequence[float]) -> tuple[float, float] | None:
-    """(mean, standard deviation with n - 1) over calibration seeds; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    return float(np.mean(values)), float(np.std(values, ddof=1))

@@ -18,6 +18,20 @@ class Interval(BaseModel):
     method: str
 
 
+class SeedSpread(BaseModel):
+    """The same number from other calibration seeds; no part of the sampling interval.
+
+    values: one a seed, in the order of the recipe, the first being the measurement's own
+    deviation: standard deviation between seeds, with n - 1
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    values: list[float]
+    mean: float
+    deviation: float
+
+
 class Measurement(BaseModel):
     """A number, its unit, its samples and the path that produced it.
 
@@ -26,6 +40,7 @@ class Measurement(BaseModel):
     value: None if it could not be measured, and then `reason` says why
     samples: one number for each window, example or repetition, in order
     details: what the number depends on: seqlen, windows, task version, prompt tokens, threads
+    seeds: the spread over calibration seeds, if the recipe asks for several
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,3 +56,4 @@ class Measurement(BaseModel):
     samples: list[float] = []
     details: dict[str, Any] = {}
     reason: str | None = None
+    seeds: SeedSpread | None = None

@@ -71,7 +71,8 @@ def test_a_measurement_that_the_baseline_lacks_is_named() -> None:
 
 
 def test_the_correction_is_over_all_that_is_compared_together() -> None:
-    worse = measured(samples=[x + 0.1 for x in measured().samples])
+    noise = (0.3, -0.02, 0.1, 0.25, 0.01, 0.2, 0.05, 0.15)
+    worse = measured(samples=[x + y for x, y in zip(measured().samples, noise, strict=True)])
     alone = compare.judge(compare.pairs([worse], [measured()]))
     many = compare.judge(compare.pairs([worse] * 10, [measured()]))
     assert alone[0].p_adjusted == alone[0].p_value == many[0].p_value
