@@ -29,6 +29,13 @@ def perplexity_interval(
     )
 
 
+def mean_interval(samples: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Interval | None:
+    """The mean, samples resampled.  samples: [windows]"""
+    return _interval(
+        [samples], lambda x: x.mean(axis=-1), level, seed, "bootstrap over windows, mean"
+    )
+
+
 def median_interval(samples: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Interval | None:
     """The median, samples resampled.  samples: [repetitions]"""
     return _interval(
