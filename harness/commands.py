@@ -26,6 +26,7 @@ from trinity.harness.report import tables
 from trinity.harness.repro import Reproduced, planned_rows, write_table
 from trinity.harness.run import Run
 from trinity.harness.store import MANIFEST, StageStore, make_folder
+from trinity.harness.walk import TIMING
 from trinity.methods import conformance, registry
 from trinity.methods.contract import BlockMethod, CheckpointSource, Method
 from trinity.methods.errors import ConfigError
@@ -70,7 +71,7 @@ def compress_to(
     else:
         finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
     # A copy, not links: what a user does to it must not reach the store.
-    ignore = shutil.ignore_patterns(MANIFEST)
+    ignore = shutil.ignore_patterns(MANIFEST, TIMING)
     make_folder(out, lambda folder: shutil.copytree(finished, folder, ignore=ignore))
     compressed = checkpoint.Checkpoint(out)
     return {

@@ -1,5 +1,7 @@
 """One measured number with everything that makes it checkable."""
 
+from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -30,6 +32,13 @@ class SeedSpread(BaseModel):
     values: list[float]
     mean: float
     deviation: float
+
+
+def seed_spread(values: Sequence[float]) -> SeedSpread | None:
+    """Mean and standard deviation over seeds; None for fewer than two.  values: [seeds]"""
+    if len(values) < 2:
+        return None
+    return SeedSpread(values=list(values), mean=fmean(values), deviation=stdev(values))
 
 
 class Measurement(BaseModel):
