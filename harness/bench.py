@@ -121,18 +121,20 @@ class Bench:
         )
 
     def _layers(self) -> list[Measurement]:
-        # Imported here: other suites compile nothing.
-        from trinity.harness.layer_bench import bench_layers
+        # Imported here: other suites multiply no single layers.
+        from trinity.harness import layer_bench
 
-        formats = checkpoint.Checkpoint(self.measuring.subject.folder).formats
-        spec = self.measuring.lower_spec
-        target = spec.target if spec else None
-        return bench_layers(
-            formats.values(),
-            self.spec.rows,
-            self.spec.repeats,
-            target if "iree" in self.names else None,
-        )
+        measuring = self.measuring
+        formats = set(checkpoint.Checkpoint(measuring.subject.folder).formats.values())
+        if self.spec.shapes != "model":
+            shapes = layer_bench.SHAPES[self.spec.shapes]
+            formats = {layer_bench.resized(f, shape) for f in formats for shape in shapes}
+        makers = []
+        if "iree" in self.names:
+            assert measuring.lower_spec is not None
+            makers.append(layer_bench.iree_product(measuring.lower_spec.target))
+        ordered = sorted(formats, key=lambda f: (f.shape, f.label))
+        return layer_bench.bench_layers(ordered, self.spec.rows, self.spec.repeats, makers)
 
     def _engines(self) -> list[Engine]:
         return [self.measuring.engine(name) for name in self.names]

@@ -148,7 +148,8 @@ class BenchSpec(Section):
     """suites: what is timed; prompt and new: tokens; repeats: kept samples of each engine.
 
     baseline: 'dense' times the model before compression in turn with it, and says faster or slower
-    rows: tokens at once, of the suite `layers`
+    rows, shapes: of the suite `layers`: tokens at once, and whose layers, the model's own or a
+        larger one's in the same formats
     """
 
     suites: tuple[Literal["prefill", "decode", "memory", "compress", "layers"], ...] = (
@@ -161,6 +162,7 @@ class BenchSpec(Section):
     repeats: PositiveInt = 5
     baseline: Literal["dense"] | None = None
     rows: tuple[PositiveInt, ...] = (1,)
+    shapes: Literal["model", "llama-2-7b", "llama-2-13b", "llama-2-70b", "opt-6.7b"] = "model"
 
 
 class Recipe(Section):

@@ -11,17 +11,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from trinity.harness import statistics
-from trinity.harness.engine import Engine
+from trinity.harness.engine import MeasurementPath
 from trinity.harness.records.compare import SPEEDUP, speed_verdict
 from trinity.harness.records.measurement import Interval, Measurement
 from trinity.methods.errors import ConfigError
 
 T = TypeVar("T")
+
+
+class Timed(Protocol):
+    """What was timed: an engine, or one product on it."""
+
+    @property
+    def name(self) -> str:
+        """Of the engine."""
+        ...
+
+    @property
+    def path(self) -> MeasurementPath:
+        """How its numbers come about."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,7 @@ def synchronise() -> None:
 
 
 def measurement(
-    engine: Engine,
+    engine: Timed,
     name: str,
     metric: str,
     unit: str,
@@ -115,7 +129,7 @@ class Baseline:
     model: a reader's words for it   first, second: [repetitions], the same engine twice
     """
 
-    engine: Engine
+    engine: Timed
     model: str
     first: tuple[float, ...]
     second: tuple[float, ...]

@@ -86,3 +86,18 @@ def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
 def test_an_override_without_a_place_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         _read(tmp_path, MINIMAL + "compress: {steps: [{method: dense}]}\n", [override])
+
+
+def test_the_first_of_several_seeds_is_the_seed() -> None:
+    spec = recipe.CalibrationSpec.model_validate({"seeds": [7, 8]})
+    assert (spec.seed, spec.seeds) == (7, (7, 8))
+    assert spec.with_seed(8) == recipe.CalibrationSpec(seed=8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"seeds": [1, 1]}, "twice"), ({"seed": 0, "seeds": [1, 2]}, "not the first of seeds")],
+)
+def test_seeds_that_contradict_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe.parse({"model": {"id": "m"}, "calibration": values}, "test")
