@@ -48,6 +48,15 @@ class Judged:
     cells: list[Cell]
     outcomes: Mapping[Key, Outcome]
 
+    @property
+    def columns(self) -> dict[tuple[str, str, str], Measurement]:
+        """Every accuracy of any row, in order: rows may have been measured by other suites."""
+        found: dict[tuple[str, str, str], Measurement] = {}
+        for cell in self.cells:
+            for m in accuracy_measurements(cell.record):
+                found.setdefault((m.name, m.metric, m.engine), m)
+        return found
+
     def against_dense(self, index: int, m: Measurement) -> Outcome | None:
         """A cell against the dense row's; None for the dense row itself."""
         return self.outcomes.get((index, m.name, m.metric, m.engine))
@@ -75,7 +84,7 @@ def render(paper: Paper, table: Table, profile_name: str, cells: list[Cell]) -> 
     return Rendered(
         _markdown(judged, caption, parts),
         _csv(judged),
-        _latex(table, caption, _headings(cells[0].record), main),
+        _latex(table, caption, _headings(judged), main),
     )
 
 
@@ -94,7 +103,7 @@ def _caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
             f"Calibration: {calibration['samples']} windows of {calibration['seqlen']} tokens "
             f"of {calibration['dataset']} ({calibration['rule']} rule, seed {calibration['seed']})."
         )
-    lines += [f"{_heading(m)}: {_scope(m)}." for m in accuracy_measurements(record)]
+    lines += [f"{_heading(m)}: {_scope(m)}." for m in judged.columns.values()]
     lines.append(
         "Accuracy is measured in torch: dense as it is (path `reference`), compressed rows on "
         "dequantized weights (`simulated`). Brackets are 95% intervals of the sample at hand; they "
@@ -175,8 +184,8 @@ def _scope(m: Measurement) -> str:
     return f"{m.metric}, {', '.join(parts)}"
 
 
-def _headings(record: Record) -> list[str]:
-    names = [_heading(m) for m in accuracy_measurements(record)]
+def _headings(judged: Judged) -> list[str]:
+    names = [_heading(m) for m in judged.columns.values()]
     return [
         "Method",
         "Quantization",
@@ -201,7 +210,7 @@ def _main_row(judged: Judged, index: int) -> list[str]:
         cell.row.quantization,
         cell.pattern or "dense",
         f"{record.checkpoint.bits_per_weight:.2f}",
-        *[_accuracy(judged, index, m) for m in accuracy_measurements(record)],
+        *[_accuracy(judged, index, record.find(*key)) for key in judged.columns],
         NOT_MEASURED if paper.value is None else f"{paper.value:.2f}",
         paper.text,
         _speed(record, TORCH),
@@ -210,8 +219,10 @@ def _main_row(judged: Judged, index: int) -> list[str]:
     ]
 
 
-def _accuracy(judged: Judged, index: int, m: Measurement) -> str:
+def _accuracy(judged: Judged, index: int, m: Measurement | None) -> str:
     """Value, interval, spread of seeds; then the verdict against dense, then against the paper."""
+    if m is None:
+        return NOT_MEASURED
     lines = [_value(m)]
     if not judged.cells[index].row.steps:
         lines.append("baseline")
@@ -264,7 +275,7 @@ def _speedup(m: Measurement | None) -> list[str]:
 
 
 def _markdown(judged: Judged, caption: list[str], parts: list[tuple[str | None, list[int]]]) -> str:
-    headings = _headings(judged.cells[0].record)
+    headings = _headings(judged)
     lines = [f"# {judged.table.title}", "", *[f"- {line}" for line in caption], ""]
     for pattern, indices in parts:
         lines += [f"## {pattern or 'Not pruned'}", ""]

@@ -42,7 +42,9 @@ def test_a_model_compared_with_itself_has_no_divergence() -> None:
 def test_a_change_shows_in_every_window() -> None:
     corpus = data.load("pydoc", "test")
     dense = BigramEngine()
-    changed = BigramEngine(dense.table + 2.0 * torch.randn(256, 256))
+    # Not seed 0, which the table itself was drawn with.
+    noise = torch.randn(256, 256, generator=torch.Generator().manual_seed(5))
+    changed = BigramEngine(dense.table + 0.5 * noise)
     kl, top = fidelity.evaluate(changed, dense, ByteTokenizer(), corpus, 64, 4)
     assert all(sample > 0 for sample in kl.samples)
     assert top.value is not None

@@ -144,3 +144,13 @@ def test_only_a_speed_timed_in_turn_with_dense_has_a_word() -> None:
     text = _compared([speed], [speed, ratio]).markdown
     assert "20.5 [20.4, 20.6] compiled<br>1.50x dense iree [1.40, 1.60], faster" in text
     assert "| 20.5 [20.4, 20.6] compiled |" in text
+
+
+def test_rows_measured_by_other_suites_keep_their_columns_apart() -> None:
+    piqa, arc = _measured("piqa", [1.0, 0.0]), _measured("arc_easy", [1.0, 0.0])
+    rendered = _compared([piqa, arc], [arc])
+    row = next(line for line in rendered.markdown.splitlines() if line.startswith("| SLiM-LoRA"))
+    head = next(line for line in rendered.markdown.splitlines() if line.startswith("| Method"))
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert cells["piqa %"] == tables.NOT_MEASURED
+    assert cells["arc_easy %"].startswith("50.0 ")
