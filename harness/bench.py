@@ -160,9 +160,10 @@ class Bench:
         model = self.measuring.torch_engine.model
         embedding = model.get_input_embeddings().weight
         head = model.get_output_embeddings()
-        unread = embedding.nbytes if head is None or head.weight is not embedding else 0
+        unread: int = embedding.nbytes if head is None or head.weight is not embedding else 0
         if engine == "torch":
-            return sum(p.nbytes for p in model.parameters()) - unread
+            held: int = sum(p.nbytes for p in model.parameters())
+            return held - unread
         lowered = self.measuring.lowered
         assert lowered is not None
         return lowered.parameters.stat().st_size - unread

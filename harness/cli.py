@@ -231,8 +231,8 @@ def bench(
     from trinity.harness.commands import bench_model
 
     engines = engine or ["torch", "iree"]
-    settings = {"prompt": prompt, "new": new, "repeats": repeats, "baseline": baseline}
-    settings |= {"rows": rows or [1], "shapes": shapes}
+    settings: dict[str, Any] = {"prompt": prompt, "new": new, "repeats": repeats}
+    settings |= {"baseline": baseline, "rows": rows or [1], "shapes": shapes}
     with _start(quiet) as reporter:
         found = bench_model(model, suite, engines, target, settings, _store(), reporter)
     _show(

@@ -68,8 +68,9 @@ def _affinity() -> Any:
 
 
 def _clock() -> Any:
-    found = psutil.cpu_freq()
-    return round(found.current) if found else UNKNOWN
+    # None on systems that do not tell, which psutil's types leave out.
+    found: Any = psutil.cpu_freq()
+    return UNKNOWN if found is None else round(found.current)
 
 
 def _throttled() -> float | None:
