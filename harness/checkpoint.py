@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trinity.harness.models import DTYPES, Decoder, dtype_name, read_config, set_weight, skeleton
 from trinity.harness.store import MANIFEST, link_or_copy, read_json, write_json
-from trinity.harness.walk import LAYERS, WEIGHTS
+from trinity.harness.walk import LAYERS, TIMING, WEIGHTS
 from trinity.methods.errors import RecordError
 from trinity.methods.formats import CompressedWeight, InputFormat, WeightFormat, unpack
 
@@ -33,7 +33,7 @@ CONFIG, SUMMARY, REST, INDEX = (
     "model.safetensors.index.json",
 )
 VERSION = 2  # 1 had neither packed adapters nor scaled or rounded inputs; it is read as it is
-NOT_TOKENIZER = (CONFIG, INDEX, MANIFEST)
+NOT_TOKENIZER = (CONFIG, INDEX, MANIFEST, TIMING)
 
 
 def write(
@@ -72,9 +72,26 @@ def write(
         config["quantization_config"]["inputs"] = rounded
     write_json(folder / CONFIG, config)
     write_json(folder / SUMMARY, {"version": VERSION, "layers": layers, **summary})
+    write_json(folder / TIMING, added_up([read_json(b / TIMING) for b in timed(blocks)]))
     for path in decoder.folder.iterdir():
         if path.suffix in (".json", ".model", ".txt") and path.name not in NOT_TOKENIZER:
             shutil.copyfile(path, folder / path.name)
+
+
+def timed(blocks: list[Path]) -> list[Path]:
+    """The blocks whose computing was timed: those of a checkpoint source were not."""
+    return [block for block in blocks if (block / TIMING).is_file()]
+
+
+def added_up(phases: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Seconds of each phase over all blocks, and the largest peak."""
+    total: dict[str, dict[str, float]] = {}
+    for block in phases:
+        for name, found in block.items():
+            so_far = total.setdefault(name, {"seconds": 0.0, "peak_bytes": 0})
+            so_far["seconds"] += found["seconds"]
+            so_far["peak_bytes"] = max(so_far["peak_bytes"], found["peak_bytes"])
+    return total
 
 
 def is_compressed(folder: Path) -> bool:

@@ -223,7 +223,10 @@ def evaluate(
 @app.command()
 def bench(
     model: Annotated[str, typer.Argument(help="A compressed checkpoint, or any model.")],
-    suite: Annotated[list[str], typer.Option(help="prefill, decode or memory. May be repeated.")],
+    suite: Annotated[
+        list[str],
+        typer.Option(help="prefill, decode, memory, compress or layers. May be repeated."),
+    ],
     engine: Annotated[
         list[str] | None, typer.Option(help="torch, iree; both if not given.")
     ] = None,
@@ -231,6 +234,16 @@ def bench(
     prompt: Annotated[int, typer.Option(help="Prompt tokens.")] = 128,
     new: Annotated[int, typer.Option(help="New tokens of a decode.")] = 32,
     repeats: Annotated[int, typer.Option(help="Kept samples of each engine.")] = 5,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="dense: time the model before compression in turn, and compare."),
+    ] = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="Tokens at once, of suite layers. May be repeated.")
+    ] = None,
+    shapes: Annotated[
+        str, typer.Option(help="Of suite layers: model, llama-2-7b, -13b, -70b or opt-6.7b.")
+    ] = "model",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -239,15 +252,108 @@ def bench(
     from trinity.harness.commands import bench_model
 
     engines = engine or ["torch", "iree"]
+    settings: dict[str, Any] = {"prompt": prompt, "new": new, "repeats": repeats}
+    settings |= {"baseline": baseline, "rows": rows or [1], "shapes": shapes}
     with _start(quiet) as reporter:
-        found = bench_model(
-            model, suite, engines, target, (prompt, new, repeats), _store(), reporter
-        )
+        found = bench_model(model, suite, engines, target, settings, _store(), reporter)
     _show(
         [m.model_dump(mode="json") for m in found],
         as_json,
         "\n".join(map(_measurement_line, found)),
     )
+
+
+Suites = Annotated[
+    list[str] | None,
+    typer.Option("--suite", help="Accuracy suite for models; records need none. May be repeated."),
+]
+Limit = Annotated[int | None, typer.Option(help="Examples of each task.")]
+Windows = Annotated[int | None, typer.Option(help="Windows of a text.")]
+Seqlen = Annotated[int | None, typer.Option(help="Tokens of a window.")]
+
+
+@app.command()
+def compare(
+    ours: Annotated[str, typer.Argument(help="A record, or a compressed checkpoint or model.")],
+    baseline: Annotated[str, typer.Argument(help="What it is compared with, of the same kind.")],
+    suite: Suites = None,
+    engine: EngineName = "torch",
+    target: Target = "llvm-cpu",
+    limit: Limit = None,
+    windows: Windows = None,
+    seqlen: Seqlen = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two records, or two models on the same samples: paired tests, Holm-corrected."""
+    from trinity.harness import comparing
+
+    sizes = {"limit": limit, "windows": windows, "seqlen": seqlen}
+    how = comparing.Evaluation(tuple(suite or ()), sizes, engine, target)
+    with _start(quiet) as reporter:
+        found = comparing.compare_two(ours, baseline, how, _store(), reporter)
+    _show(comparing.as_json(found), as_json, "\n".join(map(comparing.line, found)))
+
+
+@app.command()
+def gate(
+    baseline: Annotated[str, typer.Option(help="A record, or a compressed checkpoint or model.")],
+    ours: Annotated[
+        str | None,
+        typer.Argument(help="What is judged; the newest record of the same recipe if left out."),
+    ] = None,
+    suite: Suites = None,
+    engine: EngineName = "torch",
+    target: Target = "llvm-cpu",
+    limit: Limit = None,
+    windows: Windows = None,
+    seqlen: Seqlen = None,
+    margin_perplexity: Annotated[
+        float, typer.Option(min=0.0, help="Share of the baseline's.")
+    ] = 0.0,
+    margin_accuracy: Annotated[
+        float, typer.Option(min=0.0, help="Difference; 0.01 is one point.")
+    ] = 0.0,
+    margin_divergence: Annotated[float, typer.Option(min=0.0, help="Nats a token.")] = 0.0,
+    margin_speed: Annotated[
+        float, typer.Option(min=0.0, help="Share of the baseline's speed-up.")
+    ] = 0.0,
+    margin_size: Annotated[
+        float, typer.Option(min=0.0, help="Share of the baseline's bytes.")
+    ] = 0.0,
+    out: Out = Path("results"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Exit with 1 if something got significantly worse, beyond a margin."""
+    from trinity.harness import comparing
+
+    sizes = {"limit": limit, "windows": windows, "seqlen": seqlen}
+    how = comparing.Evaluation(tuple(suite or ()), sizes, engine, target)
+    margins = comparing.Margins(
+        perplexity=margin_perplexity,
+        accuracy=margin_accuracy,
+        divergence=margin_divergence,
+        speed=margin_speed,
+        size=margin_size,
+    )
+    with _start(quiet) as reporter:
+        judged = ours or comparing.newest_like(baseline, out)
+        found = comparing.compare_two(judged, baseline, how, _store(), reporter)
+    failed = comparing.gate(found, margins)
+    lines = [comparing.line(o) for o in found]
+    lines += [f"FAILED {o.name} {o.metric} ({o.engine}): {why}" for o, why in failed]
+    lines += [] if failed else [f"passed: {judged} against {baseline}"]
+    data = {
+        "passed": not failed,
+        "failed": [{"name": o.name, "metric": o.metric, "why": why} for o, why in failed],
+        "outcomes": comparing.as_json(found),
+    }
+    _show(data, as_json, "\n".join(lines))
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from trinity.harness.compiled import (
 )
 from trinity.harness.imported import import_checkpoint
 from trinity.harness.measure import Measuring, check_machine
-from trinity.harness.models import DTYPES, Decoder
+from trinity.harness.models import DTYPES, Decoder, dtype_name, read_config
 from trinity.harness.progress import Reporter
 from trinity.harness.records import record
 from trinity.harness.records.measurement import Measurement
@@ -26,6 +26,7 @@ from trinity.harness.report import tables
 from trinity.harness.repro import Reproduced, planned_rows, write_table
 from trinity.harness.run import Run
 from trinity.harness.store import MANIFEST, StageStore, make_folder
+from trinity.harness.walk import TIMING
 from trinity.methods import conformance, registry
 from trinity.methods.contract import BlockMethod, CheckpointSource, Method, ModelMethod
 from trinity.methods.errors import ConfigError
@@ -70,7 +71,7 @@ def compress_to(
     else:
         finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
     # A copy, not links: what a user does to it must not reach the store.
-    ignore = shutil.ignore_patterns(MANIFEST)
+    ignore = shutil.ignore_patterns(MANIFEST, TIMING)
     make_folder(out, lambda folder: shutil.copytree(finished, folder, ignore=ignore))
     compressed = checkpoint.Checkpoint(out)
     return {
@@ -87,9 +88,32 @@ def measuring_of(
     folder = Path(model)
     if checkpoint.is_compressed(folder):
         subject = Subject(folder, sources.folder_sha256(folder), folder.name)
-        return Measuring(subject, lower, store, reporter)
+        return Measuring(
+            subject, lower, store, reporter, lambda: _dense_of(folder, lower, store, reporter)
+        )
     data = {"name": "dense", "model": {"id": model}, "lower": lower.model_dump() if lower else None}
     return Run(recipe.parse(data, model), store, reporter).measuring
+
+
+def _dense_of(
+    folder: Path, lower: recipe.LowerSpec | None, store: StageStore, reporter: Reporter
+) -> Measuring:
+    """The model that a checkpoint was compressed from, by the id and hash that it carries."""
+    made_from = checkpoint.Checkpoint(folder).summary["model"]
+    found = sources.resolve(made_from["id"], None, store)
+    if found.sha256 != made_from["sha256"]:
+        msg = (
+            f"checkpoint {folder}: was made from '{made_from['id']}' with sha256 "
+            f"{made_from['sha256'][:12]}, and the model of that name here has "
+            f"{found.sha256[:12]}: they cannot be compared. Get the model it was made from."
+        )
+        raise ConfigError(msg)
+    data = {
+        "name": "dense",
+        "model": {"id": made_from["id"], "dtype": dtype_name(read_config(folder))},
+        "lower": lower.model_dump() if lower else None,
+    }
+    return Run(recipe.parse(data, made_from["id"]), store, reporter).measuring
 
 
 def evaluate_model(
@@ -115,13 +139,12 @@ def bench_model(
     suites: list[str],
     engines: list[str],
     target: str,
-    sizes: tuple[int, int, int],
+    settings: dict[str, Any],
     store: StageStore,
     reporter: Reporter,
 ) -> list[Measurement]:
-    """Latency and memory suites on one model.  sizes: prompt tokens, new tokens, repeats"""
-    prompt, new, repeats = sizes
-    data = {"suites": suites, "prompt": prompt, "new": new, "repeats": repeats}
+    """Latency and memory suites on one model.  settings: further keys of a recipe's `bench:`"""
+    data = {"suites": suites, **settings}
     spec = recipe.parse({"model": {"id": model}, "bench": data}, "trinity bench").bench
     assert spec is not None
     unknown = sorted(set(engines) - {"torch", "iree"})

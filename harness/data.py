@@ -92,6 +92,13 @@ SOURCES = {
             for split, shards in (("train", "01024"), ("validation", "00008"))
         },
     ),
+    # Licensed (LDC) and on no hub that may be named: only what a reader owns and puts there.
+    "ptb": TextSource(
+        folder="ptb",
+        field="text",
+        files={split: split for split in ("train", "validation", "test")},
+        hub={},
+    ),
     "c4-sample": TextSource(folder="c4-sample", field="text", files={"train": "c4_sample"}, hub={}),
 }
 PYDOC = "pydoc"

@@ -1,6 +1,8 @@
 """What a suite measures: a language model that scores tokens and decodes, however it runs."""
 
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,48 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Tree:
+    """Sequences that begin alike: a question and its answers.
+
+    prefix: ids that all share   branches: ids that follow in each   keep: how many of the last
+    positions of each branch's sequence (prefix included) logits are wanted of
+    """
+
+    prefix: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    keep: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Positions of the prefix and of all branches."""
+        return len(self.prefix) + sum(map(len, self.branches))
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence."""
+        return len(self.prefix) + max(map(len, self.branches))
+
+
+@runtime_checkable
+class PackingEngine(Protocol):
+    """An engine that reads many trees in one forward, each as if it were alone, without padding."""
+
+    def can_pack(self, tree: Tree) -> bool:
+        """Whether this model's attention allows it."""
+        ...
+
+    def packed_logits(self, trees: Sequence[Tree]) -> list[list[Tensor]]:
+        """->  by tree and branch, logits of the wanted positions, float32 [keep, vocab]"""
+        ...
+
+
+# Families whose packed logits are tested against those of each sequence alone.
+PACKING = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt", "gpt2", "gpt_neox"}
+)
+
+
 class TorchEngine:
     """A Hugging Face causal language model in eager torch, its compressed weights dequantized."""
 
@@ -60,9 +104,83 @@ class TorchEngine:
         output: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
         return output.float()
 
+    def can_pack(self, tree: Tree) -> bool:
+        """Whether the family is tested and the tree is no longer than a sliding window."""
+        config = getattr(self.model, "config", None)
+        if config is None or config.model_type not in PACKING:
+            return False
+        # A mask of our own takes the place of the window's.
+        window = getattr(config, "sliding_window", None)
+        return window is None or tree.longest <= window
+
+    @torch.inference_mode()
+    def packed_logits(self, trees: Sequence[Tree]) -> list[list[Tensor]]:
+        """One forward; a position sees its prefix and its own branch, at its own place.
+
+        ->  by tree and branch, float32 [keep, vocab]
+        """
+        packed = _packed(trees)
+        dtype = next(self.model.parameters()).dtype
+        mask = torch.zeros(packed.visible.shape, dtype=dtype)
+        mask.masked_fill_(~packed.visible, torch.finfo(dtype).min)
+        wanted = sorted({row for rows in packed.rows for row in rows})
+        output: Tensor = self.model(
+            input_ids=packed.ids[None].to(self.device),
+            position_ids=packed.positions[None].to(self.device),
+            attention_mask=mask[None, None].to(self.device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(wanted, device=self.device),
+        ).logits[0]
+        place = {row: index for index, row in enumerate(wanted)}
+        logits = output.float()
+        found = iter(logits[[place[row] for row in rows]] for rows in packed.rows)
+        return [[next(found) for _ in tree.branches] for tree in trees]
+
     def session(self) -> "TorchSession":
         """A new, empty sequence."""
         return TorchSession(self.model, self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """Trees laid end to end.
+
+    ids, positions: int64 [size]   visible: bool [size, size], row sees column
+    rows: of each branch of each tree, the wanted positions in `ids`
+    """
+
+    ids: Tensor
+    positions: Tensor
+    visible: Tensor
+    rows: list[list[int]]
+
+
+def _packed(trees: Sequence[Tree]) -> _Packed:
+    ids: list[int] = []
+    positions: list[int] = []
+    owner: list[int] = []  # which tree
+    part: list[int] = []  # 0: prefix, else a branch of its own number
+    rows: list[list[int]] = []
+    branches = 0
+    for number, tree in enumerate(trees):
+        start, length = len(ids), len(tree.prefix)
+        ids += tree.prefix
+        positions += range(length)
+        part += [0] * length
+        for branch, keep in zip(tree.branches, tree.keep, strict=True):
+            branches += 1
+            first = len(ids)
+            ids += branch
+            positions += range(length, length + len(branch))
+            part += [branches] * len(branch)
+            path = [*range(start, start + length), *range(first, len(ids))]
+            rows.append(path[len(path) - keep :])
+        owner += [number] * (len(ids) - len(owner))
+    tree_of, part_of = torch.tensor(owner), torch.tensor(part)
+    visible = tree_of[:, None] == tree_of[None]
+    visible &= (part_of[None] == 0) | (part_of[:, None] == part_of[None])
+    visible &= torch.ones_like(visible).tril()
+    return _Packed(torch.tensor(ids), torch.tensor(positions), visible, rows)
 
 
 class TorchSession:

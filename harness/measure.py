@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from trinity.harness import checkpoint, sources
-from trinity.harness.accuracy import suites
+from trinity.harness.accuracy import fidelity, suites
+from trinity.harness.bench import Bench
 from trinity.harness.code import code_sha256
 from trinity.harness.compiled import Lowered, Subject, lower
 from trinity.harness.engine import Engine, MeasurementPath, TorchEngine
-from trinity.harness.latency import generate, memory
 from trinity.harness.models import read_config
 from trinity.harness.progress import Reporter
 from trinity.harness.recipe import BenchSpec, EvaluateSpec, LowerSpec, SuiteSpec
@@ -33,12 +33,33 @@ class Measuring:
     """The engines and suites of one checkpoint."""
 
     def __init__(
-        self, subject: Subject, lower_spec: LowerSpec | None, store: StageStore, reporter: Reporter
+        self,
+        subject: Subject,
+        lower_spec: LowerSpec | None,
+        store: StageStore,
+        reporter: Reporter,
+        dense: Callable[[], "Measuring"] | None = None,
     ) -> None:
-        """lower_spec: what to compile for; None leaves torch as the only engine."""
+        """lower_spec: what to compile for; None leaves torch as the only engine.
+
+        dense: makes the same of the model before compression, for what is compared with it
+        """
         self.subject, self.lower_spec = subject, lower_spec
         self.store, self.reporter = store, reporter
+        self._make_dense = dense
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def dense(self) -> "Measuring":
+        """The model before compression; itself if nothing was compressed."""
+        if self._make_dense is None:
+            msg = (
+                f"{self.subject.name}: the model before compression is not known, and a suite or "
+                f"baseline compares with it. Use a checkpoint that `trinity compress` made."
+            )
+            raise ConfigError(msg)
+        found = self._make_dense()
+        return self if found.subject.fingerprint == self.subject.fingerprint else found
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -67,29 +88,47 @@ class Measuring:
 
     def evaluate(self, spec: EvaluateSpec) -> list[Measurement]:
         """Every accuracy suite that is asked for."""
-        measurements = []
-        for suite in spec.suites:
-            inputs = {
-                "suite": suites.resolve(suite).model_dump(mode="json"),
-                "data": suites.fingerprint(suite),
-                **self._measuring(spec.engine),
-                "code": code_sha256("accuracy", "data.py", "engine.py", "statistics.py"),
-            }
-            measurements += self._measured("suite", inputs, suite.suite, self._suite(suite, spec))
-        return measurements
+        return [m for suite in spec.suites for m in self.suite(suite, spec.engine)]
 
-    def _suite(self, suite: SuiteSpec, spec: EvaluateSpec) -> Callable[[], list[Measurement]]:
-        return lambda: suites.run(suite, self._engine(spec.engine), self.tokenizer)
+    def suite(self, spec: SuiteSpec, engine: str) -> list[Measurement]:
+        """One accuracy suite, from the store if it was measured before."""
+        resolved = suites.resolve(spec)
+        if isinstance(resolved, suites.FlipsSuite):
+            # Of two suites that are in the store: the dense answers are taken once for all rows.
+            ours = self.suite(resolved.tasks_spec, engine)
+            dense = ours
+            if engine != "torch" or self.dense is not self:
+                dense = self.dense.suite(resolved.tasks_spec, "torch")
+            return fidelity.flips(ours, dense, resolved.name)
+        against = self.dense if suites.needs_dense(spec) else None
+        inputs = {
+            "suite": resolved.model_dump(mode="json"),
+            "data": suites.fingerprint(spec),
+            "dense": against.subject.fingerprint if against else None,
+            **self._measuring(engine),
+            "code": code_sha256("accuracy", "suites", "data.py", "engine.py", "statistics.py"),
+        }
+
+        def measure() -> list[Measurement]:
+            dense = (lambda: against.torch_engine) if against else None
+            return suites.run(spec, self.engine(engine), self.tokenizer, dense)
+
+        return self._measured("suite", inputs, spec.suite, measure)
 
     def bench(self, spec: BenchSpec, engines: list[str]) -> list[Measurement]:
         """Latency and memory of the named engines, interleaved."""
+        baseline = self.dense if spec.baseline else None
+        fingerprint = baseline.subject.fingerprint if baseline else None
         inputs = {
             "bench": spec.model_dump(mode="json"),
             "engines": engines,
+            "baseline": fingerprint,
             **self._measuring(*engines),
-            "code": code_sha256("latency", "engine.py", "statistics.py"),
+            "code": code_sha256("latency", "engine.py", "statistics.py", "isolated.py"),
         }
-        return self._measured("bench", inputs, "bench", lambda: self._run_bench(spec, engines))
+        return self._measured(
+            "bench", inputs, "bench", lambda: Bench(self, spec, engines, baseline).run()
+        )
 
     def _measured(
         self,
@@ -121,26 +160,14 @@ class Measuring:
             "machine": environment()["machine"],
         }
 
-    def _engine(self, name: str) -> Engine:
+    def engine(self, name: str) -> Engine:
+        """'torch' or 'iree', loaded when first asked for."""
         if name == "torch":
             return self.torch_engine
         if self.lowered is None:
             msg = "engine 'iree': there is no `lower:` section that says for which target."
             raise ConfigError(msg)
         return self.lowered.engine
-
-    def _run_bench(self, spec: BenchSpec, names: list[str]) -> list[Measurement]:
-        engines = [self._engine(name) for name in names]
-        found: list[Measurement] = []
-        if "prefill" in spec.suites:
-            found += generate.prefill(engines, spec.prompt, spec.repeats)
-        if "decode" in spec.suites:
-            found += generate.decode(engines, spec.prompt, spec.new, spec.repeats)
-        if "memory" in spec.suites:
-            stored = checkpoint.Checkpoint(self.subject.folder).stored_bytes()
-            found += memory.stored(sum(stored.values()), engines[0])
-            found += memory.resident_peak(engines[0])
-        return found
 
 
 def check_machine(evaluate: EvaluateSpec | None, lower_spec: LowerSpec | None) -> None:

@@ -47,11 +47,23 @@ class Row(Section):
         return any("$pattern" in str(value) for step in self.steps for value in step.values())
 
 
+class Protocol(Section):
+    """How the paper measured; what it does not state is left out and not compared.
+
+    seqlen: of its perplexities   tasks: of its average, lm-eval's names   task_versions: lm-eval's
+    """
+
+    seqlen: int | None = None
+    tasks: tuple[str, ...] = ()
+    task_versions: dict[str, str] = Field(default_factory=dict)
+
+
 class Table(Section):
     """A table's layout: rows of methods, one part for each pattern."""
 
     title: str
     published: str
+    protocol: Protocol = Protocol()
     patterns: dict[str, str]
     rows: tuple[Row, ...]
     missing: tuple[str, ...] = ()
@@ -161,24 +173,61 @@ def recipe(profile: Profile, data: Data, model: str, row: Row, pattern: str | No
     )
 
 
-def published(table: Table, row: Row, pattern: str | None, model: str | None) -> float | None:
-    """The paper's own number for a row, if it has one for this very model."""
-    if row.published is None or model is None:
+# Our measurement's name -> how the published files call it, beside an equal name in lower case.
+PUBLISHED_AS = {
+    "average": ("average",),
+    "perplexity-wikitext2": ("wikitext2", "wikitext-2"),
+    "perplexity-c4": ("c4",),
+    "perplexity-ptb": ("ptb",),
+    "arc_easy": ("arc-e", "arc_e", "arc-easy"),
+    "arc_challenge": ("arc-c", "arc_c", "arc-challenge"),
+}
+
+
+def published(
+    table: Table, row: Row, pattern: str | None, model: str | None, name: str = "average"
+) -> float | None:
+    """The paper's own number for a cell, if it has one for this very model.
+
+    name: of our measurement
+    """
+    value = printed(table, row, pattern, model, name) if model else None
+    return None if value is None else float(value)
+
+
+def printed(
+    table: Table, row: Row, pattern: str | None, model: str | None, name: str = "average"
+) -> str | None:
+    """The paper's number as it is printed, so that one can tell how far it was rounded.
+
+    model: the paper's name for it; None: of any model   name: of our measurement
+    """
+    if row.published is None:
         return None
     wanted = {
-        "model": model,
         "method": row.published.method,
         "quantization": row.published.quantization,
         "sparsity_pattern": table.patterns[pattern] if pattern else "dense",
     }
+    if model is not None:
+        wanted["model"] = model
     with published_file(table.published).open(newline="") as stream:
         for line in csv.DictReader(stream):
-            if all(line[key] == value for key, value in wanted.items()):
+            if all(line[key] == value for key, value in wanted.items()) and _is_of(line, name):
                 try:
-                    return float(line["value"])
+                    float(line["value"])
                 except ValueError:
-                    return None  # 'OOM': the paper has no number either
+                    continue  # 'OOM': the paper has no number either
+                return line["value"]
     return None
+
+
+def _is_of(line: dict[str, str], name: str) -> bool:
+    """Whether a line of a published file is about what a measurement of this name measures."""
+    what = line["task_or_metric"].lower()
+    if name == "average":
+        return what.startswith("average")
+    return what == name or what in PUBLISHED_AS.get(name, ())
 
 
 def published_file(name: str) -> Path:

@@ -13,6 +13,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from trinity.methods.errors import ConfigError, nearest
@@ -94,6 +95,8 @@ class CalibrationSpec(Section):
 
     rule: 'documents' (the papers': a window of one random document) or 'concatenated' (a window of
         all documents joined, for corpora of short texts)
+    seeds: several, the first being `seed`: the run is repeated with each, and the record says how
+        far its accuracies spread between them
     """
 
     dataset: str = "c4"
@@ -102,6 +105,25 @@ class CalibrationSpec(Section):
     seqlen: PositiveInt = 2048
     seed: int = 0
     rule: Literal["documents", "concatenated"] = "documents"
+    seeds: tuple[int, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_seed(cls, value: Any) -> Any:
+        seeds = value.get("seeds") if isinstance(value, dict) else None
+        if not seeds or not isinstance(seeds, (list, tuple)):
+            return value
+        if len(set(seeds)) < len(seeds):
+            msg = f"calibration.seeds {list(seeds)} names a seed twice"
+            raise ValueError(msg)
+        if value.get("seed", seeds[0]) != seeds[0]:
+            msg = f"calibration.seed {value['seed']} is not the first of seeds {list(seeds)}"
+            raise ValueError(msg)
+        return {**value, "seed": seeds[0]}
+
+    def with_seed(self, seed: int) -> "CalibrationSpec":
+        """The same text and rule with one seed."""
+        return self.model_copy(update={"seed": seed, "seeds": ()})
 
 
 class TuneSpec(Step):
@@ -164,12 +186,24 @@ class EvaluateSpec(Section):
 
 
 class BenchSpec(Section):
-    """suites: what is timed; prompt and new: tokens; repeats: kept samples of each engine."""
+    """suites: what is timed; prompt and new: tokens; repeats: kept samples of each engine.
 
-    suites: tuple[Literal["prefill", "decode", "memory"], ...] = ("prefill", "decode", "memory")
+    baseline: 'dense' times the model before compression in turn with it, and says faster or slower
+    rows, shapes: of the suite `layers`: tokens at once, and whose layers, the model's own or a
+        larger one's in the same formats
+    """
+
+    suites: tuple[Literal["prefill", "decode", "memory", "compress", "layers"], ...] = (
+        "prefill",
+        "decode",
+        "memory",
+    )
     prompt: PositiveInt = 128
     new: PositiveInt = 32
     repeats: PositiveInt = 5
+    baseline: Literal["dense"] | None = None
+    rows: tuple[PositiveInt, ...] = (1,)
+    shapes: Literal["model", "llama-2-7b", "llama-2-13b", "llama-2-70b", "opt-6.7b"] = "model"
 
 
 class Recipe(Section):

@@ -20,9 +20,9 @@ from trinity.harness.compiled import Subject, check_inputs
 from trinity.harness.measure import Measuring, check_machine, context_length
 from trinity.harness.models import DTYPES, Decoder
 from trinity.harness.progress import Reporter
-from trinity.harness.recipe import CalibrationSpec, Recipe
+from trinity.harness.recipe import CalibrationSpec, CompressSpec, EvaluateSpec, Recipe
 from trinity.harness.records.environment import environment, numerics
-from trinity.harness.records.measurement import Measurement
+from trinity.harness.records.measurement import Measurement, seed_spread
 from trinity.harness.records.record import CheckpointInfo, ModelInfo, Record
 from trinity.harness.store import StageStore, read_json, write_json
 from trinity.harness.walk import Walk
@@ -42,9 +42,19 @@ class Finished:
 class Run:
     """The stages of one recipe.  Making a `Run` checks everything that needs no model weights."""
 
-    def __init__(self, recipe: Recipe, store: StageStore, reporter: Reporter) -> None:
-        """Raises before anything expensive: unknown methods and keys, shapes, data, targets."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: StageStore,
+        reporter: Reporter,
+        dense: "Run | None" = None,
+    ) -> None:
+        """Raises before anything expensive: unknown methods and keys, shapes, data, targets.
+
+        dense: the run of the uncompressed model, if one is there already
+        """
         self.recipe, self.store, self.reporter = recipe, store, reporter
+        self._dense = dense
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_machine(recipe.evaluate, recipe.lower)
         self.source = sources.resolve(recipe.model.id, recipe.model.revision, store)
@@ -88,7 +98,7 @@ class Run:
     def _drawn(self, spec: CalibrationSpec) -> tuple[Tensor, dict[str, Any]]:
         """Token ids [samples, seqlen] of a text, and where they are from."""
         corpus = data.load(spec.dataset, spec.split)
-        described = spec.model_dump(mode="json")
+        described = spec.model_dump(mode="json", exclude={"seeds"})
         inputs = {
             "spec": described,
             "text": corpus.sha256,
@@ -115,7 +125,7 @@ class Run:
     @cached_property
     def checkpoint(self) -> Path:
         """The compressed checkpoint's folder in the store."""
-        drawn = self.calibration
+        drawn, spec = self.calibration, self.recipe.calibration
         inputs = {
             "model": self.source.sha256,
             "dtype": self.recipe.model.dtype,
@@ -130,9 +140,9 @@ class Run:
             last, blocks, tuned = self._tuned(blocks)
         summary = {
             "model": {"id": self.recipe.model.id, "sha256": self.source.sha256},
-            "recipe": self.recipe.model_dump(
-                mode="json", include={"model", "compress", "calibration"}
-            ),
+            # Without the other seeds: they make checkpoints of their own.
+            "recipe": self.recipe.model_dump(mode="json", include={"model", "compress"})
+            | {"calibration": spec.model_dump(mode="json", exclude={"seeds"}) if spec else None},
             "steps": self.plan.describe(sorted(self.plan.steps)),
             "tune": tuned,
             "calibration": drawn[1] if drawn else None,
@@ -176,20 +186,68 @@ class Run:
     def measuring(self) -> Measuring:
         """The engines and suites of the finished checkpoint."""
         subject = Subject(self.checkpoint, self.checkpoint.name, self.recipe.name)
-        return Measuring(subject, self.recipe.lower, self.store, self.reporter)
+        return Measuring(
+            subject, self.recipe.lower, self.store, self.reporter, lambda: self.dense.measuring
+        )
+
+    @cached_property
+    def dense(self) -> "Run":
+        """The same recipe without compression: what fidelity and speed-ups are against."""
+        if not any(self.plan.steps.values()):
+            return self
+        if self._dense is not None:
+            return self._dense
+        changes: dict[str, Any] = {"name": "dense", "compress": CompressSpec()}
+        if self.recipe.calibration:
+            seed = self.recipe.calibration.seed
+            changes["calibration"] = self.recipe.calibration.with_seed(seed)
+        return Run(self.recipe.model_copy(update=changes), self.store, self.reporter)
+
+    @cached_property
+    def siblings(self) -> list["Run"]:
+        """The same recipe with each further calibration seed."""
+        spec = self.recipe.calibration
+        if spec is None or not any(self.plan.steps.values()):
+            return []
+        return [
+            Run(
+                self.recipe.model_copy(
+                    update={
+                        "name": f"{self.recipe.name}, seed {seed}",
+                        "calibration": spec.with_seed(seed),
+                    }
+                ),
+                self.store,
+                self.reporter,
+                self.dense,
+            )
+            for seed in spec.seeds[1:]
+        ]
 
     def _measure(self) -> list[Measurement]:
         found: list[Measurement] = []
         if self.recipe.evaluate:
-            found += self.measuring.evaluate(self.recipe.evaluate)
+            found += self._evaluate(self.recipe.evaluate)
         if self.recipe.bench:
             engines = ["torch", *(["iree"] if self.recipe.lower else [])]
             found += self.measuring.bench(self.recipe.bench, engines)
         return found
 
+    def _evaluate(self, spec: EvaluateSpec) -> list[Measurement]:
+        """Accuracy; with several calibration seeds, also how far it spreads between them."""
+        found = self.measuring.evaluate(spec)
+        others = [run.measuring.evaluate(spec) for run in self.siblings]
+        if not others:
+            return found
+        spread = []
+        for m, *rest in zip(found, *others, strict=True):
+            values = [x.value for x in (m, *rest) if x.value is not None]
+            known = len(values) == 1 + len(rest)
+            spread.append(m.model_copy(update={"seeds": seed_spread(values)}) if known else m)
+        return spread
+
     def _record(self, measurements: list[Measurement]) -> Record:
         compressed = checkpoint.Checkpoint(self.checkpoint)
-        drawn = self.calibration
         return Record(
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
             recipe=self.recipe.model_dump(mode="json"),
@@ -200,7 +258,7 @@ class Run:
                 sha256=self.source.sha256,
                 note=self.source.note,
             ),
-            calibration=drawn[1] if drawn else None,
+            calibration=self._described_calibration(),
             checkpoint=CheckpointInfo(
                 fingerprint=self.checkpoint.name,
                 bits_per_weight=compressed.bits_per_weight,
@@ -212,6 +270,25 @@ class Run:
             measurements=measurements,
             environment=environment(),
         )
+
+    def _described_calibration(self) -> dict[str, Any] | None:
+        """The text, and of every seed the windows drawn and the checkpoint made with them."""
+        if self.calibration is None:
+            return None
+        described = self.calibration[1]
+        if self.siblings:
+            runs = [self, *self.siblings]
+            described = described | {"seeds": [run._of_seed() for run in runs]}
+        return described
+
+    def _of_seed(self) -> dict[str, Any]:
+        assert self.calibration is not None
+        description = self.calibration[1]
+        return {
+            "seed": description["seed"],
+            "ids_sha256": description["ids_sha256"],
+            "checkpoint": self.checkpoint.name,
+        }
 
     def _step(self, what: str, done: int, of: int) -> None:
         self.reporter.step(f"{self.recipe.name}: {what}", done, of)

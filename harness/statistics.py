@@ -29,6 +29,13 @@ def perplexity_interval(
     )
 
 
+def mean_interval(samples: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Interval | None:
+    """The mean, samples resampled.  samples: [windows]"""
+    return _interval(
+        [samples], lambda x: x.mean(axis=-1), level, seed, "bootstrap over windows, mean"
+    )
+
+
 def median_interval(samples: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Interval | None:
     """The median, samples resampled.  samples: [repetitions]"""
     return _interval(
@@ -67,6 +74,23 @@ def paired_difference(
     return _paired(a, b, lambda x, y: (x - y).mean(axis=-1), level, seed, "difference of means")
 
 
+def stratified_difference(
+    a: Sequence[ArrayLike], b: Sequence[ArrayLike], *, level: float = 0.95, seed: int = 0
+) -> Interval | None:
+    """Mean over strata of mean(a) - mean(b), pairs resampled in each.  a, b: [strata] of [pairs]"""
+    differences = [
+        np.subtract(*_pair(np.asarray(x, np.float64), np.asarray(y, np.float64)))
+        for x, y in zip(a, b, strict=True)
+    ]
+
+    def average(*groups: Floats) -> Floats:
+        means: Floats = np.mean([group.mean(axis=-1) for group in groups], axis=0)
+        return means
+
+    name = "paired bootstrap, difference of means"
+    return _interval(differences, average, level, seed, name)
+
+
 def paired_ratio(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, seed: int = 0
 ) -> Interval | None:
@@ -79,6 +103,17 @@ def paired_ratio(
         seed,
         "ratio of medians",
     )
+
+
+def unpaired_ratio(
+    a: ArrayLike, b: ArrayLike, *, level: float = 0.95, seed: int = 0
+) -> Interval | None:
+    """median(a) / median(b), each resampled alone.  a: [m], b: [n], positive"""
+
+    def ratio(x: Floats, y: Floats) -> Floats:
+        return np.median(x, axis=-1) / np.median(y, axis=-1)
+
+    return _interval([a, b], ratio, level, seed, "bootstrap of each, ratio of medians")
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trinity.harness.activations import collected
+from trinity.harness.latency.stopwatch import Stopwatch
 from trinity.harness.models import Decoder, oriented, set_weight, weight_of
 from trinity.harness.plan import Plan
 from trinity.harness.store import StageStore, read_json, write_json
@@ -37,7 +38,7 @@ from trinity.methods.formats import (
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, LAYERS = "block.safetensors", "layers.json"
+WEIGHTS, LAYERS, TIMING = "block.safetensors", "layers.json", "timing.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,7 @@ class Walk:
         self._hidden: list[Tensor] = []
         self._calls: list[BlockCall] = []
         self._ready_for = -1
+        self._watch = Stopwatch()
 
     @torch.no_grad()
     def run(self, progress: Callable[[int, int], None]) -> list[Path]:
@@ -83,7 +85,8 @@ class Walk:
             }
             found = self.store.get("block", inputs)
             if found is None:
-                self._advance_to(index, finished)
+                with self._watch.phase("calibration"):
+                    self._advance_to(index, finished)
                 found = self.store.put("block", inputs, self._writer(index))
             finished.append(found)
             progress(index + 1, count)
@@ -96,18 +99,25 @@ class Walk:
             weights, layers = self._compress(index)
             self.decoder.unload(path)
             save_block(folder, weights, layers)
+            # Beside the result, not in it: two runs of one recipe differ in nothing else.
+            write_json(folder / TIMING, self._watch.take())
 
         return write
 
     def _advance_to(self, index: int, finished: list[Path]) -> None:
         """Make the hidden states that enter block `index`."""
-        if self.calibration is None:
+        if self.calibration is None or not self._compresses:
             return
         if self._ready_for < 0:
             self._embed()
         while self._ready_for < index:
             self._run_finished(self._ready_for, finished[self._ready_for])
             self._ready_for += 1
+
+    @property
+    def _compresses(self) -> bool:
+        """Whether any layer has a step; a dense model needs no statistics."""
+        return any(self.plan.steps.values())
 
     def _embed(self) -> None:
         assert self.calibration is not None
@@ -143,13 +153,15 @@ class Walk:
         for names in self._rounds(index):
             modules = {name: self.decoder.model.get_submodule(name) for name in names}
             originals = {name: weight_of(module) for name, module in modules.items()}
-            stats = self._statistics(index, modules)
+            with self._watch.phase("statistics"):
+                stats = self._statistics(index, modules)
             current: dict[str, CompressedWeight] = {
                 name: Dense(W.to(self.decoder.dtype)) for name, W in originals.items()
             }
             told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-            for depth in range(max(len(self.plan.steps[name]) for name in names)):
-                self._apply_step(depth, index, originals, current, stats, told)
+            with self._watch.phase("solve"):
+                for depth in range(max(len(self.plan.steps[name]) for name in names)):
+                    self._apply_step(depth, index, originals, current, stats, told)
             for name in names:
                 found = layer_report(originals[name], current[name], stats[name])
                 report[name] = found | {"diagnostics": told[name]}
@@ -249,7 +261,7 @@ class Walk:
         )
 
     def _statistics(self, index: int, modules: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
-        if self.calibration is None:
+        if self.calibration is None or not self._compresses:
             return {name: LayerStats() for name in modules}
         groups = [group for group in self._groups(index) if group[0] in modules]
         with collected(modules, groups, self.plan.needs) as stats:

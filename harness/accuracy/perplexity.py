@@ -8,6 +8,7 @@ loss.  No window gets a BOS token of its own.
 
 import logging
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -37,10 +38,36 @@ def evaluate(
 
     joiner: a blank line, except for the papers' C4 validation, which joins with a space
     """
+    ids, details = windows_of(engine, tokenizer, corpus, seqlen, windows, joiner)
+    losses = _losses(engine, ids, corpus.name)
+    details |= {"arithmetic": "log-softmax float32, sums float64"}
+    return Measurement(
+        name=name or corpus.name,
+        metric="perplexity",
+        value=math.exp(math.fsum(losses) / len(losses)),
+        unit="1",
+        higher_is_better=False,
+        path=engine.path,
+        engine=engine.name,
+        interval=statistics.perplexity_interval(losses),
+        samples=losses,
+        details=details,
+    )
+
+
+def windows_of(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    corpus: TextCorpus,
+    seqlen: int,
+    windows: int | None,
+    joiner: str = BLANK_LINE,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The protocol's windows, int64 [windows, seqlen], and what a record says of them."""
     if not 2 <= seqlen <= engine.max_length:
         msg = (
-            f"perplexity on {corpus.name}: seqlen is {seqlen}, and this model reads 2 to "
-            f"{engine.max_length} tokens. Set seqlen within that range; perplexities of different "
+            f"windows of {corpus.name}: seqlen is {seqlen}, and this model reads 2 to "
+            f"{engine.max_length} tokens. Set seqlen within that range; numbers of different "
             "seqlen cannot be compared."
         )
         raise ConfigError(msg)
@@ -49,11 +76,10 @@ def evaluate(
     used = total if windows is None else min(windows, total)
     if used < 1:
         msg = (
-            f"perplexity on {corpus.name}: {len(ids)} tokens and windows={windows} leave no window "
+            f"windows of {corpus.name}: {len(ids)} tokens and windows={windows} leave no window "
             f"of {seqlen} tokens. Lower seqlen or ask for at least one window."
         )
         raise ConfigError(msg)
-    losses = _losses(engine, ids[: used * seqlen].reshape(used, seqlen), corpus.name)
     details = {
         "corpus": corpus.name,
         "split": corpus.split,
@@ -68,20 +94,8 @@ def evaluate(
         "bos_at_start_of_text": tokenizer.bos_token_id is not None
         and int(ids[0]) == tokenizer.bos_token_id,
         "bos_in_every_window": False,
-        "arithmetic": "log-softmax float32, sums float64",
     }
-    return Measurement(
-        name=name or corpus.name,
-        metric="perplexity",
-        value=math.exp(math.fsum(losses) / used),
-        unit="1",
-        higher_is_better=False,
-        path=engine.path,
-        engine=engine.name,
-        interval=statistics.perplexity_interval(losses),
-        samples=losses,
-        details=details,
-    )
+    return ids[: used * seqlen].reshape(used, seqlen), details
 
 
 def _losses(engine: Engine, windows: Tensor, name: str) -> list[float]:

@@ -5,6 +5,7 @@ entry-point group, each entry naming a mapping with the same keys.
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -15,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
 from trinity.harness import data
-from trinity.harness.accuracy import last_word, perplexity, task_data
+from trinity.harness.accuracy import fidelity, last_word, perplexity, task_data
 from trinity.harness.data import Tokenizer
 from trinity.harness.engine import Engine
 from trinity.harness.recipe import SuiteSpec
@@ -47,14 +48,54 @@ class PerplexitySuite(BaseModel):
 
 
 class TasksSuite(BaseModel):
-    """Zero-shot accuracy through lm-eval; limit: examples a task (None: all)."""
+    """Zero-shot accuracy through lm-eval.
+
+    versions: lm-eval's, of the tasks; another installed version is refused
+    limit: examples a task (None: all)
+    """
 
     model_config = _FROZEN
 
     kind: Literal["tasks"]
     name: str
     tasks: tuple[str, ...] = Field(min_length=1)
+    metric: Literal["acc"] = "acc"
+    num_fewshot: Literal[0] = 0
+    versions: dict[str, str] = Field(default_factory=dict)
     limit: PositiveInt | None = None
+
+
+class FidelitySuite(BaseModel):
+    """Closeness to the dense model's distributions on a text; sizes as of a perplexity."""
+
+    model_config = _FROZEN
+
+    kind: Literal["fidelity"]
+    name: str
+    corpus: str
+    split: str
+    seqlen: Window
+    windows: PositiveInt | None = None
+
+
+class FlipsSuite(BaseModel):
+    """Answers that are others than the dense model's, in a suite of tasks.
+
+    of: the suite   tasks, limit: as of that suite (None: as it has them)
+    """
+
+    model_config = _FROZEN
+
+    kind: Literal["flips"]
+    name: str
+    of: str
+    tasks: tuple[str, ...] | None = None
+    limit: PositiveInt | None = None
+
+    @property
+    def tasks_spec(self) -> SuiteSpec:
+        """The suite whose answers are compared, with these sizes."""
+        return SuiteSpec(suite=self.of, tasks=self.tasks, limit=self.limit)
 
 
 class LastWordSuite(BaseModel):
@@ -69,12 +110,14 @@ class LastWordSuite(BaseModel):
     limit: PositiveInt | None = None
 
 
-Suite = PerplexitySuite | TasksSuite | LastWordSuite
+Suite = PerplexitySuite | TasksSuite | LastWordSuite | FidelitySuite | FlipsSuite
 
 _KINDS: dict[str, type[Suite]] = {
     "perplexity": PerplexitySuite,
     "tasks": TasksSuite,
     "last-word": LastWordSuite,
+    "fidelity": FidelitySuite,
+    "flips": FlipsSuite,
 }
 _ADAPTER: TypeAdapter[Suite] = TypeAdapter(Annotated[Suite, Field(discriminator="kind")])
 
@@ -155,6 +198,8 @@ def resolve(spec: SuiteSpec) -> Suite:
 def at_hand(spec: SuiteSpec) -> str | None:
     """None if the suite's data are on this machine, else what is missing."""
     suite = resolve(spec)
+    if isinstance(suite, FlipsSuite):
+        return at_hand(suite.tasks_spec)
     if isinstance(suite, TasksSuite):
         absent = [reason for task in suite.tasks if (reason := task_data.at_hand(task))]
     else:
@@ -177,34 +222,56 @@ def missing(spec: SuiteSpec) -> str | None:
 def fingerprint(spec: SuiteSpec) -> dict[str, str]:
     """A hash of each text or local task file; 'hub' for a task whose data only the hub has."""
     suite = resolve(spec)
+    if isinstance(suite, FlipsSuite):
+        return fingerprint(suite.tasks_spec)
     if isinstance(suite, TasksSuite):
         return {task: task_data.source(task).get("sha256", "hub") for task in suite.tasks}
     return {suite.corpus: data.load(suite.corpus, suite.split).sha256}
 
 
-def run(spec: SuiteSpec, engine: Engine, tokenizer: Tokenizer) -> list[Measurement]:
-    """Measure one suite; measurements carry the suite's name, those of tasks the task's."""
+def needs_dense(spec: SuiteSpec) -> bool:
+    """Whether the suite compares with the model before compression."""
+    return isinstance(resolve(spec), (FidelitySuite, FlipsSuite))
+
+
+def run(
+    spec: SuiteSpec,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    dense: Callable[[], Engine] | None = None,
+) -> list[Measurement]:
+    """Measure one suite; measurements carry the suite's name, those of tasks the task's.
+
+    dense: the model before compression, for suites that compare with it
+    """
     suite = resolve(spec)
+    if isinstance(suite, FlipsSuite):
+        msg = f"suite '{suite.name}' compares the answers of two runs and is not run on one engine."
+        raise ConfigError(msg)
     if isinstance(suite, TasksSuite):
-        # Loaded on demand: this module imports lm_eval, which takes seconds.
-        tasks = importlib.import_module("trinity.harness.accuracy.tasks")
-        measured: list[Measurement] = tasks.evaluate(engine, tokenizer, suite.tasks, suite.limit)
-        return measured
+        return _run_tasks(suite, engine, tokenizer)
     corpus = data.load(suite.corpus, suite.split)
     if isinstance(suite, LastWordSuite):
         return [last_word.evaluate(engine, tokenizer, corpus, suite.limit, name=suite.name)]
+    sizes = (suite.seqlen, suite.windows)
+    if isinstance(suite, FidelitySuite):
+        if dense is None:
+            msg = f"suite '{suite.name}' compares with the dense model, and none is at hand."
+            raise ConfigError(msg)
+        return fidelity.evaluate(engine, dense(), tokenizer, corpus, *sizes, name=suite.name)
     text = replace(corpus, documents=corpus.documents[: suite.documents])
     return [
-        perplexity.evaluate(
-            engine,
-            tokenizer,
-            text,
-            suite.seqlen,
-            suite.windows,
-            name=suite.name,
-            joiner=suite.joiner,
-        )
+        perplexity.evaluate(engine, tokenizer, text, *sizes, name=suite.name, joiner=suite.joiner)
     ]
+
+
+def _run_tasks(suite: TasksSuite, engine: Engine, tokenizer: Tokenizer) -> list[Measurement]:
+    # Loaded on demand: this module imports lm_eval, which takes seconds.
+    tasks = importlib.import_module("trinity.harness.accuracy.tasks")
+    measured: list[Measurement] = tasks.evaluate(
+        engine, tokenizer, suite.tasks, suite.limit, suite=suite.name, versions=suite.versions
+    )
+    return measured
 
 
 @cache

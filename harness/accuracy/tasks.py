@@ -7,12 +7,12 @@ loads no entry points, so its command line cannot find the model unasked.
 Tokenisation is that of lm-eval's HFLM with default arguments: the tokenizer's own special tokens
 (so a BOS token exactly if the tokenizer adds one), none added where the text already starts with
 BOS, the BOS or else EOS token as the only context of an empty one, and left truncation.
-Different from it: batch 1 without padding, log-softmax in float32.
+Different from it: no padding, answers share their question's forward, log-softmax in float32.
 """
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from lm_eval.tasks import TaskManager
 
 from trinity.harness import statistics
 from trinity.harness.accuracy import task_data
-from trinity.harness.accuracy.scoring import Score, continuation_scores, evenly_spaced
+from trinity.harness.accuracy.scoring import Request, evenly_spaced, scores
 from trinity.harness.data import DATA_DIR, Tokenizer, content_hash
 from trinity.harness.engine import Engine
 from trinity.harness.records.measurement import Measurement
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 METRIC = "acc"  # `acc,none`, for every task of the papers; never `acc_norm`
 AVERAGE = "average"
+BATCH = 16  # questions in one forward
+_DIGITS = 6  # of log-likelihoods in records: float32 has no more that mean anything
 _MAX_NEW_TOKENS = 256  # HFLM's default
 
 
@@ -49,10 +51,12 @@ _MAX_NEW_TOKENS = 256  # HFLM's default
 class TrinityLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """An Engine as an lm-eval model."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, batch: int = BATCH) -> None:
+        """batch: questions in one forward, where the engine can; changes the speed only."""
         super().__init__()
         self.engine = engine
         self.tokenizer = tokenizer
+        self.batch = batch
         self.truncated = 0  # requests cut on the left because the engine's context is too short
 
     @property
@@ -104,23 +108,18 @@ class TrinityLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: object
     ) -> list[tuple[float, bool]]:
-        """One forward for each distinct input: one-token answers share their question's."""
-        groups: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
-        for number, (_text, context, continuation) in enumerate(requests):
+        """Scores of continuations, in order."""
+        asked: list[Request] = []
+        for _text, context, continuation in requests:
             tokens = (context + continuation)[:-1]
             self.truncated += len(tokens) > self.max_length
-            answers = groups.setdefault(tuple(tokens[-self.max_length :]), {})
-            answers.setdefault(tuple(continuation), []).append(number)
-        scores: dict[int, Score] = {}
-        for done, (inputs, answers) in enumerate(groups.items(), start=1):
-            ids = torch.tensor(inputs, dtype=torch.int64)
-            found = continuation_scores(self.engine, ids, list(answers))
-            for score, numbers in zip(found, answers.values(), strict=True):
-                scores |= dict.fromkeys(numbers, score)
-            if done % 100 == 0 or done == len(groups):
-                log.info("%d of %d sequences scored", done, len(groups))
-        ordered = [scores[number] for number in range(len(requests))]
-        return [(score.log_likelihood, score.greedy) for score in ordered]
+            asked.append(Request(tuple(tokens[-self.max_length :]), tuple(continuation)))
+
+        def progress(done: int, of: int) -> None:
+            log.info("%d of %d continuations scored", done, of)
+
+        found = scores(self.engine, asked, self.batch, progress)
+        return [(score.log_likelihood, score.greedy) for score in found]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -183,11 +182,19 @@ class TrinityLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
 
 def evaluate(
-    engine: Engine, tokenizer: Tokenizer, tasks: Sequence[str], limit: int | None = None
+    engine: Engine,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    *,
+    suite: str | None = None,
+    versions: Mapping[str, str] | None = None,
+    batch: int = BATCH,
 ) -> list[Measurement]:
     """Accuracy of each task in order, then their unweighted mean if there are several.
 
     limit: examples a task: the first ones, evenly spaced ones where the file is sorted by subject
+    versions: of tasks that the suite is about; another one in lm-eval is refused
     Samples are 1 or 0 an example, in the file's order.
     """
     if limit is not None and limit < 1:
@@ -195,16 +202,21 @@ def evaluate(
             f"zero-shot tasks: limit is {limit}. Set at least 1, or leave it out for all examples."
         )
         raise ConfigError(msg)
-    measured = [_evaluate_one(engine, tokenizer, name, limit) for name in tasks]
+    measured = []
+    for name in tasks:
+        model = TrinityLM(engine, tokenizer, batch)
+        found = _evaluate_one(model, name, limit, (versions or {}).get(name))
+        measured.append(found.model_copy(update={"details": {**found.details, "suite": suite}}))
     return [*measured, _average(measured)] if len(measured) > 1 else measured
 
 
 def _evaluate_one(
-    engine: Engine, tokenizer: Tokenizer, name: str, limit: int | None
+    model: TrinityLM, name: str, limit: int | None, version: str | None
 ) -> Measurement:
-    model = TrinityLM(engine, tokenizer)
+    engine = model.engine
     with _quiet():
         task = load_task(name)
+        _check_version(task, name, version)
         total = len(task.eval_docs)
         spread = name in task_data.SORTED_BY_SUBJECT
         chosen = evenly_spaced(total, limit) if spread else list(range(total))[:limit]
@@ -232,6 +244,9 @@ def _evaluate_one(
         "pooled": name == "mmlu",
         "documents_sha256": content_hash(sample["doc_hash"] for sample in samples),
         "requests_truncated_on_the_left": model.truncated,
+        "evaluation": "no padding; answers share their question's forward where the engine can",
+        "log_likelihoods": [_log_likelihoods(sample) for sample in samples],
+        "answers": [_answer(sample) for sample in samples],
     }
     return Measurement(
         name=name,
@@ -259,8 +274,39 @@ def _average(tasks: list[Measurement]) -> Measurement:
         engine=tasks[0].engine,
         interval=statistics.average_interval([task.samples for task in tasks]),
         samples=means,
-        details={"tasks": [task.name for task in tasks], "weights": "equal"},
+        details={
+            "tasks": [task.name for task in tasks],
+            "weights": "equal",
+            "suite": tasks[0].details["suite"],
+        },
     )
+
+
+def _log_likelihoods(sample: Mapping[str, Any]) -> list[float]:
+    """Of each continuation of an example, in lm-eval's order; none where text was generated."""
+    responses = [response for (response,) in sample["resps"]]
+    return [round(float(r[0]), _DIGITS) for r in responses if isinstance(r, tuple)]
+
+
+def _answer(sample: Mapping[str, Any]) -> int:
+    """The likeliest continuation, the first of equal ones; with one only, whether it is greedy."""
+    responses = [response for (response,) in sample["resps"] if isinstance(response, tuple)]
+    if len(responses) < 2:
+        return int(sample[METRIC])
+    likelihoods = [float(r[0]) for r in responses]
+    return likelihoods.index(max(likelihoods))
+
+
+def _check_version(task: lm_eval_task.Task, name: str, version: str | None) -> None:
+    """ConfigError if the suite is about another version of a task than lm-eval has."""
+    if version is not None and str(task.VERSION) != version:
+        msg = (
+            f"task {name}: the suite is about version {version}, and lm-eval "
+            f"{lm_eval.__version__} has version {task.VERSION}: their numbers cannot be compared. "
+            f"Install the lm-eval of constraints.txt, or name the new version in a suite of your "
+            f"own."
+        )
+        raise ConfigError(msg)
 
 
 def load_task(name: str) -> lm_eval_task.Task:

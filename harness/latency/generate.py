@@ -6,7 +6,7 @@ are fixed pseudo-random ids: no run depends on what a model would say, and every
 same tokens.  Batch 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -44,20 +44,41 @@ class Repetition:
     ttft_s: float
     steps_s: tuple[float, ...]
 
+    @property
+    def tpot_s(self) -> float:
+        """Mean seconds of a step."""
+        return sum(self.steps_s) / len(self.steps_s)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The baseline: an engine of the model before compression, and a reader's words for it."""
+
+    engine: Engine
+    model: str
+
 
 def prefill(
-    engines: Sequence[Engine], prompt_tokens: int, repeats: int, *, warmup: int = 1, seed: int = 0
+    engines: Sequence[Engine],
+    prompt_tokens: int,
+    repeats: int,
+    *,
+    warmup: int = 2,
+    seed: int = 0,
+    baseline: Dense | None = None,
 ) -> list[Measurement]:
-    """Per engine: `ttft` in seconds and `prefill` in prompt tokens/s, repetitions interleaved."""
+    """Per engine: `ttft` in seconds, `prefill` in prompt tokens/s and, with a baseline, its
+    speed-up; repetitions interleaved.
+    """
     workload = Workload(prompt_tokens, 0, repeats, warmup, "fixed", seed)
+    timed = _interleaved(engines, workload, baseline)
     found: list[Measurement] = []
-    for engine, runs in _interleaved(engines, workload):
-        details = _details(engine, workload, len(engines))
+    for engine, runs in zip(engines, timed.runs, strict=False):
+        details = _details(engine, workload, timed)
         times = [run.ttft_s for run in runs]
-        found += [
-            _seconds(engine, "ttft", times, details),
-            _speed(engine, "prefill", [prompt_tokens / t for t in times], details),
-        ]
+        seconds = _seconds(engine, "ttft", times, details)
+        found += [seconds, _speed(engine, "prefill", [prompt_tokens / t for t in times], details)]
+        found += _speedup(seconds, "prefill", timed, lambda run: run.ttft_s)
     return found
 
 
@@ -67,25 +88,38 @@ def decode(
     new_tokens: int,
     repeats: int,
     *,
-    warmup: int = 1,
+    warmup: int = 2,
     tokens: Tokens = "fixed",
     seed: int = 0,
+    baseline: Dense | None = None,
 ) -> list[Measurement]:
-    """Per engine: `tpot` in seconds and `decode` in tokens/s, repetitions interleaved."""
+    """Per engine: `tpot` in seconds, `decode` in tokens/s and, with a baseline, its speed-up;
+    repetitions interleaved.
+    """
     if new_tokens < 1:
         msg = f"latency: new tokens must be at least 1, found {new_tokens}."
         raise ConfigError(msg)
     workload = Workload(prompt_tokens, new_tokens, repeats, warmup, tokens, seed)
+    timed = _interleaved(engines, workload, baseline)
     found: list[Measurement] = []
-    for engine, runs in _interleaved(engines, workload):
-        details = _details(engine, workload, len(engines))
-        times = [sum(run.steps_s) / new_tokens for run in runs]
+    for engine, runs in zip(engines, timed.runs, strict=False):
+        details = _details(engine, workload, timed)
+        times = [run.tpot_s for run in runs]
         steps = {"steps_s": [list(run.steps_s) for run in runs]}
-        found += [
-            _seconds(engine, "tpot", times, details | steps),
-            _speed(engine, "decode", [1 / t for t in times], details),
-        ]
+        seconds = _seconds(engine, "tpot", times, details | steps)
+        found += [seconds, _speed(engine, "decode", [1 / t for t in times], details)]
+        found += _speedup(seconds, "decode", timed, lambda run: run.tpot_s)
     return found
+
+
+def _speedup(
+    seconds: Measurement, name: str, timed: "_Timed", read: Callable[[Repetition], float]
+) -> list[Measurement]:
+    if timed.dense is None:
+        return []
+    first, second = (tuple(read(run) for run in runs) for runs in timed.runs[-2:])
+    against = timing.Baseline(timed.dense.engine, timed.dense.model, first, second)
+    return [timing.speedup(seconds, against).model_copy(update={"name": name})]
 
 
 def fixed_tokens(vocab_size: int, count: int, seed: int) -> Tensor:
@@ -93,17 +127,28 @@ def fixed_tokens(vocab_size: int, count: int, seed: int) -> Tensor:
     return torch.randint(vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def _interleaved(
-    engines: Sequence[Engine], workload: Workload
-) -> list[tuple[Engine, list[Repetition]]]:
-    _check(engines, workload)
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """runs: of each engine; with a baseline, of that one twice at the end   seen: telemetry"""
+
+    runs: list[list[Repetition]]
+    warmups: list[int]
+    seen: dict[str, Any]
+    dense: Dense | None
+
+
+def _interleaved(engines: Sequence[Engine], workload: Workload, dense: Dense | None) -> _Timed:
+    candidates = [*engines, *([dense.engine] * 2 if dense else [])]
+    _check(candidates, workload)
     # The first ids of a common vocabulary: engines of one model may pad theirs differently.
     one = torch.zeros(1, dtype=torch.int64)
-    vocab_size = min(len(engine.session().prefill(one)) for engine in engines)
+    vocab_size = min(len(engine.session().prefill(one)) for engine in candidates)
     ids = fixed_tokens(vocab_size, workload.prompt_tokens + workload.new_tokens, workload.seed)
-    calls = [partial(_repetition, engine, ids, workload) for engine in engines]
-    runs = timing.interleaved(calls, warmup=workload.warmup, repeats=workload.repeats)
-    return list(zip(engines, runs, strict=True))
+    calls = [partial(_repetition, engine, ids, workload) for engine in candidates]
+    warmups = [timing.warm_up(call, least=workload.warmup) for call in calls]
+    with machine.watched() as seen:
+        runs = timing.interleaved(calls, warmup=0, repeats=workload.repeats)
+    return _Timed(runs, warmups, seen, dense)
 
 
 def _check(engines: Sequence[Engine], workload: Workload) -> None:
@@ -136,18 +181,22 @@ def _repetition(engine: Engine, ids: Tensor, workload: Workload) -> Repetition:
     return Repetition(first.seconds, tuple(steps))
 
 
-def _details(engine: Engine, workload: Workload, candidates: int) -> dict[str, Any]:
-    return {
-        "batch": 1,
-        "prompt_tokens": workload.prompt_tokens,
-        "new_tokens": workload.new_tokens,
-        "tokens": workload.tokens,
-        "seed": workload.seed,
-        "warmup": workload.warmup,
-        "repeats": workload.repeats,
-        "interleaved_with": candidates - 1,
-        "weights": "dequantized to floats" if engine.path == "simulated" else "as stored",
-    } | machine.describe()
+def _details(engine: Engine, workload: Workload, timed: _Timed) -> dict[str, Any]:
+    return (
+        {
+            "batch": 1,
+            "prompt_tokens": workload.prompt_tokens,
+            "new_tokens": workload.new_tokens,
+            "tokens": workload.tokens,
+            "seed": workload.seed,
+            "warmup": f"until steady: {', '.join(map(str, timed.warmups))} repetitions",
+            "repeats": workload.repeats,
+            "interleaved_with": len(timed.runs) - 1,
+            "weights": "dequantized to floats" if engine.path == "simulated" else "as stored",
+        }
+        | machine.describe()
+        | timed.seen
+    )
 
 
 def _seconds(

@@ -1,14 +1,24 @@
-"""What a timing depends on: the processor, its clock policy, and the threads that may run."""
+"""What a timing depends on: the processor, its clock, the threads that may run, and the rest of
+the machine's load meanwhile.
+"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from trinity.harness.records.environment import cpu_model
 
-_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+__all__ = ["cpu_model", "describe", "usable_cpus", "watched"]
+
+_CPU = Path("/sys/devices/system/cpu")
+_GOVERNOR = _CPU / "cpu0/cpufreq/scaling_governor"
+_CGROUP = Path("/sys/fs/cgroup/cpu.stat")
+UNKNOWN = "unknown"
 
 
 def describe() -> dict[str, Any]:
@@ -16,8 +26,9 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": cpu_model(),
         "cpus_usable": usable_cpus(),
+        "pinned_to": _affinity(),
         "torch_threads": torch.get_num_threads(),
-        "clock_policy": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else "unknown",
+        "clock_policy": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else UNKNOWN,
     }
 
 
@@ -26,3 +37,63 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, Any]]:
+    """Fill the yielded mapping, at the end, with what happened to the machine meanwhile.
+
+    clock_mhz: at start and end, as the system tells it   throttled: events of the processor's
+    thermal protection   cpu_quota_throttled_s: the container's limit   stolen_s: processor time
+    that a hypervisor gave to others   load: waiting and running processes, mean of a minute
+    """
+    seen: dict[str, Any] = {}
+    clock, heat, quota, stolen = _clock(), _throttled(), _quota(), _stolen()
+    try:
+        yield seen
+    finally:
+        seen["clock_mhz"] = [clock, _clock()]
+        seen["throttled"] = _grown(heat, _throttled())
+        seen["cpu_quota_throttled_s"] = _grown(quota, _quota())
+        seen["stolen_s"] = _grown(stolen, _stolen())
+        seen["load"] = round(os.getloadavg()[0], 2)
+
+
+def _affinity() -> Any:
+    """The processors by number where that is fewer than the machine has."""
+    if not hasattr(os, "sched_getaffinity"):
+        return UNKNOWN
+    allowed = sorted(os.sched_getaffinity(0))
+    return allowed if len(allowed) < (os.cpu_count() or 1) else "no processor"
+
+
+def _clock() -> Any:
+    # None on systems that do not tell, which psutil's types leave out.
+    found: Any = psutil.cpu_freq()
+    return UNKNOWN if found is None else round(found.current)
+
+
+def _throttled() -> float | None:
+    counts = [
+        int(path.read_text())
+        for path in _CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+    ]
+    return sum(counts) if counts else None
+
+
+def _quota() -> float | None:
+    if not _CGROUP.is_file():
+        return None
+    for line in _CGROUP.read_text().splitlines():
+        if line.startswith("throttled_usec "):
+            return int(line.split()[1]) / 1e6
+    return None
+
+
+def _stolen() -> float | None:
+    stolen = getattr(psutil.cpu_times(), "steal", None)
+    return None if stolen is None else float(stolen)
+
+
+def _grown(before: float | None, after: float | None) -> Any:
+    return UNKNOWN if before is None or after is None else round(after - before, 3)

@@ -1,8 +1,6 @@
-"""Resident memory of this process, and stored bytes that a caller counted from files."""
+"""Resident memory of a process, and stored bytes that a caller counted from files."""
 
-import resource
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,63 +20,73 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def lifetime_peak_bytes() -> int:
-    """The most that this process ever held in physical memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, except on macOS
-
-
-def peak_during(call: Callable[[], T]) -> tuple[T, int | None]:
-    """A call's result, and the peak of resident memory during it (None if unknown here)."""
+def reset_peak() -> bool:
+    """Forget the peak of resident memory so far; False where the system cannot."""
     try:
         _CLEAR.write_text("5")  # Linux: reset the "high water mark" (man 5 proc)
     except OSError:
-        return call(), None
-    result = call()
-    return result, _high_water_bytes()
+        return False
+    return True
 
 
-def resident_peak(engine: Engine) -> list[Measurement]:
-    """The peak of this process so far, which every engine and suite before has a part in."""
-    return [_peak(engine, lifetime_peak_bytes(), "process lifetime")]
-
-
-def resident_peak_during(engine: Engine, call: Callable[[], T], *, scope: str) -> list[Measurement]:
-    """The peak while a call ran, the resident libraries and models included."""
-    return [_peak(engine, peak_during(call)[1], scope)]
-
-
-def stored(size_bytes: int, engine: Engine) -> list[Measurement]:
-    """Bytes of a model's weights on disk, as counted by the caller."""
-    return [
-        Measurement(
-            name="stored",
-            metric="stored_bytes",
-            value=size_bytes,
-            unit="bytes",
-            higher_is_better=False,
-            path=engine.path,
-            engine=engine.name,
-        )
-    ]
-
-
-def _peak(engine: Engine, peak_bytes: int | None, scope: str) -> Measurement:
-    return Measurement(
-        name="peak-memory",
-        metric="resident_bytes",
-        value=peak_bytes,
-        unit="bytes",
-        higher_is_better=False,
-        path=engine.path,
-        engine=engine.name,
-        details={"scope": scope, "includes": "the Python process with all its libraries"},
-        reason=None if peak_bytes is not None else "this system cannot reset a process's peak",
-    )
-
-
-def _high_water_bytes() -> int | None:
+def high_water_bytes() -> int | None:
+    """The peak of resident memory since the last reset; None if unknown here."""
+    if not _STATUS.is_file():
+        return None
     for line in _STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def peak_during(call: Callable[[], T]) -> tuple[T, int | None]:
+    """A call's result, and the peak of resident memory during it (None if unknown here)."""
+    known = reset_peak()
+    result = call()
+    return result, high_water_bytes() if known else None
+
+
+def stored(sizes: Mapping[str, int], engine: Engine) -> list[Measurement]:
+    """Bytes of a model's weights on disk: in all, and by component.
+
+    sizes: counted from the files by the caller
+    """
+    total = sum(sizes.values())
+    return [
+        _bytes("stored" if name == "all" else f"stored-{name}", size, engine)
+        for name, size in {"all": total, **sizes}.items()
+    ]
+
+
+def peak(engine: Engine, before: int, at_most: int | None, scope: str) -> Measurement:
+    """Peak of a process of its own that loaded and ran one engine.
+
+    before: bytes resident before the model was loaded, libraries included   at_most: the peak
+    """
+    return Measurement(
+        name="peak-memory",
+        metric="resident_bytes",
+        value=at_most,
+        unit="bytes",
+        higher_is_better=False,
+        path=engine.path,
+        engine=engine.name,
+        details={
+            "scope": scope,
+            "before_loading_bytes": before,
+            "model_bytes": None if at_most is None else at_most - before,
+        },
+        reason=None if at_most is not None else "this system cannot reset a process's peak",
+    )
+
+
+def _bytes(name: str, size: int, engine: Engine) -> Measurement:
+    return Measurement(
+        name=name,
+        metric="stored_bytes",
+        value=size,
+        unit="bytes",
+        higher_is_better=False,
+        path=engine.path,
+        engine=engine.name,
+    )

@@ -1,24 +1,41 @@
 """Timing: warm-up, repetitions that alternate between candidates, every raw sample kept.
 
 Candidates are timed A B A B, never A A B B: a machine that slows down half-way slows both, and
-the i-th samples of two candidates are a pair.
+the i-th samples of two candidates are a pair.  The baseline is timed twice in every round: what A
+against A shows is the noise floor, and only a ratio whose interval lies beyond it has a word.
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from trinity.harness import statistics
-from trinity.harness.engine import Engine
-from trinity.harness.records.measurement import Measurement
+from trinity.harness.engine import MeasurementPath
+from trinity.harness.records.compare import SPEEDUP, speed_verdict
+from trinity.harness.records.measurement import Interval, Measurement
 from trinity.methods.errors import ConfigError
 
 T = TypeVar("T")
+
+
+class Timed(Protocol):
+    """What was timed: an engine, or one product on it."""
+
+    @property
+    def name(self) -> str:
+        """Of the engine."""
+        ...
+
+    @property
+    def path(self) -> MeasurementPath:
+        """How its numbers come about."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,22 @@ def interleaved(calls: Sequence[Callable[[], T]], *, warmup: int, repeats: int) 
     return results
 
 
+def warm_up(
+    call: Callable[[], object], *, least: int = 2, most: int = 8, within: float = 0.05
+) -> int:
+    """Call until a call is no longer faster than all before it by more than a share `within`.
+
+    least, most: how often at least and at most   ->  how often it was called
+    """
+    fastest = float("inf")
+    for number in range(1, most + 1):
+        seconds = timed(call).seconds
+        if number >= least and seconds >= fastest * (1 - within):
+            return number
+        fastest = min(fastest, seconds)
+    return most
+
+
 def timed(call: Callable[[], T]) -> Timing[T]:
     """Seconds that a call takes on the wall clock, asynchronous work included."""
     synchronise()
@@ -64,7 +97,7 @@ def synchronise() -> None:
 
 
 def measurement(
-    engine: Engine,
+    engine: Timed,
     name: str,
     metric: str,
     unit: str,
@@ -89,29 +122,76 @@ def measurement(
     )
 
 
-def ratio(ours: Measurement, baseline: Measurement) -> Measurement:
-    """median(ours) / median(baseline) of two interleaved measurements, with a paired interval."""
-    same = ("name", "metric", "unit")
-    differing = [key for key in same if getattr(ours, key) != getattr(baseline, key)]
-    if differing or len(ours.samples) != len(baseline.samples):
+@dataclass(frozen=True)
+class Baseline:
+    """What candidates are timed against: seconds of two copies of it, in turn with them.
+
+    model: a reader's words for it   first, second: [repetitions], the same engine twice
+    """
+
+    engine: Timed
+    model: str
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+
+    @property
+    def noise(self) -> Interval | None:
+        """The interval of the baseline's ratio to itself."""
+        return statistics.paired_ratio(self.first, self.second)
+
+    @property
+    def noise_floor(self) -> float | None:
+        """The largest |log ratio| that timing one thing against itself gave."""
+        noise = self.noise
+        if noise is None or noise.low <= 0:
+            return None
+        return max(abs(math.log(noise.low)), abs(math.log(noise.high)))
+
+
+def speedup(ours: Measurement, baseline: Baseline) -> Measurement:
+    """Baseline's seconds over ours (above 1 is faster), with a paired interval and a verdict.
+
+    ours: a measurement of seconds, timed in turn with the baseline
+    """
+    seconds = baseline.first
+    if ours.unit != "s" or len(ours.samples) != len(seconds):
         msg = (
-            f"timing: {ours.name} ({ours.metric}, {len(ours.samples)} samples) and {baseline.name} "
-            f"({baseline.metric}, {len(baseline.samples)} samples) are no pair. Measure both in "
-            "one interleaved run."
+            f"timing: {ours.name} ({ours.unit}, {len(ours.samples)} samples) and its baseline (s, "
+            f"{len(seconds)} samples) are no pair. Measure both in one interleaved run."
         )
         raise ConfigError(msg)
+    interval = statistics.paired_ratio(seconds, ours.samples)
+    floor = baseline.noise_floor
+    simulated = ours.path == "simulated"
+    verdict = "not timed: dequantized weights" if simulated else "no noise floor"
+    if not simulated and floor is not None:
+        verdict = speed_verdict(interval, floor)
+    noise = baseline.noise
     return Measurement(
-        name=f"{ours.name}-ratio",
-        metric=f"{ours.metric}_ratio",
-        value=statistics.quartiles(ours.samples)[1] / statistics.quartiles(baseline.samples)[1],
+        name=ours.name,
+        metric=SPEEDUP,
+        value=statistics.quartiles(seconds)[1] / statistics.quartiles(ours.samples)[1],
         unit="1",
-        higher_is_better=ours.higher_is_better,
+        higher_is_better=True,
         path=ours.path,
         engine=ours.engine,
-        interval=statistics.paired_ratio(ours.samples, baseline.samples),
-        samples=[a / b for a, b in zip(ours.samples, baseline.samples, strict=True)],
-        details={"baseline_engine": baseline.engine, "baseline_path": baseline.path},
+        interval=interval,
+        samples=[b / a for a, b in zip(ours.samples, seconds, strict=True)],
+        details={
+            **{key: ours.details.get(key) for key in _WORKLOAD},
+            "baseline_engine": baseline.engine.name,
+            "baseline_path": baseline.engine.path,
+            "baseline_model": baseline.model,
+            "baseline_s": list(seconds),
+            "baseline_again_s": list(baseline.second),
+            "noise_floor": floor,
+            "noise_interval": [noise.low, noise.high] if noise else None,
+            "verdict": verdict,
+        },
     )
+
+
+_WORKLOAD = ("cpu", "torch_threads", "batch", "prompt_tokens", "new_tokens", "repeats")
 
 
 @contextmanager

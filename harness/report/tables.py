@@ -1,19 +1,23 @@
-"""A paper's table rendered from records: Markdown to read, CSV to compute with, LaTeX to cite."""
+"""A paper's table rendered from records: Markdown to read, CSV to compute with, LaTeX to cite.
 
-import csv
-import io
+Every accuracy cell has its interval and a verdict against the dense row of the same table (paired
+test, Holm's correction over the table); the last columns say what may be said against the paper.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trinity.harness.paper import Paper, Profile, Row, Table, published
+from trinity.harness.paper import Paper, Profile, Row, Table
+from trinity.harness.records.compare import SPEEDUP, Outcome
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import Record
+from trinity.harness.report import long_csv, verdicts
+from trinity.harness.report.verdicts import Key, accuracy_measurements
 
 NOT_MEASURED = "–"
-CSV_COLUMNS = (
-    *("model", "method", "quantization", "pattern", "bits_per_weight", "name", "metric", "value"),
-    *("low", "high", "unit", "samples", "engine", "path", "published", "verdict", "record"),
-)
+BREAK = "<br>"  # between a value and what is said of it; a space in LaTeX
 TORCH, IREE = "torch", "iree"
+FIDELITY = {"kl": "KL", "top1_agreement": "same top token %", "flip_rate": "flipped %"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,39 +39,58 @@ class Rendered:
     latex: str
 
 
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A table's cells with all that may be said of them."""
+
+    table: Table
+    profile: Profile
+    cells: list[Cell]
+    outcomes: Mapping[Key, Outcome]
+
+    @property
+    def columns(self) -> dict[tuple[str, str, str], Measurement]:
+        """Every accuracy of any row, in order: rows may have been measured by other suites."""
+        found: dict[tuple[str, str, str], Measurement] = {}
+        for cell in self.cells:
+            for m in accuracy_measurements(cell.record):
+                found.setdefault((m.name, m.metric, m.engine), m)
+        return found
+
+    def against_dense(self, index: int, m: Measurement) -> Outcome | None:
+        """A cell against the dense row's; None for the dense row itself."""
+        return self.outcomes.get((index, m.name, m.metric, m.engine))
+
+    def against_paper(self, index: int, m: Measurement | None) -> verdicts.Published:
+        """A cell against the paper's number."""
+        cell = self.cells[index]
+        return verdicts.against_paper(
+            m, self.table, cell.row, cell.pattern, self.profile, cell.record
+        )
+
+
 def render(paper: Paper, table: Table, profile_name: str, cells: list[Cell]) -> Rendered:
     """Render the cells of one model.  cells: in the table's order, all of one model."""
-    profile = paper.profiles[profile_name]
-    caption = _caption(paper, table, profile_name, cells)
-    parts: list[tuple[str | None, list[Cell]]] = [(None, [c for c in cells if c.pattern is None])]
-    parts += [(p, [c for c in cells if c.pattern == p]) for p in table.patterns]
+    dense = verdicts.dense_row([cell.row for cell in cells])
+    outcomes = verdicts.against_dense([cell.record for cell in cells], dense)
+    judged = Judged(table, paper.profiles[profile_name], cells, outcomes)
+    caption = _caption(paper, profile_name, judged)
+    parts: list[tuple[str | None, list[int]]] = [
+        (pattern, [i for i, cell in enumerate(cells) if cell.pattern == pattern])
+        for pattern in (None, *table.patterns)
+    ]
     parts = [(pattern, found) for pattern, found in parts if found]
-    main = [_main_row(table, profile, cell) for _, found in parts for cell in found]
+    main = [_main_row(judged, index) for _, found in parts for index in found]
     return Rendered(
-        _markdown(table, profile, caption, parts),
-        _csv(table, profile, cells),
-        _latex(table, caption, _headings(cells[0].record), main),
+        _markdown(judged, caption, parts),
+        _csv(judged),
+        _latex(table, caption, _headings(judged), main),
     )
 
 
-def accuracy_measurements(record: Record) -> list[Measurement]:
-    """What says how good the model is: everything that was not timed or weighed."""
-    return [m for m in record.measurements if m.metric in ("perplexity", "acc")]
-
-
-def verdict(measurement: Measurement | None, paper_value: float | None) -> str:
-    """What may be said of ours against the paper's number; both in percent."""
-    if paper_value is None:
-        return "not comparable"
-    if measurement is None or measurement.value is None or measurement.interval is None:
-        return "not measured"
-    low, high = 100 * measurement.interval.low, 100 * measurement.interval.high
-    return "reproduced" if low <= paper_value <= high else "differs"
-
-
-def _caption(paper: Paper, table: Table, profile_name: str, cells: list[Cell]) -> list[str]:
+def _caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
     """Sentences that say what was measured, on what, and what it cannot show."""
-    record = cells[0].record
+    record, table = judged.cells[0].record, judged.table
     lines = [
         f"{paper.title} ({paper.source}), {table.title}. Profile `{profile_name}`, model "
         f"{record.model.label}, activations in {record.recipe['model']['dtype']}."
@@ -80,24 +103,37 @@ def _caption(paper: Paper, table: Table, profile_name: str, cells: list[Cell]) -
             f"Calibration: {calibration['samples']} windows of {calibration['seqlen']} tokens "
             f"of {calibration['dataset']} ({calibration['rule']} rule, seed {calibration['seed']})."
         )
-    lines += [f"{_heading(m)}: {_scope(m)}." for m in accuracy_measurements(record)]
+    lines += [f"{_heading(m)}: {_scope(m)}." for m in judged.columns.values()]
     lines.append(
         "Accuracy is measured in torch: dense as it is (path `reference`), compressed rows on "
         "dequantized weights (`simulated`). Brackets are 95% intervals of the sample at hand; they "
         "hold no spread of calibration seeds."
     )
+    lines.append(_compared(judged))
     lines.append(_timed(record))
     if profile_name != "paper":
         lines.append(
-            "Sizes are chosen to fit two processor cores and differ from the paper's. The paper "
-            "has no number for this model, so every verdict is `not comparable`: compare rows with "
-            "each other."
+            "Sizes are chosen to fit two processor cores and differ from the paper's, and the "
+            "paper has no number for this model: compare rows with each other."
         )
-    lines.append(
-        f"Rows of the paper's table that are not implemented yet: {', '.join(table.missing)}."
-    )
+    if table.missing:
+        lines.append(
+            f"Rows of the paper's table that are not implemented yet: {', '.join(table.missing)}."
+        )
     lines.append(_made_by(record))
     return lines
+
+
+def _compared(judged: Judged) -> str:
+    if not judged.outcomes:
+        return "No dense row is in this table, so no cell has a verdict against it."
+    tested = next((o.compared for o in judged.outcomes.values() if o.compared), 0)
+    return (
+        f"Second lines compare with the dense row on the same samples: the ratio of perplexities "
+        f"or the difference in points, and `better`, `worse` or `no difference shown` by an exact "
+        f"paired test at 5%, Holm-corrected over the {tested} tests of this table. `could show` is "
+        f"the least difference that the test would have found four times of five."
+    )
 
 
 def _timed(record: Record) -> str:
@@ -126,9 +162,11 @@ def _made_by(record: Record) -> str:
 
 
 def _heading(m: Measurement) -> str:
-    """'wikitext2 ppl', 'piqa %', 'mean %'."""
+    """'wikitext2 ppl', 'piqa %', 'mean %', 'wikitext2 KL'."""
     if m.metric == "perplexity":
         return f"{m.name.removeprefix('perplexity-')} ppl"
+    if m.metric in FIDELITY:
+        return f"{m.name.removeprefix('fidelity-')} {FIDELITY[m.metric]}"
     return f"{'mean' if m.name == 'average' else m.name} %"
 
 
@@ -136,7 +174,7 @@ def _scope(m: Measurement) -> str:
     """How much of a suite was run, in words."""
     if m.name == "average":
         return "unweighted mean of the tasks"
-    parts = [f"{len(m.samples)} {'windows' if m.metric == 'perplexity' else 'examples'}"]
+    parts = [f"{len(m.samples)} {'windows' if 'windows' in m.details else 'examples'}"]
     if "seqlen" in m.details:
         parts[0] += f" of {m.details['seqlen']} tokens"
     if "task_version" in m.details:
@@ -146,8 +184,8 @@ def _scope(m: Measurement) -> str:
     return f"{m.metric}, {', '.join(parts)}"
 
 
-def _headings(record: Record) -> list[str]:
-    names = [_heading(m) for m in accuracy_measurements(record)]
+def _headings(judged: Judged) -> list[str]:
+    names = [_heading(m) for m in judged.columns.values()]
     return [
         "Method",
         "Quantization",
@@ -155,72 +193,100 @@ def _headings(record: Record) -> list[str]:
         "Bits/weight",
         *names,
         "Paper",
-        "Verdict",
+        "Against the paper",
         "Decode torch, tok/s",
         "Decode IREE, tok/s",
         "Module bits/weight",
     ]
 
 
-def _main_row(table: Table, profile: Profile, cell: Cell) -> list[str]:
+def _main_row(judged: Judged, index: int) -> list[str]:
+    cell = judged.cells[index]
     record = cell.record
-    paper_value = published(
-        table, cell.row, cell.pattern, profile.published_names.get(record.model.id)
-    )
-    mean = record.find("average", "acc")
+    mean = record.find(verdicts.AVERAGE, "acc")
+    paper = judged.against_paper(index, mean)
     return [
         cell.row.label,
         cell.row.quantization,
         cell.pattern or "dense",
         f"{record.checkpoint.bits_per_weight:.2f}",
-        *[_value(m) for m in accuracy_measurements(record)],
-        NOT_MEASURED if paper_value is None else f"{paper_value:.2f}",
-        verdict(mean, paper_value),
-        _speed(record.find("decode", "tokens_per_s", TORCH)),
-        _speed(record.find("decode", "tokens_per_s", IREE)),
+        *[_accuracy(judged, index, record.find(*key)) for key in judged.columns],
+        NOT_MEASURED if paper.value is None else f"{paper.value:.2f}",
+        paper.text,
+        _speed(record, TORCH),
+        _speed(record, IREE),
         f"{record.lowering.bits_per_weight:.2f}" if record.lowering else NOT_MEASURED,
     ]
+
+
+def _accuracy(judged: Judged, index: int, m: Measurement | None) -> str:
+    """Value, interval, spread of seeds; then the verdict against dense, then against the paper."""
+    if m is None:
+        return NOT_MEASURED
+    lines = [_value(m)]
+    if not judged.cells[index].row.steps:
+        lines.append("baseline")
+    else:
+        lines.append(verdicts.outcome_text(judged.against_dense(index, m)))
+    paper = judged.against_paper(index, m)
+    if paper.value is not None and m.name != verdicts.AVERAGE:
+        lines.append(f"paper {paper.value:g}: {paper.text}")
+    return BREAK.join(filter(None, lines))
 
 
 def _value(m: Measurement) -> str:
     if m.value is None:
         return NOT_MEASURED
-    factor, digits = (100, 1) if m.metric == "acc" else (1, 2)
+    factor, digits = _scale(m)
     text = f"{factor * m.value:.{digits}f}"
     if m.interval:
         low, high = factor * m.interval.low, factor * m.interval.high
         text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    if m.seeds:
+        text += f" ±{factor * m.seeds.deviation:.{digits}f} ({len(m.seeds.values)} seeds)"
     return text
 
 
-def _speed(m: Measurement | None) -> str:
+def _scale(m: Measurement) -> tuple[int, int]:
+    """Factor and digits that a metric is shown with."""
+    if m.metric in ("acc", "top1_agreement", "flip_rate"):
+        return 100, 1
+    return (1, 4) if m.metric == "kl" else (1, 2)
+
+
+def _speed(record: Record, engine: str) -> str:
+    m = record.find("decode", "tokens_per_s", engine)
     if m is None or m.value is None:
         return NOT_MEASURED
     text = f"{m.value:.1f}"
     if m.interval:
         text += f" [{m.interval.low:.1f}, {m.interval.high:.1f}]"
-    return f"{text} {m.path}"
+    return BREAK.join([f"{text} {m.path}", *_speedup(record.find("decode", SPEEDUP, engine))])
 
 
-def _markdown(
-    table: Table,
-    profile: Profile,
-    caption: list[str],
-    parts: list[tuple[str | None, list[Cell]]],
-) -> str:
-    record = parts[0][1][0].record
-    lines = [f"# {table.title}", "", *[f"- {line}" for line in caption], ""]
-    for pattern, cells in parts:
+def _speedup(m: Measurement | None) -> list[str]:
+    """Against the dense model timed in turn with it; nothing where that was not done."""
+    if m is None or m.value is None or m.interval is None:
+        return []
+    return [
+        f"{m.value:.2f}x dense {m.details['baseline_engine']} "
+        f"[{m.interval.low:.2f}, {m.interval.high:.2f}], {m.details['verdict']}"
+    ]
+
+
+def _markdown(judged: Judged, caption: list[str], parts: list[tuple[str | None, list[int]]]) -> str:
+    headings = _headings(judged)
+    lines = [f"# {judged.table.title}", "", *[f"- {line}" for line in caption], ""]
+    for pattern, indices in parts:
         lines += [f"## {pattern or 'Not pruned'}", ""]
-        headings = _headings(record)
         lines += [_bar(headings), _bar(["---"] * len(headings))]
-        lines += [_bar(_main_row(table, profile, cell)) for cell in cells]
+        lines += [_bar(_main_row(judged, index)) for index in indices]
         lines.append("")
     lines += ["## Records", ""]
+    cells = [judged.cells[index] for _, indices in parts for index in indices]
     lines += [
         f"- {cell.row.label}, {cell.row.quantization}, {cell.pattern or 'dense'}: "
         f"[`{cell.record_path}`](../../{cell.record_path})"
-        for _, cells in parts
         for cell in cells
     ]
     return "\n".join(lines) + "\n"
@@ -230,40 +296,21 @@ def _bar(values: list[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 
-def _csv(table: Table, profile: Profile, cells: list[Cell]) -> str:
+def _csv(judged: Judged) -> str:
     """Long format: a line for every measurement of every run."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for cell in cells:
-        record = cell.record
-        paper_value = published(
-            table, cell.row, cell.pattern, profile.published_names.get(record.model.id)
+    lines = [
+        long_csv.Line(
+            (cell.row.label, cell.row.quantization, cell.pattern or "dense"),
+            cell.record,
+            cell.record_path,
+            m,
+            judged.against_dense(index, m),
+            judged.against_paper(index, m),
         )
-        for m in record.measurements:
-            compared = m.name == "average"
-            writer.writerow(
-                [
-                    record.model.label,
-                    cell.row.label,
-                    cell.row.quantization,
-                    cell.pattern or "dense",
-                    f"{record.checkpoint.bits_per_weight:.4f}",
-                    m.name,
-                    m.metric,
-                    "" if m.value is None else f"{m.value:.6g}",
-                    f"{m.interval.low:.6g}" if m.interval else "",
-                    f"{m.interval.high:.6g}" if m.interval else "",
-                    m.unit,
-                    len(m.samples),
-                    m.engine,
-                    m.path,
-                    paper_value if compared and paper_value is not None else "",
-                    verdict(m, paper_value) if compared else "",
-                    cell.record_path,
-                ]
-            )
-    return stream.getvalue()
+        for index, cell in enumerate(judged.cells)
+        for m in cell.record.measurements
+    ]
+    return long_csv.text(lines)
 
 
 def _latex(table: Table, caption: list[str], headings: list[str], rows: list[list[str]]) -> str:
@@ -293,6 +340,7 @@ def _latex(table: Table, caption: list[str], headings: list[str], rows: list[lis
 
 def _escaped(text: str) -> str:
     for plain, escaped in (
+        (BREAK, " "),
         ("\\", "\\textbackslash{}"),
         ("&", "\\&"),
         ("%", "\\%"),
@@ -300,6 +348,8 @@ def _escaped(text: str) -> str:
         ("#", "\\#"),
         ("`", "'"),
         ("–", "--"),
+        ("±", "$\\pm$"),
+        ("<", "$<$"),
         ("²", "\\textsuperscript{2}"),
         ("^", "\\^{}"),
     ):

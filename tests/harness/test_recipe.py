@@ -92,3 +92,18 @@ def test_groups_of_fp8_inputs_are_refused() -> None:
     data = {"model": {"id": "m"}, "compress": {"inputs": {"kind": "fp8", "group_size": 128}}}
     with pytest.raises(ConfigError, match=r"compress\.inputs\.group_size.*one scale"):
         recipe.parse(data, "test")
+
+
+def test_the_first_of_several_seeds_is_the_seed() -> None:
+    spec = recipe.CalibrationSpec.model_validate({"seeds": [7, 8]})
+    assert (spec.seed, spec.seeds) == (7, (7, 8))
+    assert spec.with_seed(8) == recipe.CalibrationSpec(seed=8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"seeds": [1, 1]}, "twice"), ({"seed": 0, "seeds": [1, 2]}, "not the first of seeds")],
+)
+def test_seeds_that_contradict_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe.parse({"model": {"id": "m"}, "calibration": values}, "test")

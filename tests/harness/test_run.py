@@ -157,3 +157,98 @@ def test_rounded_inputs_are_not_lowered_and_that_is_said_first(tmp_path: Path) -
     compress = {"inputs": {"kind": "int8", "group_size": 16}}
     with pytest.raises(UnsupportedError, match=r"int8 group 16, and compiled modules read float"):
         _run(StageStore(tmp_path / "cache"), compress=compress, lower={"target": "llvm-cpu"})
+
+
+FIDELITY = {"suite": "fidelity-pydoc", "seqlen": 64, "windows": 2}
+
+
+def test_a_compressed_model_is_compared_with_its_dense_one(tmp_path: Path) -> None:
+    store = StageStore(tmp_path / "cache")
+    found = _run(store, evaluate={"suites": [FIDELITY]}).finish().record
+    kl = found.find("fidelity-pydoc", "kl")
+    assert kl is not None
+    assert kl.value is not None
+    assert kl.value > 0
+    dense = _run(store, compress={"steps": []}, evaluate={"suites": [FIDELITY]}).finish().record
+    same = dense.find("fidelity-pydoc", "kl")
+    assert same is not None
+    assert same.value == pytest.approx(0.0, abs=1e-9)
+
+
+def test_accuracy_measured_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    texts = []
+    for name in ("one", "two"):
+        store = StageStore(tmp_path / name)
+        _run(store, evaluate={"suites": [SUITE, FIDELITY]}).finish()
+        measured = sorted((tmp_path / name).glob("suite/??/*/measurements.json"))
+        texts.append([path.read_bytes() for path in measured])
+        places = [path.parent.name for path in measured]
+        assert len(places) == 2
+    assert texts[0] == texts[1]
+
+
+def test_several_seeds_spread_beside_the_interval_of_the_first(tmp_path: Path) -> None:
+    store = StageStore(tmp_path / "cache")
+    found = _run(store, calibration={**PYDOC, "seeds": [3, 4, 5]}).finish().record
+    single = _run(store, calibration={**PYDOC, "seed": 3}).finish().record
+    perplexity = found.find("perplexity-pydoc", "perplexity")
+    alone = single.find("perplexity-pydoc", "perplexity")
+    assert perplexity is not None
+    assert alone is not None
+    assert perplexity.seeds is not None
+    assert len(set(perplexity.seeds.values)) == 3
+    assert perplexity.seeds.values[0] == perplexity.value == alone.value
+    assert perplexity.interval == alone.interval
+    assert found.checkpoint.fingerprint == single.checkpoint.fingerprint
+    assert found.calibration is not None
+    assert [seed["seed"] for seed in found.calibration["seeds"]] == [3, 4, 5]
+    assert len({seed["checkpoint"] for seed in found.calibration["seeds"]}) == 3
+
+
+def test_a_dense_model_is_not_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise AssertionError("a dense model needs no calibration pass")
+
+    monkeypatch.setattr("trinity.harness.walk.Walk._embed", forbidden)
+    found = _run(StageStore(tmp_path / "cache"), compress={"steps": []}).finish().record
+    assert all(layer["relative_error"] == 0.0 for layer in found.checkpoint.layers.values())
+
+
+def test_compression_is_timed_by_phase(tmp_path: Path) -> None:
+    bench = {"suites": ["compress"]}
+    found = _run(StageStore(tmp_path / "cache"), evaluate=None, bench=bench).finish().record
+    for phase in ("calibration", "statistics", "solve"):
+        seconds = found.find(f"compress-{phase}", "seconds")
+        assert seconds is not None
+        assert seconds.value is not None
+        assert seconds.value > 0
+
+
+def test_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
+    bench = {"suites": ["memory"], "prompt": 8, "new": 2}
+    found = _run(StageStore(tmp_path / "cache"), evaluate=None, bench=bench).finish().record
+    peak = found.find("peak-memory", "resident_bytes", "torch")
+    stored = found.find("stored", "stored_bytes")
+    assert stored is not None
+    assert stored.value == sum(found.checkpoint.stored_bytes.values())
+    assert peak is not None
+    if peak.value is not None:
+        assert peak.details["before_loading_bytes"] < peak.value
+
+
+def test_decoding_is_timed_against_the_dense_model_in_torch_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trinity.harness.latency.ceilings._BUFFER", 1 << 16)
+    monkeypatch.setattr("trinity.harness.latency.ceilings._SIDE", 8)
+    bench = {"suites": ["decode", "prefill"], "prompt": 8, "new": 2, "repeats": 2}
+    store = StageStore(tmp_path / "cache")
+    found = _run(store, evaluate=None, bench={**bench, "baseline": "dense"}).finish().record
+    speedup = found.find("decode", "speedup", "torch")
+    assert speedup is not None
+    assert speedup.details["verdict"] == "not timed: dequantized weights"
+    assert speedup.details["baseline_path"] == "reference"
+    tpot = found.find("tpot", "tpot_s", "torch")
+    assert tpot is not None
+    assert tpot.details["floor_share"] > 0
+    assert found.find("ceiling-matmul-float32", "matmul_flop_per_s") is not None

@@ -59,7 +59,8 @@ def test_a_wrong_value_is_named_with_its_key() -> None:
 
 def test_an_unknown_kind_gets_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"`kind` is one of perplexity, tasks, last-word, found None"
+        ConfigError,
+        match=r"`kind` is one of perplexity, tasks, last-word, fidelity, flips, found None",
     ):
         suites.parse("mine", {"tasks": ["piqa"]})
 

@@ -213,3 +213,45 @@ def test_an_evaluation_leaves_lm_evals_logging_and_progress_bars_as_they_were(lo
 def test_a_limit_below_one_is_refused(local: Path) -> None:
     with pytest.raises(ConfigError, match="limit is 0"):
         tasks.evaluate(BigramEngine(), ByteTokenizer(), ["piqa"], 0)
+
+
+@pytest.mark.parametrize("name", ["piqa", "arc_easy", "winogrande", "mmlu"])
+def test_scores_do_not_depend_on_how_many_questions_are_read_at_once(
+    name: str,
+    models: tuple[tasks.TrinityLM, HFLM],
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(data.DATA_DIR, str(data_dir))
+    if task_data.at_hand(name):
+        pytest.skip(f"missing: {task_data.at_hand(name)}")
+    engine, tokenizer = models[0].engine, models[0].tokenizer
+    found = [tasks.evaluate(engine, tokenizer, [name], 24, batch=batch)[0] for batch in (1, 4, 16)]
+    for other in found[1:]:
+        assert other.samples == found[0].samples
+        assert other.details["answers"] == found[0].details["answers"]
+        for a, b in zip(
+            other.details["log_likelihoods"], found[0].details["log_likelihoods"], strict=True
+        ):
+            assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_a_second_evaluation_gives_the_same_bytes(local: Path) -> None:
+    one, two = (
+        tasks.evaluate(BigramEngine(), ByteTokenizer(), ["piqa"])[0].model_dump_json()
+        for _ in range(2)
+    )
+    assert one == two
+
+
+def test_likelihoods_and_answers_of_every_example_are_kept(local: Path) -> None:
+    (found,) = tasks.evaluate(BigramEngine(saying(" chair")), ByteTokenizer(), ["piqa"])
+    assert found.details["answers"] == [0, 0, 0]
+    assert [len(pair) for pair in found.details["log_likelihoods"]] == [2, 2, 2]
+    first = found.details["log_likelihoods"][0]
+    assert first[0] > first[1]
+
+
+def test_another_version_of_a_task_is_refused(local: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task piqa: .*version 0\.0.*has version 1\.0"):
+        tasks.evaluate(BigramEngine(), ByteTokenizer(), ["piqa"], versions={"piqa": "0.0"})

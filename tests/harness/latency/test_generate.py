@@ -36,9 +36,9 @@ def test_decode_gives_mean_seconds_a_step_and_tokens_a_second() -> None:
 def test_every_engine_reads_the_same_tokens_in_turn() -> None:
     engines = [BigramEngine(), BigramEngine()]
     found = generate.decode(engines, 4, 2, repeats=3, warmup=1)
-    first, second = (engine.read[1:] for engine in engines)  # after the probe of the vocabulary
+    first, second = (engine.read[-9:] for engine in engines)  # after probe and warm-up
     assert first == second
-    assert [len(ids) for ids in first] == [4, 1, 1] * 4
+    assert [len(ids) for ids in first] == [4, 1, 1] * 3
     assert [m.engine for m in found] == ["bigram"] * 4
     assert all(m.details["interleaved_with"] == 1 for m in found)
 
@@ -47,7 +47,7 @@ def test_fixed_tokens_do_not_depend_on_the_model() -> None:
     engine = BigramEngine(saying("abcdefgh"))
     generate.decode([engine], 2, 3, repeats=1, warmup=0)
     expected = generate.fixed_tokens(256, 5, 0).tolist()
-    assert engine.read[1:] == [expected[:2], *([token] for token in expected[2:])]
+    assert engine.read[-4:] == [expected[:2], *([token] for token in expected[2:])]
 
 
 def test_greedy_tokens_are_the_models_own() -> None:
@@ -55,7 +55,7 @@ def test_greedy_tokens_are_the_models_own() -> None:
     table[:, 7] = 1.0
     engine = BigramEngine(table)
     found = generate.decode([engine], 2, 3, repeats=1, warmup=0, tokens="greedy")
-    assert engine.read[2:] == [[7]] * 3
+    assert engine.read[-3:] == [[7]] * 3
     assert found[0].details["tokens"] == "greedy"
 
 
@@ -81,3 +81,26 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 def test_nothing_to_time_is_refused(prompt: int, new: int) -> None:
     with pytest.raises(ConfigError, match="must be at least 1, found 0"):
         generate.decode([BigramEngine()], prompt, new, 1)
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_baseline_is_timed_twice_in_every_round_and_gives_a_speed_up() -> None:
+    ours, dense = BigramEngine(), BigramEngine()
+    found = generate.decode(
+        [ours], 4, 2, repeats=3, baseline=generate.Dense(dense, "the dense model")
+    )
+    assert [(m.name, m.metric) for m in found] == [
+        ("tpot", "tpot_s"),
+        ("decode", "tokens_per_s"),
+        ("decode", "speedup"),
+    ]
+    assert len(dense.read[-18:]) == 2 * len(ours.read[-9:])
+    assert found[2].value == 1.0
+    assert found[2].details["noise_floor"] == 0.0
+    assert found[2].details["verdict"] == "no difference shown"
+    assert found[2].details["baseline_model"] == "the dense model"
+
+
+def test_a_timing_says_what_else_happened_on_the_machine() -> None:
+    details = generate.prefill([BigramEngine()], 4, 2)[0].details
+    assert {"clock_mhz", "throttled", "stolen_s", "load", "pinned_to"} <= set(details)

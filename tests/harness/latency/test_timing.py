@@ -1,5 +1,6 @@
 import gc
 import itertools
+import math
 import time
 
 import pytest
@@ -58,15 +59,62 @@ def test_a_measurement_is_the_median_with_its_quartiles_and_all_samples() -> Non
     assert found.interval.low <= 3.0 <= found.interval.high
 
 
-def test_a_ratio_pairs_the_samples() -> None:
-    baseline = [1.0, 5.0, 2.0, 9.0, 3.0]
-    found = timing.ratio(measured([2 * x for x in baseline]), measured(baseline))
+def baseline(first: list[float], second: list[float]) -> timing.Baseline:
+    return timing.Baseline(BigramEngine(), "dense", tuple(first), tuple(second))
+
+
+def test_a_speed_up_pairs_the_samples() -> None:
+    slow = [1.0, 5.0, 2.0, 9.0, 3.0]
+    found = timing.speedup(measured([x / 2 for x in slow]), baseline(slow, slow))
     assert found.value == 2.0
     assert found.samples == [2.0] * 5
     assert found.interval is not None
     assert (found.interval.low, found.interval.high) == (2.0, 2.0)
+    assert found.details["verdict"] == "faster"
 
 
-def test_a_ratio_of_different_things_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"decode .* and prefill .* are no pair"):
-        timing.ratio(measured([1.0]), measured([1.0], name="prefill"))
+def test_the_noise_floor_is_what_one_thing_shows_against_itself() -> None:
+    first = [1.0, 1.1, 0.9, 1.05, 0.95]
+    noisy = baseline(first, [x * 1.2 for x in first])
+    assert noisy.noise_floor == pytest.approx(math.log(1.2))
+    assert baseline(first, first).noise_floor == 0.0
+
+
+def test_a_speed_up_within_the_noise_is_no_difference() -> None:
+    first = [1.0, 1.1, 0.9, 1.05, 0.95]
+    ours = measured([x / 1.1 for x in first])
+    assert timing.speedup(ours, baseline(first, first)).details["verdict"] == "faster"
+    noisy = baseline(first, [x * 1.2 for x in first])
+    assert timing.speedup(ours, noisy).details["verdict"] == "no difference shown"
+    slower = measured([x * 1.3 for x in first])
+    assert timing.speedup(slower, noisy).details["verdict"] == "slower"
+
+
+def test_dequantized_weights_never_have_a_word_for_their_speed() -> None:
+    ours = measured([0.5] * 5).model_copy(update={"path": "simulated"})
+    found = timing.speedup(ours, baseline([1.0] * 5, [1.0] * 5))
+    assert found.details["verdict"] == "not timed: dequantized weights"
+
+
+def test_one_repetition_has_no_noise_floor_and_no_word() -> None:
+    found = timing.speedup(measured([0.5]), baseline([1.0], [1.0]))
+    assert found.details["verdict"] == "no noise floor"
+
+
+def test_a_speed_up_of_different_lengths_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"are no pair"):
+        timing.speedup(measured([1.0]), baseline([1.0, 2.0], [1.0, 2.0]))
+
+
+def test_warming_up_ends_when_calls_get_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = iter([9.0, 5.0, 3.0, 2.9, 1.0])
+    monkeypatch.setattr(timing, "timed", lambda call: timing.Timing(next(lengths), call()))
+    assert timing.warm_up(lambda: None) == 4
+
+
+def test_warming_up_ends_although_calls_keep_getting_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths = (0.5**n for n in itertools.count())
+    monkeypatch.setattr(timing, "timed", lambda call: timing.Timing(next(lengths), call()))
+    assert timing.warm_up(lambda: None, most=6) == 6

@@ -6,24 +6,27 @@ import pytest
 
 from tests.harness.records.test_record import make_record
 from trinity.harness import paper
-from trinity.harness.records.measurement import Interval, Measurement
+from trinity.harness.records.measurement import Interval, Measurement, SeedSpread
 from trinity.harness.report import tables
 
 SLIM = paper.load("slim")
 TABLE = SLIM.tables["table1"]
 
 
-def _average(value: float, low: float, high: float) -> Measurement:
+def _measured(name: str, samples: list[float], **details: Any) -> Measurement:
+    value = sum(samples) / len(samples)
+    perplexity = name.startswith("perplexity")
     return Measurement(
-        name="average",
-        metric="acc",
+        name=name,
+        metric="perplexity" if perplexity else "acc",
         value=value,
-        unit="fraction",
-        higher_is_better=True,
+        unit="1",
+        higher_is_better=not perplexity,
         path="simulated",
         engine="torch",
-        interval=Interval(low=low, high=high, method="bootstrap"),
-        samples=[0.0, 1.0],
+        interval=Interval(low=value - 0.05, high=value + 0.05, method="bootstrap"),
+        samples=samples,
+        details=details,
     )
 
 
@@ -81,19 +84,73 @@ def test_latex_escapes_what_latex_reads() -> None:
     assert "%" not in body.replace("!}{%", "")
 
 
-@pytest.mark.parametrize(
-    ("ours", "published", "expected"),
-    [
-        ((0.50, 0.45, 0.55), 51.15, "reproduced"),
-        ((0.50, 0.45, 0.51), 51.15, "differs"),
-        ((0.50, 0.45, 0.55), None, "not comparable"),
-    ],
-)
-def test_the_verdict_comes_from_the_interval(
-    ours: tuple[float, float, float], published: float | None, expected: str
-) -> None:
-    assert tables.verdict(_average(*ours), published) == expected
+def _compared(dense: list[Measurement], row: list[Measurement]) -> tables.Rendered:
+    rows = {row.name: row for row in TABLE.rows}
+    cells = [
+        tables.Cell(rows["dense"], None, make_record(measurements=dense), "v1/a.json"),
+        tables.Cell(rows["slim-lora"], "2:4", make_record(measurements=row), "v1/b.json"),
+    ]
+    return tables.render(SLIM, TABLE, "embedded", cells)
 
 
-def test_a_published_number_without_ours_is_not_measured() -> None:
-    assert tables.verdict(None, 51.15) == "not measured"
+def test_every_accuracy_cell_has_an_interval_and_a_verdict_against_dense() -> None:
+    right, wrong = [1.0] * 40, [1.0] * 20 + [0.0] * 20
+    rendered = _compared(
+        [_measured("piqa", right), _measured("arc_easy", right)],
+        [_measured("piqa", wrong), _measured("arc_easy", [*right[:-1], 0.0])],
+    )
+    row = next(line for line in rendered.markdown.splitlines() if line.startswith("| SLiM-LoRA"))
+    assert "50.0 [45.0, 55.0]<br>-50.0, worse (p < 0.001)" in row
+    assert "97.5 [92.5, 102.5]<br>-2.5, no difference shown (could show" in row
+    dense = next(line for line in rendered.markdown.splitlines() if line.startswith("| Dense"))
+    assert dense.count("<br>baseline") == 2
+    lines = list(csv.DictReader(io.StringIO(rendered.csv)))
+    assert [line["against_dense"] for line in lines] == ["", "", "worse", "no difference shown"]
+    assert float(lines[2]["p_holm"]) == pytest.approx(2 * float(lines[2]["p_value"]), rel=1e-5)
+
+
+def test_a_row_measured_otherwise_than_the_dense_row_says_which() -> None:
+    losses = [3.0, 3.1, 2.9, 3.3]
+    rendered = _compared(
+        [_measured("perplexity-wikitext2", losses, seqlen=2048)],
+        [_measured("perplexity-wikitext2", losses, seqlen=4096)],
+    )
+    assert "not comparable (other seqlen)" in rendered.markdown
+
+
+def test_a_spread_of_seeds_stands_beside_the_interval() -> None:
+    seeds = SeedSpread(values=[0.5, 0.52, 0.54], mean=0.52, deviation=0.02)
+    found = _measured("piqa", [1.0, 0.0]).model_copy(update={"seeds": seeds})
+    assert "50.0 [45.0, 55.0] ±2.0 (3 seeds)" in _compared([found], [found]).markdown
+
+
+def test_a_table_without_a_dense_row_says_that_nothing_was_compared() -> None:
+    rendered = tables.render(SLIM, TABLE, "embedded", _cells()[1:])
+    assert "No dense row is in this table" in rendered.markdown
+
+
+def test_only_a_speed_timed_in_turn_with_dense_has_a_word() -> None:
+    speed = _measured("decode", [20.0, 21.0]).model_copy(
+        update={"metric": "tokens_per_s", "engine": "iree", "path": "compiled"}
+    )
+    ratio = speed.model_copy(
+        update={
+            "metric": "speedup",
+            "value": 1.5,
+            "interval": Interval(low=1.4, high=1.6, method="x"),
+            "details": {"verdict": "faster", "baseline_engine": "iree"},
+        }
+    )
+    text = _compared([speed], [speed, ratio]).markdown
+    assert "20.5 [20.4, 20.6] compiled<br>1.50x dense iree [1.40, 1.60], faster" in text
+    assert "| 20.5 [20.4, 20.6] compiled |" in text
+
+
+def test_rows_measured_by_other_suites_keep_their_columns_apart() -> None:
+    piqa, arc = _measured("piqa", [1.0, 0.0]), _measured("arc_easy", [1.0, 0.0])
+    rendered = _compared([piqa, arc], [arc])
+    row = next(line for line in rendered.markdown.splitlines() if line.startswith("| SLiM-LoRA"))
+    head = next(line for line in rendered.markdown.splitlines() if line.startswith("| Method"))
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert cells["piqa %"] == tables.NOT_MEASURED
+    assert cells["arc_easy %"].startswith("50.0 ")

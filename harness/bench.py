@@ -1,0 +1,173 @@
+"""The latency and memory suites of one checkpoint, its engines and its baseline in one process."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from trinity.harness import checkpoint, isolated
+from trinity.harness.engine import Engine
+from trinity.harness.latency import ceilings, generate, memory
+from trinity.harness.models import dtype_name, read_config
+from trinity.harness.recipe import BenchSpec
+from trinity.harness.records.measurement import Measurement
+from trinity.harness.store import read_json
+from trinity.harness.walk import TIMING
+
+if TYPE_CHECKING:
+    from trinity.harness.measure import Measuring
+
+_PHASES = {
+    "calibration": "forward passes through finished blocks",
+    "statistics": "a forward pass through the block, and the sums over its inputs",
+    "solve": "the methods themselves",
+}
+
+
+class Bench:
+    """Runs the suites of a `bench:` section, one after the other."""
+
+    def __init__(
+        self,
+        measuring: "Measuring",
+        spec: BenchSpec,
+        names: list[str],
+        baseline: "Measuring | None",
+    ) -> None:
+        """names: of the engines   baseline: the dense model's engines; None times no baseline"""
+        self.measuring, self.spec, self.names = measuring, spec, names
+        self.baseline = baseline
+
+    def run(self) -> list[Measurement]:
+        """Every suite that the section names, in its order; the machine's ceilings at the end."""
+        suites: dict[str, Callable[[], list[Measurement]]] = {
+            "prefill": self._prefill,
+            "decode": self._decode,
+            "memory": self._memory,
+            "compress": self._compress,
+            "layers": self._layers,
+        }
+        found = [m for name in self.spec.suites for m in suites[name]()]
+        timed = {"prefill", "decode", "layers"} & set(self.spec.suites)
+        return [*found, *(ceilings.ceilings() if timed else ())]
+
+    def _prefill(self) -> list[Measurement]:
+        spec = self.spec
+        found = generate.prefill(self._engines(), spec.prompt, spec.repeats, baseline=self._dense())
+        rate = ceilings.ceiling(ceilings.MATMUL, dtype=self._dtype())
+        work = 2 * self._weights() * spec.prompt
+        why = "2 x weights x tokens over the rate of large matrix products"
+        return [
+            ceilings.with_share(m, work / rate, why) if m.metric == "ttft_s" else m for m in found
+        ]
+
+    def _decode(self) -> list[Measurement]:
+        spec = self.spec
+        found = generate.decode(
+            self._engines(), spec.prompt, spec.new, spec.repeats, baseline=self._dense()
+        )
+        bandwidth = ceilings.ceiling(ceilings.READ)
+        why = "bytes of the weights that the engine holds over read bandwidth"
+        return [
+            ceilings.with_share(m, self._held_bytes(m.engine) / bandwidth, why)
+            if m.metric == "tpot_s"
+            else m
+            for m in found
+        ]
+
+    def _memory(self) -> list[Measurement]:
+        measuring, spec = self.measuring, self.spec
+        stored = checkpoint.Checkpoint(measuring.subject.folder).stored_bytes()
+        found = memory.stored(stored, measuring.engine(self.names[0]))
+        scope = f"loading, a prompt of {spec.prompt} and {spec.new} tokens, in a process of its own"
+        for name in self.names:
+            engine = measuring.engine(name)
+            if name == "torch":
+                load = isolated.torch_loader(measuring.subject.folder, engine.path)
+            else:
+                lowered = measuring.lowered
+                assert lowered is not None
+                load = isolated.iree_loader(lowered.module, lowered.parameters, lowered.target)
+            before, at_most = isolated.peak(load, spec.prompt, spec.new)
+            found.append(memory.peak(engine, before, at_most, scope))
+        return found
+
+    def _compress(self) -> list[Measurement]:
+        """What compression cost when its blocks were computed, from the checkpoint's stage."""
+        place = self.measuring.subject.folder / TIMING
+        phases = read_json(place) if place.is_file() else {}
+        engine = self.measuring.engine("torch")
+        return [
+            self._phase(engine, name, phases.get(name), metric)
+            for name in _PHASES
+            for metric in ("seconds", "resident_bytes")
+        ]
+
+    def _phase(
+        self, engine: Engine, name: str, phase: dict[str, float] | None, metric: str
+    ) -> Measurement:
+        key = "seconds" if metric == "seconds" else "peak_bytes"
+        value = phase[key] if phase and (metric == "seconds" or phase[key]) else None
+        return Measurement(
+            name=f"compress-{name}",
+            metric=metric,
+            value=value,
+            unit="s" if metric == "seconds" else "bytes",
+            higher_is_better=False,
+            path=engine.path,
+            engine=engine.name,
+            details={"scope": _PHASES[name], "includes": "all blocks; the largest peak of one"},
+            reason=None if value is not None else "not timed: nothing was computed in this phase",
+        )
+
+    def _layers(self) -> list[Measurement]:
+        # Imported here: other suites multiply no single layers.
+        from trinity.harness import layer_bench
+
+        measuring = self.measuring
+        formats = set(checkpoint.Checkpoint(measuring.subject.folder).formats.values())
+        if self.spec.shapes != "model":
+            shapes = layer_bench.SHAPES[self.spec.shapes]
+            formats = {layer_bench.resized(f, shape) for f in formats for shape in shapes}
+        makers = []
+        if "iree" in self.names:
+            assert measuring.lower_spec is not None
+            makers.append(layer_bench.iree_product(measuring.lower_spec.target))
+        ordered = sorted(formats, key=lambda f: (f.shape, f.label))
+        return layer_bench.bench_layers(ordered, self.spec.rows, self.spec.repeats, makers)
+
+    def _engines(self) -> list[Engine]:
+        return [self.measuring.engine(name) for name in self.names]
+
+    def _dense(self) -> generate.Dense | None:
+        """The baseline runs where the compressed weights run packed, or in torch if nowhere."""
+        if self.baseline is None:
+            return None
+        name = "iree" if "iree" in self.names else "torch"
+        label = f"{self.baseline.subject.name} ({self.baseline.subject.fingerprint[:12]})"
+        return generate.Dense(self.baseline.engine(name), label)
+
+    def _dtype(self) -> str:
+        return dtype_name(read_config(self.measuring.subject.folder))
+
+    def _weights(self) -> int:
+        """Numbers that a token is multiplied with: linears of the blocks, and the head."""
+        model = self.measuring.torch_engine.model
+        return sum(m.weight.numel() for m in model.modules() if hasattr(m, "nf") or _linear(m))
+
+    def _held_bytes(self, engine: str) -> int:
+        """Bytes of the weights that one token reads; an embedding that is no head is not read."""
+        model = self.measuring.torch_engine.model
+        embedding = model.get_input_embeddings().weight
+        head = model.get_output_embeddings()
+        unread: int = embedding.nbytes if head is None or head.weight is not embedding else 0
+        if engine == "torch":
+            held: int = sum(p.nbytes for p in model.parameters())
+            return held - unread
+        lowered = self.measuring.lowered
+        assert lowered is not None
+        return lowered.parameters.stat().st_size - unread
+
+
+def _linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)

@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+
+from tests.harness.tiny import BigramEngine, ByteTokenizer
+from trinity.harness import data
+from trinity.harness.accuracy import fidelity
+from trinity.harness.records.measurement import Measurement
+from trinity.methods.errors import ConfigError
+
+
+def test_divergence_and_agreement_by_hand() -> None:
+    dense = torch.tensor([[0.8, 0.2], [0.5, 0.5], [0.1, 0.9]]).log()
+    compressed = torch.tensor([[0.6, 0.4], [0.5, 0.5], [0.7, 0.3]]).log()
+    divergence, agreement = fidelity.compare(dense, compressed)
+    by_hand = [
+        0.8 * math.log(0.8 / 0.6) + 0.2 * math.log(0.2 / 0.4),
+        0.0,
+        0.1 * math.log(0.1 / 0.7) + 0.9 * math.log(0.9 / 0.3),
+    ]
+    assert divergence == pytest.approx(sum(by_hand) / 3, rel=1e-6)
+    assert agreement == pytest.approx(2 / 3)
+
+
+def test_logits_shifted_by_a_constant_are_the_same_distribution() -> None:
+    logits = torch.randn(300, 40)
+    divergence, agreement = fidelity.compare(logits, logits + 5.0)
+    assert divergence == pytest.approx(0.0, abs=1e-6)
+    assert agreement == 1.0
+
+
+def test_a_model_compared_with_itself_has_no_divergence() -> None:
+    corpus = data.load("pydoc", "test")
+    engine = BigramEngine()
+    kl, top = fidelity.evaluate(engine, engine, ByteTokenizer(), corpus, 64, 3)
+    assert (kl.metric, kl.value, kl.samples) == ("kl", 0.0, [0.0] * 3)
+    assert (top.metric, top.value) == ("top1_agreement", 1.0)
+    assert kl.details["positions"] == 3 * 64
+
+
+def test_a_change_shows_in_every_window() -> None:
+    corpus = data.load("pydoc", "test")
+    dense = BigramEngine()
+    # Not seed 0, which the table itself was drawn with.
+    noise = torch.randn(256, 256, generator=torch.Generator().manual_seed(5))
+    changed = BigramEngine(dense.table + 0.5 * noise)
+    kl, top = fidelity.evaluate(changed, dense, ByteTokenizer(), corpus, 64, 4)
+    assert all(sample > 0 for sample in kl.samples)
+    assert top.value is not None
+    assert 0 < top.value < 1
+    assert kl.interval is not None
+    assert kl.value is not None
+    assert kl.interval.low <= kl.value <= kl.interval.high
+
+
+def test_models_of_other_vocabularies_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not the same model"):
+        fidelity.compare(torch.zeros(2, 5), torch.zeros(2, 6))
+
+
+def answered(answers: list[int], **details: object) -> Measurement:
+    common = {
+        "answers": answers,
+        "examples": len(answers),
+        "examples_available": 9,
+        "task_version": "1.0",
+        "num_fewshot": 0,
+        "lm_eval_version": "0",
+        "documents_sha256": "d",
+    }
+    return Measurement(
+        name="piqa",
+        metric="acc",
+        value=0.5,
+        unit="1",
+        higher_is_better=True,
+        path="simulated",
+        engine="torch",
+        samples=[1.0] * len(answers),
+        details={**common, **details},
+    )
+
+
+def test_a_flip_is_another_answer_whether_right_or_wrong() -> None:
+    (found,) = fidelity.flips([answered([0, 1, 2, 3])], [answered([0, 1, 1, 1])], "flips")
+    assert (found.metric, found.value, found.samples) == ("flip_rate", 0.5, [0.0, 0.0, 1.0, 1.0])
+
+
+def test_flips_need_the_same_examples() -> None:
+    with pytest.raises(ConfigError, match="other examples"):
+        fidelity.flips([answered([0])], [answered([0], documents_sha256="e")], "flips")
