@@ -148,6 +148,9 @@ def compress(
     with _start(quiet) as reporter:
         result = compress_to(model, method, set_ or [], dtype, out, _store(), reporter)
     text = f"{out}: {result['bits_per_weight']:.3f} bits per weight, {result['layers']} layers"
+    for key, words in (("dense", "linears left dense"), ("unmapped", "tensors not mapped")):
+        if result.get(key):
+            text += f"\n{words} ({len(result[key])}): {', '.join(result[key])}"
     _show(result, as_json, text)
 
 

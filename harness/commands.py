@@ -5,8 +5,6 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trinity.harness import checkpoint, paper, recipe, sources
 from trinity.harness.compiled import (
     PARAMETERS,
@@ -16,9 +14,8 @@ from trinity.harness.compiled import (
     plan_of,
     write_parameters,
 )
-from trinity.harness.imported import import_checkpoint
 from trinity.harness.measure import Measuring, check_machine
-from trinity.harness.models import DTYPES, Decoder, dtype_name, read_config
+from trinity.harness.models import dtype_name, read_config
 from trinity.harness.progress import Reporter
 from trinity.harness.records import record
 from trinity.harness.records.measurement import Measurement
@@ -59,26 +56,23 @@ def compress_to(
         recipe.apply_override(data if setting.startswith("calibration.") else step, setting)
     if isinstance(found, (Method, BlockMethod)) and found.needs:
         data.setdefault("calibration", {})
-    if isinstance(found, CheckpointSource):
-        if "calibration" in data:
-            msg = f"method '{method}' reads finished checkpoints and uses no calibration data."
-            raise ConfigError(msg)
-        config = registry.configure(method, {k: v for k, v in step.items() if k != "method"})
-        folder = sources.resolve(model, None, store)
-        spec = recipe.ModelSpec.model_validate({"id": model, "dtype": dtype})
-        decoder = Decoder(folder.path, DTYPES[spec.dtype], torch.device("cpu"))
-        finished = import_checkpoint(decoder, found, config, folder.sha256, store)
-    else:
-        finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
+    if isinstance(found, CheckpointSource) and "calibration" in data:
+        msg = f"method '{method}' reads finished checkpoints and uses no calibration data."
+        raise ConfigError(msg)
+    finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
     # A copy, not links: what a user does to it must not reach the store.
     ignore = shutil.ignore_patterns(MANIFEST, TIMING)
     make_folder(out, lambda folder: shutil.copytree(finished, folder, ignore=ignore))
     compressed = checkpoint.Checkpoint(out)
-    return {
+    result = {
         "checkpoint": str(out),
         "bits_per_weight": compressed.bits_per_weight,
         "layers": len(compressed.formats),
     }
+    imported = compressed.summary.get("imported")
+    if imported:
+        result |= {key: imported[key] for key in ("dense", "unmapped")}
+    return result
 
 
 def measuring_of(

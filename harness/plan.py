@@ -32,10 +32,20 @@ class PlannedStep:
 
 
 @dataclass(frozen=True)
+class PlannedSource:
+    """A checkpoint source with its checked options: it stands in for all steps."""
+
+    name: str
+    source: CheckpointSource[MethodConfig]
+    config: MethodConfig
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The steps of every linear layer; a layer with none stays dense."""
+    """The steps of every linear layer, a layer with none stays dense; or a checkpoint source."""
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
+    source: PlannedSource | None = None
 
     @property
     def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
@@ -58,6 +68,9 @@ class Plan:
 
 def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
     """Match a recipe's steps with a model's layers; ConfigError names the layers that do not."""
+    source = _source(spec)
+    if source:
+        return Plan(dict.fromkeys(shapes, ()), source)
     default = _planned(spec.steps)
     overrides = {glob: _planned(steps) for glob, steps in spec.layers.items()}
     for glob in overrides:
@@ -76,14 +89,25 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
     return Plan(steps)
 
 
+def _source(spec: CompressSpec) -> PlannedSource | None:
+    """The source of a recipe whose only step is one."""
+    if len(spec.steps) != 1 or spec.layers:
+        return None
+    (step,) = spec.steps
+    method = registry.get(step.method)
+    if not isinstance(method, CheckpointSource):
+        return None
+    return PlannedSource(step.method, method, registry.configure(step.method, step.options))
+
+
 def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
     planned = []
     for step in steps:
         method = registry.get(step.method)
         if isinstance(method, CheckpointSource):
             msg = (
-                f"method '{step.method}' reads finished checkpoints and cannot be a compression "
-                f"step; give it to `trinity compress CHECKPOINT --method {step.method}`."
+                f"method '{step.method}' reads finished checkpoints: it can be a recipe's only "
+                f"step, without `layers`, and none beside others."
             )
             raise ConfigError(msg)
         planned.append(
@@ -106,8 +130,8 @@ def _check(
         raise ConfigError(msg)
 
 
-def shortened(names: list[str]) -> str:
+def shortened(names: list[str], what: str = "layers") -> str:
     """'a, b, c and 7 more layers'."""
     shown = ", ".join(names[:NAMES_SHOWN])
     more = len(names) - NAMES_SHOWN
-    return f"{shown} and {more} more layers" if more > 0 else shown
+    return f"{shown} and {more} more {what}" if more > 0 else shown

@@ -85,7 +85,8 @@ def _attribute_violations(method: object) -> list[str]:
     if not isinstance(method, (Method, BlockMethod, CheckpointSource)):
         return [
             f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
-            f"problem, compress), of a BlockMethod (compress_block) or of a CheckpointSource (load)"
+            f"problem, compress), of a BlockMethod (compress_block) or of a CheckpointSource "
+            f"(parts, load)"
         ]
     # A protocol says that attributes are there, not what they hold.
     names = ("name", "paper", "config", "needs")
@@ -99,6 +100,10 @@ def _attribute_violations(method: object) -> list[str]:
         found.append(f"config: {config!r} is not a subclass of MethodConfig")
     if not isinstance(method, CheckpointSource) and not isinstance(needs, Statistic):
         found.append(f"needs: {needs!r} is not a Statistic")
+    if isinstance(method, CheckpointSource):
+        parts: object = method.parts
+        if not isinstance(parts, tuple) or not parts or not all(type(p) is str for p in parts):
+            found.append(f"parts: {parts!r} is not a tuple of the last words of tensor names")
     return found
 
 

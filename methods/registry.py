@@ -25,6 +25,7 @@ BUILT_IN = {
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",
     "slim-quant": "trinity.methods.slim_quant:SLIM_QUANT",
+    "slope": "trinity.methods.slope:SLOPE",
     "wanda": "trinity.methods.wanda:WANDA",
 }
 

@@ -27,7 +27,11 @@ class ModelInfo(BaseModel):
 
 
 class CheckpointInfo(BaseModel):
-    """The compressed checkpoint: sizes counted from its files, results of every layer."""
+    """The compressed checkpoint: sizes counted from its files, results of every layer.
+
+    imported: of weights compressed elsewhere, the source's options, the linears it left dense and
+        the tensors it could not map; null for weights compressed here
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +39,7 @@ class CheckpointInfo(BaseModel):
     bits_per_weight: float
     stored_bytes: dict[str, int]
     layers: dict[str, Any]
+    imported: dict[str, Any] | None = None
 
 
 class LoweringInfo(BaseModel):
