@@ -24,10 +24,11 @@ from trinity.harness.repro import Reproduced, planned_rows, write_table
 from trinity.harness.run import Run
 from trinity.harness.store import MANIFEST, StageStore, make_folder
 from trinity.harness.walk import TIMING
-from trinity.methods import conformance, registry
-from trinity.methods.contract import BlockMethod, CheckpointSource, Method
-from trinity.methods.errors import ConfigError
+from trinity.methods import conformance, registry, sample_layers
+from trinity.methods.contract import BlockMethod, CheckpointSource, Method, Registered
+from trinity.methods.errors import ConfigError, nearest
 
+OWN_PACKAGE = "compression-trinity"
 EMITTED = ("torch", "annotated", "storage", "vmfb")
 
 
@@ -220,36 +221,84 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
     return results
 
 
+def list_methods() -> list[dict[str, str]]:
+    """Every registered method: name, paper, needs, format of its result, owner."""
+    return [
+        {"name": name, **_summary(name), "owner": registry.owner(name)} for name in registry.names()
+    ]
+
+
+def _summary(name: str) -> dict[str, str]:
+    try:
+        method = registry.get(name)
+    except ConfigError as error:
+        # One broken plugin must not hide the others; using it raises.
+        return {"paper": "-", "needs": "-", "format": f"cannot be loaded: {error}"}
+    layout = sample_layers.example_format(method)
+    label = "as stored" if isinstance(method, CheckpointSource) else "-"
+    return {
+        "paper": method.paper,
+        "needs": _needs(method),
+        "format": layout.label if layout else label,
+    }
+
+
 def describe_method(name: str) -> dict[str, Any]:
     """A method as plain data: paper, needs, options with their defaults."""
     method = registry.get(name)
     options = {}
     for key, field in method.config.model_fields.items():
-        options[key] = "required" if field.is_required() else f"default {field.default!r}"
-    needs = method.needs if isinstance(method, (Method, BlockMethod)) else None
+        default = field.get_default(call_default_factory=True)
+        options[key] = "required" if field.is_required() else f"default {default!r}"
     return {
         "name": name,
         "owner": registry.owner(name),
         "paper": method.paper,
-        "needs": str(needs.name or "NOTHING") if needs is not None else "a checkpoint",
+        "needs": _needs(method),
         "options": options,
         "about": (type(method).__doc__ or "").strip(),
     }
 
 
-def check_package(package: str) -> dict[str, list[str]]:
-    """Contract violations of every method that a package registers; an empty list conforms."""
+def _needs(method: Registered) -> str:
+    """'x_norm, hessian': the statistics to collect; 'a checkpoint' for a source."""
+    if isinstance(method, CheckpointSource):
+        return "a checkpoint"
+    return ", ".join(str(flag.name).lower() for flag in method.needs) or "nothing"
+
+
+def check_methods(name: str, settings: list[str]) -> dict[str, list[str]]:
+    """Contract violations of a method, or of every method that a package registers.
+
+    settings: options of the method, as in a recipe; -> name -> what it breaks, empty if nothing
+    """
+    options: dict[str, Any] = {}
+    for setting in settings:
+        recipe.apply_override(options, setting)
+    if name in registry.names():
+        config = registry.configure(name, options) if options else None
+        given = config.model_dump(mode="json") if config else None
+        return {name: conformance.check(registry.get(name), options=given)}
+    if options:
+        msg = f"--set: '{name}' is no method; options are those of one method, not of a package."
+        raise ConfigError(msg)
     try:
-        entries = [e for e in distribution(package).entry_points if e.group == registry.GROUP]
+        entries = [e for e in distribution(name).entry_points if e.group == registry.GROUP]
     except PackageNotFoundError as error:
+        known = [*registry.names(), OWN_PACKAGE]
         msg = (
-            f"package '{package}' is not installed in this environment. Install it with pip first."
+            f"'{name}' is neither a registered method nor an installed package."
+            f"{nearest(name, known)} `trinity methods list` lists the methods; a package is "
+            f"installed with pip first."
         )
         raise ConfigError(msg) from error
-    if not entries:
-        msg = f"package '{package}' registers nothing in the entry-point group '{registry.GROUP}'."
+    checked = [entry.name for entry in entries]
+    if name == OWN_PACKAGE:
+        checked = list(registry.BUILT_IN)
+    if not checked:
+        msg = f"package '{name}' registers nothing in the entry-point group '{registry.GROUP}'."
         raise ConfigError(msg)
-    return {entry.name: conformance.check(registry.get(entry.name)) for entry in entries}
+    return {key: conformance.check(registry.get(key)) for key in checked}
 
 
 def check_new(out: Path) -> None:
