@@ -148,6 +148,9 @@ def compress(
     with _start(quiet) as reporter:
         result = compress_to(model, method, set_ or [], dtype, out, _store(), reporter)
     text = f"{out}: {result['bits_per_weight']:.3f} bits per weight, {result['layers']} layers"
+    for key, words in (("dense", "linears left dense"), ("unmapped", "tensors not mapped")):
+        if result.get(key):
+            text += f"\n{words} ({len(result[key])}): {', '.join(result[key])}"
     _show(result, as_json, text)
 
 
@@ -384,11 +387,11 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 
 @methods_app.command("list")
 def methods_list(as_json: Json = False, debug: Debug = False) -> None:
-    """Every registered method and who registers it."""
-    from trinity.methods import registry
+    """Every registered method: paper, statistics it needs, what its result is stored as."""
+    from trinity.harness.commands import list_methods
 
-    owners = {name: registry.owner(name) for name in registry.names()}
-    _show(owners, as_json, "\n".join(f"{name:<16} {owner}" for name, owner in owners.items()))
+    found = list_methods()
+    _show(found, as_json, _table(found))
 
 
 @methods_app.command("show")
@@ -401,15 +404,35 @@ def methods_show(name: str, as_json: Json = False, debug: Debug = False) -> None
 
 
 @methods_app.command("check")
-def methods_check(package: str, as_json: Json = False, debug: Debug = False) -> None:
-    """Run the contract's checks on every method of an installed package."""
-    from trinity.harness.commands import check_package
+def methods_check(
+    name: Annotated[str, typer.Argument(help="A registered method, or an installed package.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of the method. May be repeated.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run the contract's checks on a method, or on every method of a package."""
+    from trinity.harness.commands import check_methods
 
-    found = check_package(package)
-    lines = [f"{name}: {'; '.join(wrong) or 'conforms'}" for name, wrong in found.items()]
+    found = check_methods(name, set_ or [])
+    lines = []
+    for method, wrong in found.items():
+        lines.append(f"{method}: {f'{len(wrong)} violations' if wrong else 'conforms'}")
+        lines += [f"  {violation}" for violation in wrong]
     _show(found, as_json, "\n".join(lines))
     if any(found.values()):
         raise typer.Exit(1)
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    """Rows with equal keys as aligned columns under a heading."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def _described(method: dict[str, Any]) -> str:

@@ -5,8 +5,6 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trinity.harness import checkpoint, exporting, paper, recipe, sources
 from trinity.harness.compiled import (
     PARAMETERS,
@@ -16,9 +14,8 @@ from trinity.harness.compiled import (
     plan_of,
     write_parameters,
 )
-from trinity.harness.imported import import_checkpoint
 from trinity.harness.measure import Measuring, check_machine
-from trinity.harness.models import DTYPES, Decoder, dtype_name, read_config
+from trinity.harness.models import dtype_name, read_config
 from trinity.harness.progress import Reporter
 from trinity.harness.records import record
 from trinity.harness.records.measurement import Measurement
@@ -27,10 +24,17 @@ from trinity.harness.repro import Reproduced, planned_rows, write_table
 from trinity.harness.run import Run
 from trinity.harness.store import MANIFEST, StageStore, make_folder
 from trinity.harness.walk import TIMING
-from trinity.methods import conformance, registry
-from trinity.methods.contract import BlockMethod, CheckpointSource, Method, ModelMethod
-from trinity.methods.errors import ConfigError
+from trinity.methods import conformance, registry, sample_layers
+from trinity.methods.contract import (
+    BlockMethod,
+    CheckpointSource,
+    Method,
+    ModelMethod,
+    Registered,
+)
+from trinity.methods.errors import ConfigError, nearest
 
+OWN_PACKAGE = "compression-trinity"
 EMITTED = ("torch", "annotated", "storage", "target", "vmfb")
 
 
@@ -59,26 +63,23 @@ def compress_to(
         recipe.apply_override(data if setting.startswith("calibration.") else step, setting)
     if isinstance(found, (Method, BlockMethod)) and found.needs:
         data.setdefault("calibration", {})
-    if isinstance(found, CheckpointSource):
-        if "calibration" in data:
-            msg = f"method '{method}' reads finished checkpoints and uses no calibration data."
-            raise ConfigError(msg)
-        config = registry.configure(method, {k: v for k, v in step.items() if k != "method"})
-        folder = sources.resolve(model, None, store)
-        spec = recipe.ModelSpec.model_validate({"id": model, "dtype": dtype})
-        decoder = Decoder(folder.path, DTYPES[spec.dtype], torch.device("cpu"))
-        finished = import_checkpoint(decoder, found, config, folder.sha256, store)
-    else:
-        finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
+    if isinstance(found, CheckpointSource) and "calibration" in data:
+        msg = f"method '{method}' reads finished checkpoints and uses no calibration data."
+        raise ConfigError(msg)
+    finished = Run(recipe.parse(data, "trinity compress"), store, reporter).checkpoint
     # A copy, not links: what a user does to it must not reach the store.
     ignore = shutil.ignore_patterns(MANIFEST, TIMING)
     make_folder(out, lambda folder: shutil.copytree(finished, folder, ignore=ignore))
     compressed = checkpoint.Checkpoint(out)
-    return {
+    result = {
         "checkpoint": str(out),
         "bits_per_weight": compressed.bits_per_weight,
         "layers": len(compressed.formats),
     }
+    imported = compressed.summary.get("imported")
+    if imported:
+        result |= {key: imported[key] for key in ("dense", "unmapped")}
+    return result
 
 
 def measuring_of(
@@ -234,39 +235,86 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
     return results
 
 
+def list_methods() -> list[dict[str, str]]:
+    """Every registered method: name, paper, needs, format of its result, owner."""
+    return [
+        {"name": name, **_summary(name), "owner": registry.owner(name)} for name in registry.names()
+    ]
+
+
+def _summary(name: str) -> dict[str, str]:
+    try:
+        method = registry.get(name)
+    except ConfigError as error:
+        # One broken plugin must not hide the others; using it raises.
+        return {"paper": "-", "needs": "-", "format": f"cannot be loaded: {error}"}
+    layout = sample_layers.example_format(method)
+    label = "as stored" if isinstance(method, CheckpointSource) else "-"
+    return {
+        "paper": method.paper,
+        "needs": _needs(method),
+        "format": layout.label if layout else label,
+    }
+
+
 def describe_method(name: str) -> dict[str, Any]:
     """A method as plain data: paper, needs, options with their defaults."""
     method = registry.get(name)
     options = {}
     for key, field in method.config.model_fields.items():
-        options[key] = "required" if field.is_required() else f"default {field.default!r}"
-    if isinstance(method, (Method, BlockMethod)):
-        needs = str(method.needs.name or "NOTHING")
-    else:
-        needs = "token sequences" if isinstance(method, ModelMethod) else "a checkpoint"
+        default = field.get_default(call_default_factory=True)
+        options[key] = "required" if field.is_required() else f"default {default!r}"
     return {
         "name": name,
         "owner": registry.owner(name),
         "paper": method.paper,
-        "needs": needs,
+        "needs": _needs(method),
         "options": options,
         "about": (type(method).__doc__ or "").strip(),
     }
 
 
-def check_package(package: str) -> dict[str, list[str]]:
-    """Contract violations of every method that a package registers; an empty list conforms."""
+def _needs(method: Registered) -> str:
+    """'x_norm, hessian': the statistics to collect; 'a checkpoint' for a source."""
+    if isinstance(method, CheckpointSource):
+        return "a checkpoint"
+    if isinstance(method, ModelMethod):
+        return "token sequences"
+    return ", ".join(str(flag.name).lower() for flag in method.needs) or "nothing"
+
+
+def check_methods(name: str, settings: list[str]) -> dict[str, list[str]]:
+    """Contract violations of a method, or of every method that a package registers.
+
+    settings: options of the method, as in a recipe; -> name -> what it breaks, empty if nothing
+    """
+    options: dict[str, Any] = {}
+    for setting in settings:
+        recipe.apply_override(options, setting)
+    if name in registry.names():
+        config = registry.configure(name, options) if options else None
+        given = config.model_dump(mode="json") if config else None
+        return {name: conformance.check(registry.get(name), options=given)}
+    if options:
+        msg = f"--set: '{name}' is no method; options are those of one method, not of a package."
+        raise ConfigError(msg)
     try:
-        entries = [e for e in distribution(package).entry_points if e.group == registry.GROUP]
+        entries = [e for e in distribution(name).entry_points if e.group == registry.GROUP]
     except PackageNotFoundError as error:
+        known = [*registry.names(), OWN_PACKAGE]
         msg = (
-            f"package '{package}' is not installed in this environment. Install it with pip first."
+            f"'{name}' is neither a registered method nor an installed package."
+            f"{nearest(name, known)} `trinity methods list` lists the methods; a package is "
+            f"installed with pip first."
         )
         raise ConfigError(msg) from error
-    if not entries:
-        msg = f"package '{package}' registers nothing in the entry-point group '{registry.GROUP}'."
+    checked = [entry.name for entry in entries]
+    if name == OWN_PACKAGE:
+        checked = list(registry.BUILT_IN)
+    if not checked:
+        msg = f"package '{name}' registers nothing in the entry-point group '{registry.GROUP}'."
         raise ConfigError(msg)
-    return {entry.name: conformance.check(registry.get(entry.name)) for entry in entries}
+    return {key: conformance.check(registry.get(key)) for key in checked}
 
 
 def check_new(out: Path) -> None:

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from trinity.harness import checkpoint
 from trinity.harness.code import code_sha256, methods_sha256
 from trinity.harness.models import Decoder, linear_shape, matrix_of, weight_of
@@ -25,13 +27,10 @@ def import_checkpoint(
     """The stage of a checkpoint with the weights that a source finds; the others stay dense.
 
     A weight that is found for no linear of the model is an error: it would be lost silently.
+    `trinity.json` lists, under `imported`, the linears that stay dense and the tensors of the file
+    that are in neither the model nor a layer that was found.
     """
     described = {"method": source.name, **config.model_dump(mode="json")}
-    summary = {
-        "model": {"sha256": model_sha256},
-        "imported": described,
-        "versions": environment()["packages"],
-    }
 
     def write(folder: Path) -> None:
         tensors = {name: decoder.reader.read(name) for name in decoder.reader.places}
@@ -52,6 +51,15 @@ def import_checkpoint(
             place.mkdir()
             _write_block(place, decoder, index, found)
             blocks.append(place)
+        summary = {
+            "model": {"sha256": model_sha256},
+            "imported": {
+                **described,
+                "dense": [name for name in shapes if name not in found],
+                "unmapped": unmapped(tensors, decoder, source, found),
+            },
+            "versions": environment()["packages"],
+        }
         checkpoint.write(folder, decoder, blocks, summary)
         for place in blocks:
             shutil.rmtree(place)
@@ -66,6 +74,18 @@ def import_checkpoint(
         ],
     }
     return store.fetch("imported", inputs, write)
+
+
+def unmapped(
+    tensors: Mapping[str, Tensor],
+    decoder: Decoder,
+    source: CheckpointSource[MethodConfig],
+    found: Mapping[str, CompressedWeight],
+) -> list[str]:
+    """Names of the file's tensors that nothing was made of."""
+    mapped = set(decoder.tensor_names.values())
+    mapped |= {f"{layer}.{part}" for layer in found for part in source.parts}
+    return sorted(set(tensors) - mapped)
 
 
 def _write_block(
@@ -84,6 +104,8 @@ def _write_block(
             msg = f"{name}: the imported weight is {found_shape}, the layer {list(shape)}."
             raise ConfigError(msg)
         known = None if matrix_of(module).is_meta else weight_of(module)
-        layers[name] = layer_report(known, weights[name], LayerStats())
+        report = layer_report(known, weights[name], LayerStats())
+        # The file's own weight is all there is: there is no original to be wrong about.
+        layers[name] = {**report, "relative_error": None}
     decoder.unload(path)
     save_block(folder, weights, layers)

@@ -26,25 +26,38 @@ GROUP = "trinity.papers"
 
 
 class PublishedKey(Section):
-    """Which rows of the published file a row of ours is compared with."""
+    """Which lines of the published file a row of ours is compared with.
+
+    bits, adapter: where the file has several for one method and quantization
+    """
 
     method: str
     quantization: str
+    bits: str | None = None
+    adapter: str | None = None
 
 
 class Row(Section):
-    """One method of a table.  `steps` may hold $pattern and the profile's $parameters."""
+    """One method of a table.  `steps` and `training` may hold $pattern and the profile's
+    $parameters.
+
+    name: of its recipe; rows of one name are one run, also in tables of other papers
+    patterns: of the table's, if not all of them   training: of a 'trained:' model
+    """
 
     name: str
     label: str
     quantization: str
     steps: tuple[dict[str, Any], ...]
+    patterns: tuple[str, ...] | None = None
+    training: dict[str, Any] | None = None
     published: PublishedKey | None = None
 
     @property
     def by_pattern(self) -> bool:
         """Whether the row is run once for each sparsity pattern."""
-        return any("$pattern" in str(value) for step in self.steps for value in step.values())
+        options = (*self.steps, self.training or {})
+        return any("$pattern" in str(value) for step in options for value in step.values())
 
 
 class Protocol(Section):
@@ -59,10 +72,21 @@ class Protocol(Section):
 
 
 class Table(Section):
-    """A table's layout: rows of methods, one part for each pattern."""
+    """A table's layout: rows of methods, one part for each pattern.
+
+    published: file of the paper's numbers, if it has any
+    published_table: the file's lines of this table alone
+    published_as: our measurement's name -> the file's, beside those that are known
+    reference: the paper's model whose numbers stand beside ours where the paper has none for ours
+    note: a sentence for the caption
+    """
 
     title: str
-    published: str
+    published: str | None = None
+    published_table: str | None = None
+    published_as: dict[str, str] = Field(default_factory=dict)
+    reference: str | None = None
+    note: str = ""
     protocol: Protocol = Protocol()
     patterns: dict[str, str]
     rows: tuple[Row, ...]
@@ -158,11 +182,12 @@ def recipe_name(row: Row, pattern: str | None) -> str:
 def recipe(profile: Profile, data: Data, model: str, row: Row, pattern: str | None) -> Recipe:
     """The run behind one row of a table."""
     values = {**profile.parameters, "pattern": pattern}
-    steps = [{key: _filled(value, values) for key, value in step.items()} for step in row.steps]
+    steps = [_all_filled(step, values) for step in row.steps]
+    training = _all_filled(row.training, values) if row.training is not None else None
     return parse(
         {
             "name": recipe_name(row, pattern),
-            "model": {"id": model, "dtype": profile.dtype},
+            "model": {"id": model, "dtype": profile.dtype, "training": training},
             "compress": {"steps": steps},
             "calibration": data.calibration.model_dump(),
             "evaluate": data.evaluate.model_dump(),
@@ -202,29 +227,45 @@ def printed(
 
     model: the paper's name for it; None: of any model   name: of our measurement
     """
-    if row.published is None:
+    line = published_line(table, row, pattern, model, name)
+    return line["value"] if line else None
+
+
+def published_line(
+    table: Table, row: Row, pattern: str | None, model: str | None, name: str
+) -> dict[str, str] | None:
+    """The line of the published file for a cell, its source included; None if it has no number."""
+    key = row.published
+    if key is None or table.published is None:
         return None
     wanted = {
-        "method": row.published.method,
-        "quantization": row.published.quantization,
+        "model": model,
+        "table": table.published_table,
+        "method": key.method,
+        "quantization": key.quantization,
+        "bits": key.bits,
+        "adapter": key.adapter,
         "sparsity_pattern": table.patterns[pattern] if pattern else "dense",
     }
-    if model is not None:
-        wanted["model"] = model
+    wanted = {column: value for column, value in wanted.items() if value is not None}
     with published_file(table.published).open(newline="") as stream:
         for line in csv.DictReader(stream):
-            if all(line[key] == value for key, value in wanted.items()) and _is_of(line, name):
+            if all(line[column] == value for column, value in wanted.items()) and _is_of(
+                line, name, table
+            ):
                 try:
                     float(line["value"])
                 except ValueError:
                     continue  # 'OOM': the paper has no number either
-                return line["value"]
+                return line
     return None
 
 
-def _is_of(line: dict[str, str], name: str) -> bool:
+def _is_of(line: dict[str, str], name: str, table: Table) -> bool:
     """Whether a line of a published file is about what a measurement of this name measures."""
     what = line["task_or_metric"].lower()
+    if name in table.published_as:
+        return what == table.published_as[name].lower()
     if name == "average":
         return what.startswith("average")
     return what == name or what in PUBLISHED_AS.get(name, ())
@@ -245,6 +286,10 @@ def published_file(name: str) -> Path:
 def _folder() -> Any:
     """importlib.resources has no public type for what it returns."""
     return files("trinity.harness") / "papers"
+
+
+def _all_filled(options: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _filled(value, values) for key, value in options.items()}
 
 
 def _filled(value: Any, values: dict[str, Any]) -> Any:

@@ -47,8 +47,17 @@ class PlannedTune:
 
 
 @dataclass(frozen=True)
+class PlannedSource:
+    """A checkpoint source with its checked options: it stands in for all steps."""
+
+    name: str
+    source: CheckpointSource[MethodConfig]
+    config: MethodConfig
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The steps of every linear layer; a layer with none stays dense.
+    """The steps of every linear layer, a layer with none stays dense; or a checkpoint source.
 
     order: whether a block's linears are calibrated all at once or input by input
     inputs: how inputs are rounded, by layer; no entry leaves a layer's inputs alone
@@ -56,9 +65,10 @@ class Plan:
     """
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
+    source: PlannedSource | None = None
     order: Order = "block"
     inputs: Mapping[str, InputFormat] = field(default_factory=dict)
-    tune: "PlannedTune | None" = None
+    tune: PlannedTune | None = None
 
     @property
     def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
@@ -81,6 +91,9 @@ class Plan:
 
 def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
     """Match a recipe's steps with a model's layers; ConfigError names the layers that do not."""
+    source = _source(spec)
+    if source:
+        return Plan(dict.fromkeys(shapes, ()), source)
     default = _planned(spec.steps)
     overrides = {glob: _planned(steps) for glob, steps in spec.layers.items()}
     for glob in overrides:
@@ -101,7 +114,8 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
         kept = (name for name in shapes if not _skipped(name, spec))
         inputs = dict.fromkeys(kept, rounded)
     _check(steps, inputs, shapes)
-    made = Plan(steps, spec.order, inputs, _planned_tune(spec.tune) if spec.tune else None)
+    tuned = _planned_tune(spec.tune) if spec.tune else None
+    made = Plan(steps, order=spec.order, inputs=inputs, tune=tuned)
     if spec.order == "true-sequential":
         _check_layerwise(made)
     return made
@@ -132,14 +146,25 @@ def _skipped(name: str, spec: CompressSpec) -> bool:
     return any(fnmatchcase(name, glob) for glob in spec.skip)
 
 
+def _source(spec: CompressSpec) -> PlannedSource | None:
+    """The source of a recipe whose only step is one."""
+    if len(spec.steps) != 1 or spec.layers:
+        return None
+    (step,) = spec.steps
+    method = registry.get(step.method)
+    if not isinstance(method, CheckpointSource):
+        return None
+    return PlannedSource(step.method, method, registry.configure(step.method, step.options))
+
+
 def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
     planned = []
     for step in steps:
         method = registry.get(step.method)
         if isinstance(method, CheckpointSource):
             msg = (
-                f"method '{step.method}' reads finished checkpoints and cannot be a compression "
-                f"step; give it to `trinity compress CHECKPOINT --method {step.method}`."
+                f"method '{step.method}' reads finished checkpoints: it can be a recipe's only "
+                f"step, without `layers`, and none beside others."
             )
             raise ConfigError(msg)
         if isinstance(method, ModelMethod):
@@ -173,8 +198,8 @@ def _check(
         raise ConfigError(msg)
 
 
-def shortened(names: list[str]) -> str:
+def shortened(names: list[str], what: str = "layers") -> str:
     """'a, b, c and 7 more layers'."""
     shown = ", ".join(names[:NAMES_SHOWN])
     more = len(names) - NAMES_SHOWN
-    return f"{shown} and {more} more layers" if more > 0 else shown
+    return f"{shown} and {more} more {what}" if more > 0 else shown

@@ -9,6 +9,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
@@ -39,15 +41,42 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class TrainingSpec(Section):
+    """How a model 'trained:NAME' is trained, from random numbers, by SLoPe's steps.
+
+    pattern: N:M of the sparse layers; None trains all of them dense
+    mask: 'random' (the paper) or 'magnitude' (its code), drawn once
+    backward: 'double-pruned', or 'exact' to see what the second mask costs
+    rank: of the lazy adapters, 0 for none   adapter_share: last share of the steps that has them
+    dataset, split: the text   batch, seqlen: windows of a step, and tokens of each
+    lr: of AdamW
+    """
+
+    pattern: str | None = None
+    mask: Literal["random", "magnitude"] = "random"
+    backward: Literal["double-pruned", "exact"] = "double-pruned"
+    rank: NonNegativeInt = 0
+    adapter_share: float = Field(default=0.01, gt=0, le=1)
+    steps: PositiveInt = 400
+    batch: PositiveInt = 16
+    seqlen: PositiveInt = 128
+    lr: PositiveFloat = 1e-3
+    seed: int = 0
+    dataset: str = "pydoc"
+    split: str = "train"
+
+
 class ModelSpec(Section):
     """What is compressed.
 
-    id: a folder, 'package:NAME', 'random:NAME' or a hub id   revision: of a hub id
+    id: a folder, 'package:NAME', 'random:NAME', 'trained:NAME' or a hub id
+    revision: of a hub id   training: of a 'trained:' model, None for its defaults
     dtype: of activations and dense weights
     """
 
     id: str
     revision: str | None = None
+    training: TrainingSpec | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
 

@@ -73,7 +73,12 @@ def reproduce(
 def planned_rows(table: Table, globs: tuple[str, ...]) -> list[tuple[Row, str | None]]:
     """(row, pattern) of every run, in the table's order; ConfigError if no glob matches any."""
     planned: list[tuple[Row, str | None]] = [(r, None) for r in table.rows if not r.by_pattern]
-    planned += [(row, p) for p in table.patterns for row in table.rows if row.by_pattern]
+    planned += [
+        (row, pattern)
+        for pattern in table.patterns
+        for row in table.rows
+        if row.by_pattern and (row.patterns is None or pattern in row.patterns)
+    ]
     kept = [
         (row, pattern)
         for row, pattern in planned

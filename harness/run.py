@@ -17,6 +17,7 @@ from torch import Tensor
 from trinity.harness import calibration, checkpoint, data, plan, sources, tune
 from trinity.harness.code import code_sha256, methods_sha256
 from trinity.harness.compiled import Subject, check_inputs
+from trinity.harness.imported import import_checkpoint
 from trinity.harness.measure import Measuring, check_machine, context_length
 from trinity.harness.models import DTYPES, Decoder
 from trinity.harness.progress import Reporter
@@ -57,7 +58,8 @@ class Run:
         self._dense = dense
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_machine(recipe.evaluate, recipe.lower)
-        self.source = sources.resolve(recipe.model.id, recipe.model.revision, store)
+        spec = recipe.model
+        self.source = sources.resolve(spec.id, spec.revision, store, spec.training, reporter)
         self.decoder = Decoder(self.source.path, DTYPES[recipe.model.dtype], self.device)
         self.plan = plan.make(recipe.compress, self.decoder.layer_shapes())
         if recipe.lower is not None:
@@ -125,6 +127,8 @@ class Run:
     @cached_property
     def checkpoint(self) -> Path:
         """The compressed checkpoint's folder in the store."""
+        if self.plan.source:
+            return self._imported(self.plan.source)
         drawn, spec = self.calibration, self.recipe.calibration
         inputs = {
             "model": self.source.sha256,
@@ -133,6 +137,7 @@ class Run:
             "numerics": numerics(self.device),
             "code": [code_sha256(*COMPRESS_CODE), methods_sha256(self.plan.methods)],
         }
+        self._say_unused()
         walk = Walk(self.decoder, self.plan, drawn[0] if drawn else None, self.store, inputs)
         blocks = walk.run(lambda done, of: self._step("compress, blocks", done, of))
         last, tuned = blocks[-1].name, None
@@ -182,6 +187,29 @@ class Run:
         spec = self.recipe.compress.tune
         return (spec.data if spec else None) or self.recipe.calibration
 
+    def _say_unused(self) -> None:
+        """Adapters in a model's files are no part of the model: only a source reads them."""
+        used = set(self.decoder.tensor_names.values())
+        unused = sorted(set(self.decoder.reader.places) - used)
+        if unused:
+            self.reporter.say(
+                f"{self.recipe.name}: the files of {self.source.label} hold {len(unused)} tensors "
+                f"that the model does not use: {plan.shortened(unused, 'tensors')}"
+            )
+
+    def _imported(self, planned: plan.PlannedSource) -> Path:
+        """The checkpoint of a source's weights; says what of the file it could not use."""
+        folder = import_checkpoint(
+            self.decoder, planned.source, planned.config, self.source.sha256, self.store
+        )
+        lost = checkpoint.Checkpoint(folder).summary["imported"]["unmapped"]
+        if lost:
+            self.reporter.say(
+                f"{self.recipe.name}: {planned.name} could not map {len(lost)} tensors of the "
+                f"checkpoint: {plan.shortened(lost, 'tensors')}"
+            )
+        return folder
+
     @cached_property
     def measuring(self) -> Measuring:
         """The engines and suites of the finished checkpoint."""
@@ -193,7 +221,7 @@ class Run:
     @cached_property
     def dense(self) -> "Run":
         """The same recipe without compression: what fidelity and speed-ups are against."""
-        if not any(self.plan.steps.values()):
+        if not (self.plan.source or self.plan.inputs or any(self.plan.steps.values())):
             return self
         if self._dense is not None:
             return self._dense
@@ -265,6 +293,7 @@ class Run:
                 stored_bytes=compressed.stored_bytes(),
                 layers=compressed.summary["layers"],
                 inputs={name: found.label for name, found in compressed.inputs.items()},
+                imported=compressed.summary.get("imported"),
             ),
             lowering=self.measuring.lowered.info if self.measuring.lowered else None,
             measurements=measurements,

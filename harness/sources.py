@@ -11,12 +11,18 @@ from typing import Any
 
 import torch
 
+from trinity.harness import pickled
+from trinity.harness.code import code_sha256
 from trinity.harness.models import warnings_off
+from trinity.harness.progress import Reporter
+from trinity.harness.recipe import TrainingSpec
+from trinity.harness.records.environment import numerics
 from trinity.harness.store import MANIFEST, StageStore, file_sha256, fingerprint
 from trinity.methods.errors import ConfigError, MachineError, nearest
 
 logger = logging.getLogger(__name__)
 
+TRAINING_CODE = ("../methods/slope_training.py", "../methods/tensors.py")
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -34,9 +40,24 @@ class ModelFolder:
     sha256: str
 
 
-def resolve(model_id: str, revision: str | None, store: StageStore) -> ModelFolder:
-    """Find, convert or download a model; errors say what is missing before anything is loaded."""
+def resolve(
+    model_id: str,
+    revision: str | None,
+    store: StageStore,
+    training: TrainingSpec | None = None,
+    reporter: Reporter | None = None,
+) -> ModelFolder:
+    """Find, convert, train or download a model; errors say what is missing before anything is
+    loaded.
+
+    training: of a 'trained:' model, refused for others   reporter: told how far training is
+    """
     scheme, _, name = model_id.partition(":")
+    if scheme == "trained" and name:
+        return trained(name, training or TrainingSpec(), store, reporter or Reporter(quiet=True))
+    if training is not None:
+        msg = f"model '{model_id}': `training` is for models 'trained:NAME', not for finished ones."
+        raise ConfigError(msg)
     if scheme in ("package", "random") and name:
         makers = PACKAGES if scheme == "package" else RANDOM
         if name not in makers:
@@ -48,6 +69,9 @@ def resolve(model_id: str, revision: str | None, store: StageStore) -> ModelFold
             raise ConfigError(msg)
         return makers[name](store)
     local = Path(model_id).expanduser()
+    if local.exists() and (pickled_file := pickled.checkpoint_file(local)):
+        path = pickled.as_folder(pickled_file, store)
+        return ModelFolder(path, pickled_file.resolve().parent.name, "", folder_sha256(path))
     if local.is_dir():
         return ModelFolder(local, local.resolve().name, "", folder_sha256(local))
     if local.is_absolute() or model_id.startswith("."):
@@ -176,6 +200,41 @@ def _make_tiny_llama(folder: Path) -> None:
         torch.random.set_rng_state(state)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
+
+
+def trained(name: str, spec: TrainingSpec, store: StageStore, reporter: Reporter) -> ModelFolder:
+    """A model of `RANDOM` trained on real text by SLoPe's steps, once, and read from its
+    checkpoint.
+    """
+    # Imported here: it loads transformers' models, which finding a model does not need.
+    from trinity.harness import data, pretrain
+
+    if name not in RANDOM:
+        msg = (
+            f"model 'trained:{name}': there is no such untrained model."
+            f"{nearest(name, list(RANDOM))} Known: {', '.join(RANDOM)}."
+        )
+        raise ConfigError(msg)
+    start = RANDOM[name](store)
+    corpus = data.load(spec.dataset, spec.split)
+    inputs = {
+        "start": start.sha256,
+        "training": spec.model_dump(mode="json"),
+        "text": corpus.sha256,
+        "numerics": numerics(torch.device("cpu")),
+        "code": code_sha256("pretrain.py", *TRAINING_CODE),
+    }
+
+    def write(folder: Path) -> None:
+        pretrain.train(start.path, tokenizer_of(start.path), spec, folder, reporter)
+
+    place = store.fetch("trained", inputs, write)
+    path = pickled.as_folder(place / f"ckpt_{spec.steps}.pt", store)
+    note = (
+        f"a tiny model, trained here for {spec.steps} steps of {spec.batch} windows of "
+        f"{spec.seqlen} bytes of {spec.dataset}: it learns spelling and little more"
+    )
+    return ModelFolder(path, f"{name}-trained", note, folder_sha256(path))
 
 
 Maker = Callable[[StageStore], ModelFolder]

@@ -5,28 +5,26 @@ the contract, not the algorithm: a method that conforms may still be a bad one.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import islice, product
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from trinity.methods import sample_layers
 from trinity.methods.contract import (
     BlockMethod,
-    BlockTask,
     CheckpointSource,
     LayerStats,
     Method,
     MethodConfig,
     ModelMethod,
-    ModelTask,
     Reported,
     Statistic,
 )
-from trinity.methods.errors import ConfigError
+from trinity.methods.errors import ConfigError, TrinityError
 from trinity.methods.formats import (
     NM,
     Adapted,
@@ -39,12 +37,9 @@ from trinity.methods.formats import (
     pack,
     unpack,
 )
+from trinity.methods.sample_layers import SHAPES, prefixed, stats_tensors
 
-SHAPES = ((16, 128), (8, 256), (1, 128), (128, 16), (24, 40), (5, 7), (3, 1))
 MAX_BITS = 64.0  # twice what plain float32 takes
-TOKENS = 48
-# Tried in turn for options that have no default and declare no examples.
-PLAUSIBLE: tuple[object, ...] = ("2:4", 4, 0.5, "float16", True)
 KINDS = (Method, BlockMethod, ModelMethod, CheckpointSource)
 Run = Callable[[], Mapping[str, CompressedWeight]]
 
@@ -64,7 +59,7 @@ def check(
     if violations:
         return violations
     assert isinstance(method, KINDS)
-    config = _example_config(method.config, options)
+    config = sample_layers.example_config(method.config, options)
     if config is None:
         return [
             "config: no valid options could be guessed; give every required field a default or "
@@ -92,7 +87,7 @@ def _attribute_violations(method: object) -> list[str]:
         return [
             f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
             f"problem, compress), of a BlockMethod (compress_block), of a ModelMethod "
-            f"(compress_model) or of a CheckpointSource (load)"
+            f"(compress_model) or of a CheckpointSource (parts, load)"
         ]
     # A protocol says that attributes are there, not what they hold.
     names = ("name", "paper", "config", "needs")
@@ -107,26 +102,11 @@ def _attribute_violations(method: object) -> list[str]:
     without = isinstance(method, (CheckpointSource, ModelMethod))
     if not without and not isinstance(needs, Statistic):
         found.append(f"needs: {needs!r} is not a Statistic")
+    if isinstance(method, CheckpointSource):
+        parts: object = method.parts
+        if not isinstance(parts, tuple) or not parts or not all(type(p) is str for p in parts):
+            found.append(f"parts: {parts!r} is not a tuple of the last words of tensor names")
     return found
-
-
-def _example_config(
-    schema: type[MethodConfig], options: Mapping[str, Any] | None
-) -> MethodConfig | None:
-    """A valid config: of the given options, or of guesses for what has no default."""
-    if options is not None:
-        try:
-            return schema.model_validate(dict(options))
-        except ValidationError:
-            return None
-    required = {name: field for name, field in schema.model_fields.items() if field.is_required()}
-    guesses = product(*(field.examples or PLAUSIBLE for field in required.values()))
-    for values in islice(guesses, 10_000):
-        try:
-            return schema.model_validate(dict(zip(required, values, strict=True)))
-        except ValidationError:
-            continue
-    return None
 
 
 def _config_violations(config: MethodConfig) -> list[str]:
@@ -159,23 +139,51 @@ def _method_violations(method: Method[MethodConfig], config: MethodConfig) -> li
             found.append(f"problem: gave {problem!r} for {list(shape)}, expected a text or None")
             continue
         accepted += problem is None
-        for kind, W, stats in _layers(shape, method.needs):
-            where = f"layer {list(shape)}, {kind}"
-            for current in _currents(W):
-                run = _runner(method, W, current, stats, config)
-                first = isinstance(current, Dense)
-                found += _run_violations(
-                    run,
-                    {"W": W, **_stats_tensors(stats), **_prefixed("current", pack(current))},
-                    {"layer": shape},
-                    f"{where}, after {format_of(current).label}",
-                    must_refuse=first and problem is not None,
-                    may_refuse=not first or problem is not None,
-                )
+        for sample in sample_layers.layers(shape, method.needs):
+            for current in sample_layers.currents(sample.W):
+                found += _sample_violations(method, sample, current, config, problem)
     if not accepted:
         shapes = ", ".join(str(list(shape)) for shape in SHAPES)
         found.append(f"problem: refuses every layer that was tried ({shapes})")
     return found
+
+
+def _sample_violations(
+    method: Method[MethodConfig],
+    sample: sample_layers.Sample,
+    current: CompressedWeight,
+    config: MethodConfig,
+    problem: str | None,
+) -> list[str]:
+    """What goes wrong on one layer, after one kind of earlier step.  problem: of this shape"""
+    W, stats = sample.W, sample.stats
+    shape = (W.shape[0], W.shape[1])
+    first = isinstance(current, Dense)
+    where = f"layer {list(shape)}, {sample.kind}, after {format_of(current).label}"
+    found, result = _run_violations(
+        _runner(method, W, current, stats, config),
+        {"W": W, **stats_tensors(stats), **prefixed("current", pack(current))},
+        {"layer": shape},
+        where,
+        must_refuse=first and problem is not None,
+        may_refuse=not first or problem is not None or sample.may_refuse,
+    )
+    pattern = getattr(config, "pattern", None)
+    if isinstance(pattern, NM) and result and not found:
+        found += _pattern_violations(result["layer"], pattern, where)
+    return found
+
+
+def _pattern_violations(weight: CompressedWeight, pattern: NM, where: str) -> list[str]:
+    """The option `pattern: N:M` was asked for: is the weight that, and are its zeros there?"""
+    label = format_of(weight).label
+    if format_of(weight).pattern != pattern:
+        return [f"{where}: pattern {pattern} was asked for, the result is {label}"]
+    base = weight.base if isinstance(weight, Adapted) else weight
+    groups = base.dequantize().reshape(-1, pattern.m)
+    if bool(((groups != 0).sum(-1) > pattern.n).any()):
+        return [f"{where}: a group of {pattern.m} inputs has more than {pattern.n} nonzero weights"]
+    return []
 
 
 def _block_violations(method: BlockMethod[MethodConfig], config: MethodConfig) -> list[str]:
@@ -184,12 +192,12 @@ def _block_violations(method: BlockMethod[MethodConfig], config: MethodConfig) -
     problem = _call(partial(method.problem, shape, config))
     if problem is not None and not isinstance(problem, str):
         found.append(f"problem: gave {problem!r} for {list(shape)}, expected a text or None")
-    task = _block_task(method.needs)
-    tensors = {**_prefixed("weights", task.weights)}
+    task = sample_layers.block_task(method.needs)
+    tensors = {**prefixed("weights", task.weights)}
     for name, stats in task.stats.items():
-        tensors |= _prefixed(name, _stats_tensors(stats))
+        tensors |= prefixed(name, stats_tensors(stats))
     tensors |= {f"inputs.{i}": x for i, x in enumerate(task.inputs)}
-    found += _run_violations(
+    wrong, _ = _run_violations(
         partial(method.compress_block, task, config),
         tensors,
         dict.fromkeys(task.weights, shape),
@@ -197,14 +205,14 @@ def _block_violations(method: BlockMethod[MethodConfig], config: MethodConfig) -
         must_refuse=problem is not None,
         may_refuse=problem is not None,
     )
-    return found
+    return found + wrong
 
 
 def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -> list[str]:
-    task = _model_task()
+    task = sample_layers.model_task()
     tensors = {"sequences": task.sequences}
     for name, weight in task.current.items():
-        tensors |= _prefixed(name, pack(weight))
+        tensors |= prefixed(name, pack(weight))
     shapes = {name: weight.shape for name, weight in task.current.items()}
     found = _run_violations(
         partial(method.compress_model, task, config), tensors, shapes, "a model of four linears"
@@ -225,8 +233,8 @@ def _source_violations(
     config: MethodConfig,
     tensors: Mapping[str, Tensor] | None,
 ) -> list[str]:
-    given = dict(_checkpoint() if tensors is None else tensors)
-    return _run_violations(
+    given = dict(sample_layers.checkpoint() if tensors is None else tensors)
+    found, _ = _run_violations(
         partial(source.load, given, config),
         given,
         None,
@@ -234,6 +242,7 @@ def _source_violations(
         # What the source reads is its own affair; a checkpoint made here may not be that.
         may_refuse=tensors is None,
     )
+    return found
 
 
 def _run_violations(
@@ -244,17 +253,21 @@ def _run_violations(
     *,
     must_refuse: bool = False,
     may_refuse: bool = False,
-) -> list[str]:
-    """Run twice and once more on a foreign default device; look at results and at inputs."""
+) -> tuple[list[str], Mapping[str, CompressedWeight] | None]:
+    """Run twice and once more on a foreign default device; look at results and at inputs.
+
+    -> violations, and the result if there is one without
+    """
     before = {name: tensor.clone() for name, tensor in inputs.items()}
     torch.manual_seed(1)
     first = _call(run)
-    if isinstance(first, ConfigError) and may_refuse:
-        return []
+    if may_refuse and _is_clear(first, ConfigError if must_refuse else TrinityError):
+        return [], None
     if isinstance(first, Exception):
-        return [f"{where}: raised {type(first).__name__}: {first}"]
+        return [f"{where}: raised {type(first).__name__}: {first}"], None
     if must_refuse:
-        return [f"{where}: `problem` reports one, but the layer was compressed; raise ConfigError"]
+        said = "`problem` reports one, but the layer was compressed; raise ConfigError"
+        return [f"{where}: {said}"], None
     found = _result_violations(first, shapes, where)
     found += [
         f"{where}: changed its input {name}"
@@ -262,7 +275,7 @@ def _run_violations(
         if not torch.equal(tensor, before[name])
     ]
     if found:
-        return found
+        return found, None
     torch.manual_seed(2)
     again = _call(run)
     if isinstance(again, Exception) or not _same_bytes(first, again):
@@ -274,7 +287,13 @@ def _run_violations(
         elsewhere = _call(run)
     if isinstance(elsewhere, Exception) or not _same_bytes(first, elsewhere):
         found.append(f"{where}: makes tensors on the default device instead of `W.device`")
-    return found
+    return found, None if found else first
+
+
+def _is_clear(result: object, kind: type[TrinityError]) -> bool:
+    """Whether it is an error of a kind that the method itself raised on purpose."""
+    # The formats refuse NaN too: a method that computes one has not said what is wrong.
+    return isinstance(result, kind) and "holds NaN or infinity" not in str(result)
 
 
 def _result_violations(
@@ -336,91 +355,3 @@ def _same_bytes(one: Mapping[str, CompressedWeight], other: Mapping[str, Compres
             if tensor.device != theirs[key].device or not torch.equal(tensor, theirs[key]):
                 return False
     return True
-
-
-def _layers(shape: tuple[int, int], needs: Statistic) -> Iterator[tuple[str, Tensor, LayerStats]]:
-    """Layers as models have them, and the degenerate ones that they have too."""
-    W, X = torch.randn(shape), torch.randn(TOKENS, shape[1])
-    yield "random weights", W, _stats(X, needs)
-    W, X = W.clone(), X.clone()
-    W[0], X[:, 0] = 0, 0
-    yield "a zero row and a dead input", W, _stats(X, needs)
-    yield "all weights zero", torch.zeros(shape), _stats(X, needs)
-    yield "all weights equal", torch.full(shape, 0.25), _stats(X, needs)
-    yield "a transposed weight", torch.randn(shape[1], shape[0]).T, _stats(X, needs)
-
-
-def _stats(X: Tensor, needs: Statistic) -> LayerStats:
-    """Only what a method asks for: it must not count on more."""
-    return LayerStats(
-        tokens=X.shape[0],
-        x_norm=X.square().sum(0).sqrt() if Statistic.X_NORM in needs else None,
-        x_mean_abs=X.abs().mean(0) if Statistic.X_MEAN_ABS in needs else None,
-        H=2 / X.shape[0] * X.T @ X if Statistic.HESSIAN in needs else None,
-        X=X if Statistic.ACTIVATIONS in needs else None,
-    )
-
-
-def _stats_tensors(stats: LayerStats) -> dict[str, Tensor]:
-    values = {name: getattr(stats, name) for name in ("x_norm", "x_mean_abs", "H", "X")}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _currents(W: Tensor) -> Iterator[CompressedWeight]:
-    """What an earlier step may have made of a weight; `Dense` comes first."""
-    out, d_in = W.shape
-    dense = Dense(W)
-    codes = torch.randint(-8, 8, (out, d_in), dtype=torch.int8)
-    quantized = Quantized(codes, torch.full((1, 1), 0.1), None, 4)
-    yield dense
-    yield quantized
-    yield Adapted(quantized, torch.ones(out, 1), torch.ones(1, d_in))
-    if d_in % 4 == 0:
-        mask = (torch.arange(d_in) % 4 < 2).repeat(out, 1)
-        yield Sparse(dense, mask, NM(2, 4))
-        yield Sparse(quantized, mask, NM(2, 4))
-
-
-def _block_task(needs: Statistic) -> BlockTask:
-    """`x + gelu(x up^T) down^T`."""
-    weights = {name: torch.randn(128, 128) / 11 for name in ("mlp.up", "mlp.down")}
-    inputs = tuple(torch.randn(TOKENS // 2, 128) for _ in range(2))
-
-    def hidden(up: Tensor, x: Tensor) -> Tensor:
-        return torch.nn.functional.gelu(x @ up.T)
-
-    def forward(weight: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return x + hidden(weight["mlp.up"], x) @ weight["mlp.down"].T
-
-    X = torch.cat(inputs)
-    seen = {"mlp.up": X, "mlp.down": hidden(weights["mlp.up"], X)}
-    return BlockTask(
-        weights=weights,
-        current={name: Dense(W) for name, W in weights.items()},
-        stats={name: _stats(x, needs) for name, x in seen.items()},
-        inputs=inputs,
-        forward=forward,
-    )
-
-
-def _model_task() -> ModelTask:
-    """Linears in a row that guess the next of 32 tokens; one weight of every kind."""
-    current = dict(zip("pqrs", _currents(torch.randn(32, 32) / 6), strict=False))
-    table = torch.randn(32, 32)
-
-    def loss(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-        x = table[ids[:-1]]
-        for weight in weights.values():
-            x = x + torch.tanh(x @ weight.T)
-        return torch.nn.functional.cross_entropy(x @ table.T, ids[1:])
-
-    return ModelTask(current, torch.randint(0, 32, (3, 12)), loss)
-
-
-def _checkpoint() -> dict[str, Tensor]:
-    mask = (torch.arange(128) % 4 < 2).repeat(16, 1)
-    return {f"layers.{i}.weight": torch.randn(16, 128) * mask for i in range(2)}
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}

@@ -191,11 +191,16 @@ class ModelMethod(Protocol[C]):
 
 @runtime_checkable
 class CheckpointSource(Protocol[C]):
-    """Reads weights that were compressed elsewhere."""
+    """Reads weights that were compressed elsewhere.
+
+    parts: last words of the names of a layer's tensors, `<layer>.<part>`; a tensor of the file that
+        is neither such a part nor a tensor of the model is reported as not mapped
+    """
 
     name: str
     paper: str
     config: type[MethodConfig]
+    parts: tuple[str, ...]
 
     def load(self, tensors: Mapping[str, Tensor], config: C) -> Mapping[str, CompressedWeight]:
         """The compressed weight of every linear found among a checkpoint's tensors."""

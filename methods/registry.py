@@ -32,6 +32,7 @@ BUILT_IN = {
     "slim-quant": "trinity.methods.slim_quant:SLIM_QUANT",
     "slim-quant-o": "trinity.methods.slim_quant_o:SLIM_QUANT_O",
     "slim-tune": "trinity.methods.slim_tune:SLIM_TUNE",
+    "slope": "trinity.methods.slope:SLOPE",
     "sparsegpt": "trinity.methods.sparsegpt:SPARSEGPT",
     "wanda": "trinity.methods.wanda:WANDA",
 }

@@ -30,6 +30,8 @@ class CheckpointInfo(BaseModel):
     """The compressed checkpoint: sizes counted from its files, results of every layer.
 
     inputs: what the inputs of a layer are rounded to at run time, where they are
+    imported: of weights compressed elsewhere, the source's options, the linears it left dense and
+        the tensors it could not map; null for weights compressed here
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +41,7 @@ class CheckpointInfo(BaseModel):
     stored_bytes: dict[str, int]
     layers: dict[str, Any]
     inputs: dict[str, str] = {}
+    imported: dict[str, Any] | None = None
 
 
 class LoweringInfo(BaseModel):

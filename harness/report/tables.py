@@ -7,7 +7,7 @@ test, Holm's correction over the table); the last columns say what may be said a
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trinity.harness.paper import Paper, Profile, Row, Table
+from trinity.harness.paper import Paper, Profile, Row, Table, published_line
 from trinity.harness.records.compare import SPEEDUP, Outcome
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import Record
@@ -17,6 +17,8 @@ from trinity.harness.report.verdicts import Key, accuracy_measurements
 NOT_MEASURED = "–"
 BREAK = "<br>"  # between a value and what is said of it; a space in LaTeX
 TORCH, IREE = "torch", "iree"
+PAPER = "Paper"
+OPTIONAL = (PAPER, "Decode torch, tok/s", "Decode IREE, tok/s", "Module bits/weight")
 FIDELITY = {"kl": "KL", "top1_agreement": "same top token %", "flip_rate": "flipped %"}
 
 
@@ -80,12 +82,30 @@ def render(paper: Paper, table: Table, profile_name: str, cells: list[Cell]) -> 
         for pattern in (None, *table.patterns)
     ]
     parts = [(pattern, found) for pattern, found in parts if found]
-    main = [_main_row(judged, index) for _, found in parts for index in found]
+    headings, main = _filled_columns(judged, [index for _, found in parts for index in found])
     return Rendered(
-        _markdown(judged, caption, parts),
+        _markdown(judged, caption, parts, headings, main),
         _csv(judged),
-        _latex(table, caption, _headings(judged), main),
+        _latex(table, caption, headings, list(main.values())),
     )
+
+
+def _filled_columns(judged: Judged, indices: list[int]) -> tuple[list[str], dict[int, list[str]]]:
+    """The headings and the rows, without optional columns that no row has anything in."""
+    headings = _headings(judged)
+    rows = {index: _main_row(judged, index) for index in indices}
+    empty = {
+        column
+        for column, heading in enumerate(headings)
+        if heading in OPTIONAL and all(row[column] == NOT_MEASURED for row in rows.values())
+    }
+    if headings.index(PAPER) in empty:
+        empty.add(headings.index(PAPER) + 1)  # what is said of it
+
+    def kept(values: list[str]) -> list[str]:
+        return [value for column, value in enumerate(values) if column not in empty]
+
+    return kept(headings), {index: kept(row) for index, row in rows.items()}
 
 
 def _caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
@@ -111,6 +131,7 @@ def _caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
     )
     lines.append(_compared(judged))
     lines.append(_timed(record))
+    lines += _published(judged)
     if profile_name != "paper":
         lines.append(
             "Sizes are chosen to fit two processor cores and differ from the paper's, and the "
@@ -121,6 +142,25 @@ def _caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
             f"Rows of the paper's table that are not implemented yet: {', '.join(table.missing)}."
         )
     lines.append(_made_by(record))
+    return lines
+
+
+def _published(judged: Judged) -> list[str]:
+    """Whose the paper's numbers are, and where they were read."""
+    table, name = judged.table, judged.profile.published_names.get(judged.cells[0].record.model.id)
+    model = name or table.reference
+    lines = [table.note] if table.note else []
+    if model is None:
+        return lines
+    names = {verdicts.AVERAGE, *(m.name for m in accuracy_measurements(judged.cells[0].record))}
+    found = [
+        published_line(table, cell.row, cell.pattern, model, m)
+        for cell in judged.cells
+        for m in sorted(names)
+    ]
+    sources = dict.fromkeys(line["source"] for line in found if line)
+    if sources:
+        lines.append(f"Published numbers are those of {model}, read in: {'; '.join(sources)}.")
     return lines
 
 
@@ -192,11 +232,9 @@ def _headings(judged: Judged) -> list[str]:
         "Pattern",
         "Bits/weight",
         *names,
-        "Paper",
+        PAPER,
         "Against the paper",
-        "Decode torch, tok/s",
-        "Decode IREE, tok/s",
-        "Module bits/weight",
+        *OPTIONAL[1:],
     ]
 
 
@@ -274,13 +312,18 @@ def _speedup(m: Measurement | None) -> list[str]:
     ]
 
 
-def _markdown(judged: Judged, caption: list[str], parts: list[tuple[str | None, list[int]]]) -> str:
-    headings = _headings(judged)
+def _markdown(
+    judged: Judged,
+    caption: list[str],
+    parts: list[tuple[str | None, list[int]]],
+    headings: list[str],
+    rows: Mapping[int, list[str]],
+) -> str:
     lines = [f"# {judged.table.title}", "", *[f"- {line}" for line in caption], ""]
     for pattern, indices in parts:
         lines += [f"## {pattern or 'Not pruned'}", ""]
         lines += [_bar(headings), _bar(["---"] * len(headings))]
-        lines += [_bar(_main_row(judged, index)) for index in indices]
+        lines += [_bar(rows[index]) for index in indices]
         lines.append("")
     lines += ["## Records", ""]
     cells = [judged.cells[index] for _, indices in parts for index in indices]

@@ -20,6 +20,7 @@ Key = tuple[int, str, str, str]  # cell, name, metric, engine
 class Published:
     """A published number and what may be said of ours against it.
 
+    value: of our model, or else of the table's reference model, which is not comparable
     word: 'reproduced' if the published value, as it is rounded, lies in our 95% interval
     reason: of 'not comparable': which of model, seqlen, tasks, task version, examples is another
     """
@@ -72,7 +73,10 @@ def against_paper(
     value = printed(table, row, pattern, model, name) if model else None
     if value is None:
         reason = _why_none(table, row, pattern, name, model)
-        return Published(None, "not comparable", reason)
+        beside = None
+        if model is None and table.reference:
+            beside = printed(table, row, pattern, table.reference, name)
+        return Published(float(beside) if beside else None, "not comparable", reason)
     return judge(measurement, value, table.protocol)
 
 

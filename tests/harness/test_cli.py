@@ -38,12 +38,51 @@ def test_help_imports_nothing_heavy() -> None:
     assert "repro" in done.stdout
 
 
-def test_methods_list_names_every_method_and_its_owner(
+def test_methods_list_says_what_every_method_needs_and_gives(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = _trinity("methods", "list", "--json", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
-    assert json.loads(out).keys() == set(registry.names())
+    rows = {row.pop("name"): row for row in json.loads(out)}
+    assert set(registry.BUILT_IN) <= set(rows)
+    assert rows["wanda"] == {
+        "paper": "arXiv:2306.11695",
+        "needs": "x_norm",
+        "format": "2:4 float32",
+        "owner": "trinity",
+    }
+    assert rows["rtn"]["needs"] == "nothing"
+    assert rows["slope"]["format"] == "as stored"
+    code, out, _ = _trinity("methods", "list", monkeypatch=monkeypatch, capsys=capsys)
+    lines = out.splitlines()
+    assert lines[0].split() == ["name", "paper", "needs", "format", "owner"]
+    assert len(lines) == len(rows) + 1
+
+
+def test_methods_list_goes_on_past_a_plugin_that_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(registry.BUILT_IN, "broken", "trinity.no_such_module:BROKEN")
+    registry._owners.cache_clear()
+    try:
+        code, out, _ = _trinity("methods", "list", monkeypatch=monkeypatch, capsys=capsys)
+    finally:
+        registry._owners.cache_clear()
+    assert code == 0
+    assert "cannot be loaded" in next(x for x in out.splitlines() if x.startswith("broken"))
+    assert "wanda" in out
+
+
+def test_methods_check_prints_what_fails_and_ends_with_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = _trinity("methods", "check", "magnitude", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, out.strip()) == (0, "magnitude: conforms")
+    broken = registry.get("magnitude")
+    monkeypatch.setattr(type(broken), "compress", lambda *_: 3)
+    code, out, _ = _trinity("methods", "check", "magnitude", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    assert "is a int, not a CompressedWeight" in out
 
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)
@@ -63,7 +102,11 @@ def test_methods_show_describes_every_method(
         (["repro", "slim", "--profile", "smok"], 2, "Did you mean smoke"),
         (["repro", "slim", "--profile", "smoke", "--rows", "x*"], 2, "matches no row"),
         (["methods", "show", "wandas"], 2, "Did you mean wanda"),
-        (["methods", "check", "not-a-package"], 2, "is not installed"),
+        (["methods", "check", "not-a-package"], 2, "neither a registered method nor an installed"),
+        (["methods", "check", "wnda"], 2, "Did you mean wanda"),
+        (["methods", "check", "pytest"], 2, "registers nothing"),
+        (["methods", "check", "pytest", "--set", "bits=3"], 2, "is no method"),
+        (["methods", "check", "rtn", "--set", "bit=3"], 2, "Did you mean bits"),
         (
             ["compress", "random:tiny-llama", "--method", "wnda", "--out", "x"],
             2,

@@ -24,6 +24,7 @@ class _Source:
     name = "two-four"
     paper = "test"
     config = MethodConfig
+    parts = ("weight",)
     rename = ""
 
     def load(

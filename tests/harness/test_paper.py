@@ -1,6 +1,7 @@
 import pytest
 
 from trinity.harness import paper, plan
+from trinity.harness.recipe import Recipe
 from trinity.harness.repro import planned_rows
 from trinity.methods.errors import ConfigError
 
@@ -12,14 +13,84 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("profile", ["smoke", "embedded", "paper"])
-def test_every_row_of_every_profile_is_a_valid_recipe(profile: str) -> None:
-    found = SLIM.profiles[profile]
-    shapes = SHAPES if profile != "paper" else {"model.decoder.layers.0.fc1": (3072, 768)}
-    for data in found.data:
-        for row, pattern in planned_rows(TABLE, ("*",)):
-            recipe = paper.recipe(found, data, found.models[0], row, pattern)
-            plan.make(recipe.compress, shapes)
+PAPERS = {name: paper.load(name) for name in paper.names()}
+PROFILES = [(name, profile) for name, found in PAPERS.items() for profile in found.profiles]
+# Shapes of the first layers that each profile meets.
+TINY = {"model.layers.0.self_attn.q_proj": (128, 128), "model.layers.0.mlp.down_proj": (128, 256)}
+OPT = {"model.decoder.layers.0.fc1": (3072, 768)}
+
+
+def _recipes(name: str, profile: str) -> list[Recipe]:
+    found = PAPERS[name].profiles[profile]
+    return [
+        paper.recipe(found, data, found.models[0], row, pattern)
+        for table in PAPERS[name].tables.values()
+        for data in found.data
+        for row, pattern in planned_rows(table, ("*",))
+    ]
+
+
+@pytest.mark.parametrize(("name", "profile"), PROFILES)
+def test_every_row_of_every_profile_is_a_valid_recipe(name: str, profile: str) -> None:
+    shapes = {"smoke": TINY, "embedded": SHAPES, "paper": OPT}[profile]
+    for recipe in _recipes(name, profile):
+        plan.make(recipe.compress, TINY if recipe.model.training else shapes)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "embedded"])
+def test_rows_of_one_name_are_one_recipe_in_all_papers(profile: str) -> None:
+    """They share a record: two different ones would take turns in each other's tables."""
+    seen: dict[tuple[str, str, str], Recipe] = {}
+    for name, found in PAPERS.items():
+        if profile in found.profiles:
+            for recipe in _recipes(name, profile):
+                assert recipe.calibration is not None
+                key = (recipe.model.id, recipe.calibration.dataset, recipe.name)
+                assert seen.setdefault(key, recipe) == recipe
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_published_key_has_a_number_of_the_reference_model(name: str) -> None:
+    for table in PAPERS[name].tables.values():
+        measured = {"average", "perplexity-wikitext2"}
+        for row, pattern in planned_rows(table, ("*",)):
+            if row.published:
+                found = [
+                    paper.published_line(table, row, pattern, table.reference, m) for m in measured
+                ]
+                assert any(found), (row.name, pattern)
+                assert all(line["source"] for line in found if line)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "pattern", "model", "measured", "expected"),
+    [
+        ("wanda", "ppl-dense", None, "LLaMA-2-7B", "perplexity-wikitext2", 5.12),
+        ("wanda", "ppl-wanda", "2:4", "LLaMA-2-7B", "perplexity-wikitext2", 11.02),
+        ("gptq", "ppl-gptq-3bit-group", None, "LLaMA-7B", "perplexity-wikitext2", 6.61),
+        ("gptq", "ppl-rtn-3bit", None, "LLaMA-7B", "perplexity-wikitext2", 25.54),
+        ("gptq", "ppl-rtn-4bit", None, "LLaMA-7B", "perplexity-wikitext2", 6.29),
+        ("optima", "acc-wanda-optima", "50%", "LLaMA 3.2 1B", "average", 41.33),
+        ("optima", "acc-wanda-optima", "50%", "LLaMA 3.2 1B", "perplexity-wikitext2", 18.84),
+        ("slope", "slope-rank8", "2:4", "BERT-Large-Uncased", "average", 78.2),
+    ],
+)
+def test_published_numbers_of_the_other_papers(
+    name: str, row: str, pattern: str | None, model: str, measured: str, expected: float
+) -> None:
+    """Read from the authors' repositories, as the files say."""
+    (table,) = PAPERS[name].tables.values()
+    found = next(r for r in table.rows if r.name == row)
+    assert paper.published(table, found, pattern, model, measured) == expected
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "gptq"])
+def test_second_hand_numbers_are_called_that(name: str) -> None:
+    (table,) = PAPERS[name].tables.values()
+    assert "second-hand" in table.note
+    line = paper.published_line(table, table.rows[0], None, "OPT-125M", "perplexity-wikitext2")
+    assert line is not None
+    assert "not checked against the PDF" in line["source"]
 
 
 def test_rows_with_a_pattern_are_run_for_each_pattern() -> None:

@@ -13,7 +13,7 @@ from trinity.methods.conformance import check
 from trinity.methods.contract import BlockTask, LayerStats, MethodConfig, Statistic
 from trinity.methods.dense import DENSE
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import Adapted, CompressedWeight, Dense
+from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense
 from trinity.methods.options import PatternOption
 from trinity.methods.tensors import pattern_problem
 
@@ -140,7 +140,7 @@ def test_a_config_that_can_be_changed_is_found() -> None:
 
 def test_required_options_are_guessed_or_taken_from_examples_or_asked_for() -> None:
     class Named(MethodConfig):
-        pattern: PatternOption
+        share: PatternOption
         strength: float
         mode: str = Field(pattern="^turbo$", examples=["turbo"])
 
@@ -350,10 +350,64 @@ def test_a_block_method_that_breaks_the_contract_is_found(
     assert violation in result_of(method)
 
 
+class ForgetsItsPattern(Good):
+    """Says 2:4 and prunes nothing."""
+
+    class config(MethodConfig):  # noqa: N801  # the contract's name
+        pattern: PatternOption = NM(2, 4)
+        strength: float = 1.0
+
+
+class NaNOnOneToken(Good):
+    needs = Statistic.HESSIAN
+
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: Any
+    ) -> CompressedWeight:
+        return Dense(current.dequantize() * (0.0 if stats.tokens > 1 else float("nan")))
+
+
+class FailsOnHalf(Good):
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: Any
+    ) -> CompressedWeight:
+        return Dense(W @ torch.eye(W.shape[1]))
+
+
+class RefusesOneToken(Good):
+    needs = Statistic.HESSIAN
+
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: Any
+    ) -> CompressedWeight:
+        if stats.tokens == 1:
+            raise ConfigError("refuses-one-token: one token says nothing; calibrate on more.")
+        return Dense(current.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("method", "violation"),
+    [
+        (ForgetsItsPattern(), "pattern 2:4 was asked for, the result is float32"),
+        (NaNOnOneToken(), "one calibration token, after float32: raised ConfigError"),
+        (FailsOnHalf(), "bfloat16 weights, after bfloat16: raised RuntimeError"),
+        (FailsOnHalf(), "float16 weights, after float16: raised RuntimeError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Good) else "",
+)
+def test_a_failure_on_the_list_of_numerics_is_found(method: Good, violation: str) -> None:
+    assert violation in result_of(method)
+
+
+def test_a_clear_refusal_of_a_numerically_hopeless_layer_conforms() -> None:
+    assert check(RefusesOneToken()) == []
+
+
 class GoodSource:
     name = "good-source"
     paper = "none"
     config = Options
+    parts = ("magic",)
 
     def load(self, tensors: Mapping[str, Tensor], config: Options) -> Mapping[str, Dense]:
         if "magic" not in tensors:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from trinity.methods import registry
-from trinity.methods.contract import LayerStats, Method, MethodConfig, ModelMethod
+from trinity.methods.contract import (
+    BlockMethod,
+    CheckpointSource,
+    LayerStats,
+    Method,
+    MethodConfig,
+    ModelMethod,
+)
 from trinity.methods.dense import DENSE
 from trinity.methods.errors import ConfigError
 
@@ -49,7 +56,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
 def test_every_row_of_the_table_loads_and_is_what_it_says(name: str) -> None:
     method = registry.get(name)
-    assert isinstance(method, (Method, ModelMethod))
+    assert isinstance(method, (Method, BlockMethod, ModelMethod, CheckpointSource))
     assert method.name == name
     assert method.paper
     assert issubclass(method.config, MethodConfig)

@@ -62,9 +62,10 @@ def test_the_csv_has_a_line_for_every_measurement() -> None:
 
 
 def test_what_was_not_measured_is_a_dash_and_not_zero() -> None:
-    rendered = tables.render(SLIM, TABLE, "embedded", _cells())
+    unknown = _measured("piqa", [1.0, 0.0]).model_copy(update={"value": None, "interval": None})
+    rendered = tables.render(SLIM, TABLE, "embedded", _cells(measurements=[unknown]))
     row = next(line for line in rendered.markdown.splitlines() if line.startswith("| Dense"))
-    assert f"| {tables.NOT_MEASURED} |" in row
+    assert f"| {tables.NOT_MEASURED}" in row
     assert " 0.0 " not in row
 
 
@@ -154,3 +155,20 @@ def test_rows_measured_by_other_suites_keep_their_columns_apart() -> None:
     cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
     assert cells["piqa %"] == tables.NOT_MEASURED
     assert cells["arc_easy %"].startswith("50.0 ")
+
+
+def test_a_reference_model_stands_beside_ours_and_is_not_compared() -> None:
+    rendered = tables.render(SLIM, TABLE, "embedded", _cells())
+    dense = next(x for x in rendered.markdown.splitlines() if x.startswith("| Dense"))
+    assert "| 56.60 | not comparable (other model) |" in dense
+    assert "Published numbers are those of LLaMA-2-7B, read in: repository" in rendered.markdown
+
+
+def test_columns_that_no_row_has_anything_in_are_left_out() -> None:
+    plain = TABLE.model_copy(update={"reference": None})
+    untimed = _cells(measurements=[_measured("piqa", [1.0, 0.0])], lowering=None)
+    rendered = tables.render(SLIM, plain, "embedded", untimed)
+    body = rendered.markdown.partition("## Not pruned")[2]
+    assert "| Method | Quantization | Pattern | Bits/weight | piqa % |\n" in body
+    head = next(x for x in rendered.latex.splitlines() if x.startswith("Method"))
+    assert head.endswith("piqa \\% \\\\")

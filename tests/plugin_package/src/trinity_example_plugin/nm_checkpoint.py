@@ -39,6 +39,7 @@ class _NMCheckpoint:
     name = "nm-checkpoint"
     paper = "baseline"
     config = NMCheckpointConfig
+    parts = ("weight",)
 
     def load(
         self, tensors: Mapping[str, Tensor], config: NMCheckpointConfig

@@ -1,0 +1,213 @@
+"""Small layers, earlier results and options to try a method on: what conformance runs, and what
+`trinity methods list` takes a method's formats from.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from trinity.methods.contract import (
+    BlockMethod,
+    BlockTask,
+    CheckpointSource,
+    LayerStats,
+    MethodConfig,
+    ModelMethod,
+    ModelTask,
+    Registered,
+    Reported,
+    Statistic,
+)
+from trinity.methods.errors import TrinityError
+from trinity.methods.formats import (
+    NM,
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Quantized,
+    Sparse,
+    WeightFormat,
+    format_of,
+)
+
+SHAPES = ((16, 128), (8, 256), (1, 128), (128, 16), (24, 40), (5, 7), (3, 1))
+NUMERIC_SHAPES = ((16, 128), (24, 40))
+TOKENS = 48
+# Tried in turn for options that have no default and declare no examples.
+PLAUSIBLE: tuple[object, ...] = ("2:4", 4, 0.5, "float16", True)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A layer to try a method on.
+
+    kind: in words   W: [out, in]   may_refuse: a clear error is as good as a result
+    """
+
+    kind: str
+    W: Tensor
+    stats: LayerStats
+    may_refuse: bool = False
+
+
+def example_config(
+    schema: type[MethodConfig], options: Mapping[str, Any] | None
+) -> MethodConfig | None:
+    """A valid config: of the given options, or of guesses for what has no default."""
+    if options is not None:
+        try:
+            return schema.model_validate(dict(options))
+        except ValidationError:
+            return None
+    required = {name: field for name, field in schema.model_fields.items() if field.is_required()}
+    guesses = product(*(field.examples or PLAUSIBLE for field in required.values()))
+    for values in islice(guesses, 10_000):
+        try:
+            return schema.model_validate(dict(zip(required, values, strict=True)))
+        except ValidationError:
+            continue
+    return None
+
+
+def layers(shape: tuple[int, int], needs: Statistic) -> Iterator[Sample]:
+    """Layers as models have them, and the degenerate ones that they have too.
+
+    The last ones are numerically hard, and tried on two shapes only: a result or a clear error.
+    """
+    d_in = shape[1]
+    W, X = torch.randn(shape), torch.randn(TOKENS + d_in, d_in)
+    stats = statistics(X, needs)
+    yield Sample("random weights", W, stats)
+    dead, X_dead = W.clone(), X.clone()
+    dead[0], X_dead[:, 0] = 0, 0
+    yield Sample("a zero row and a dead input", dead, statistics(X_dead, needs))
+    yield Sample("a transposed weight", torch.randn(d_in, shape[0]).T, stats)
+    yield Sample("all weights zero", torch.zeros(shape), stats)
+    yield Sample("all weights equal", torch.full(shape, 0.25), stats)
+    if shape not in NUMERIC_SHAPES:
+        return
+    few = statistics(X[: d_in // 4], needs)
+    yield Sample("fewer tokens than inputs", W, few, may_refuse=True)
+    yield Sample("one calibration token", W, statistics(X[:1], needs), may_refuse=True)
+    nothing = statistics(torch.zeros_like(X), needs)
+    yield Sample("every input dead", W, nothing, may_refuse=True)
+    for dtype in (torch.bfloat16, torch.float16):
+        kind = f"{str(dtype).removeprefix('torch.')} weights"
+        yield Sample(kind, W.to(dtype), stats, may_refuse=True)
+
+
+def statistics(X: Tensor, needs: Statistic) -> LayerStats:
+    """Only what a method asks for: it must not count on more."""
+    return LayerStats(
+        tokens=X.shape[0],
+        x_norm=X.square().sum(0).sqrt() if Statistic.X_NORM in needs else None,
+        x_mean_abs=X.abs().mean(0) if Statistic.X_MEAN_ABS in needs else None,
+        H=2 / X.shape[0] * X.T @ X if Statistic.HESSIAN in needs else None,
+        X=X if Statistic.ACTIVATIONS in needs else None,
+    )
+
+
+def stats_tensors(stats: LayerStats) -> dict[str, Tensor]:
+    """The statistics that are there, by name."""
+    values = {name: getattr(stats, name) for name in ("x_norm", "x_mean_abs", "H", "X")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def currents(W: Tensor) -> Iterator[CompressedWeight]:
+    """What an earlier step may have made of a weight; `Dense` comes first."""
+    out, d_in = W.shape
+    dense = Dense(W)
+    codes = torch.randint(-8, 8, (out, d_in), dtype=torch.int8)
+    quantized = Quantized(codes, torch.full((1, 1), 0.1), None, 4)
+    yield dense
+    yield quantized
+    yield Adapted(quantized, torch.ones(out, 1), torch.ones(1, d_in))
+    if d_in % 4 == 0:
+        mask = (torch.arange(d_in) % 4 < 2).repeat(out, 1)
+        yield Sparse(dense, mask, NM(2, 4))
+        yield Sparse(quantized, mask, NM(2, 4))
+
+
+def block_task(needs: Statistic) -> BlockTask:
+    """`x + gelu(x up^T) down^T`."""
+    weights = {name: torch.randn(128, 128) / 11 for name in ("mlp.up", "mlp.down")}
+    inputs = tuple(torch.randn(TOKENS // 2, 128) for _ in range(2))
+
+    def hidden(up: Tensor, x: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(x @ up.T)
+
+    def forward(weight: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return x + hidden(weight["mlp.up"], x) @ weight["mlp.down"].T
+
+    X = torch.cat(inputs)
+    seen = {"mlp.up": X, "mlp.down": hidden(weights["mlp.up"], X)}
+    return BlockTask(
+        weights=weights,
+        current={name: Dense(W) for name, W in weights.items()},
+        stats={name: statistics(x, needs) for name, x in seen.items()},
+        inputs=inputs,
+        forward=forward,
+    )
+
+
+def model_task() -> ModelTask:
+    """Linears in a row that guess the next of 32 tokens; one weight of every kind."""
+    current = dict(zip("pqrs", currents(torch.randn(32, 32) / 6), strict=False))
+    table = torch.randn(32, 32)
+
+    def loss(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+        x = table[ids[:-1]]
+        for weight in weights.values():
+            x = x + torch.tanh(x @ weight.T)
+        return torch.nn.functional.cross_entropy(x @ table.T, ids[1:])
+
+    return ModelTask(current, torch.randint(0, 32, (3, 12)), loss)
+
+
+def checkpoint() -> dict[str, Tensor]:
+    """Two layers that are 2:4, dense with zeros."""
+    mask = (torch.arange(128) % 4 < 2).repeat(16, 1)
+    return {f"layers.{i}.weight": torch.randn(16, 128) * mask for i in range(2)}
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` under longer names."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def example_format(method: Registered) -> WeightFormat | None:
+    """What a method makes of a [128, 256] layer with its default (or guessed) options.
+
+    None for a checkpoint source, whose formats are the file's, for a method that tunes weights in
+    the format they have, and where no sample is accepted.
+    """
+    config = example_config(method.config, None)
+    if config is None or isinstance(method, (CheckpointSource, ModelMethod)):
+        return None
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        if isinstance(method, BlockMethod):
+            return _format_of_block(method, config)
+        sample = next(layers((128, 256), method.needs))
+        for current in currents(sample.W):
+            try:
+                made = method.compress(sample.W, current, sample.stats, config)
+                return format_of(made.weight if isinstance(made, Reported) else made)
+            except TrinityError:
+                continue
+    return None
+
+
+def _format_of_block(
+    method: BlockMethod[MethodConfig], config: MethodConfig
+) -> WeightFormat | None:
+    task = block_task(method.needs)
+    try:
+        return format_of(next(iter(method.compress_block(task, config).values())))
+    except TrinityError:
+        return None
