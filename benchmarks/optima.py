@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--rows", type=int, help="given to the slow solvers; the published batch")
-    parser.add_argument("--ours", type=float, nargs="+", default=[1e-3, 1e-1], help="tolerances")
+    parser.add_argument("--ours", type=float, nargs="+", default=[1e-2, 1e-3], help="tolerances")
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-2, 1e-3])
     parser.add_argument("--solvers", nargs="*", default=["mpax", "torch"])
     parser.add_argument("--repeats", type=int, default=3, help="of ours; the median counts")

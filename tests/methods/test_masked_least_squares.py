@@ -80,7 +80,7 @@ def test_the_gap_bounds_the_distance_to_the_minimum_also_long_before_it(decay: f
         assert (excess <= 1.001 * found.gap.double().numpy() + 1e-6 * least).all()
         above.append(float(excess.sum()))
     assert above == sorted(above, reverse=True)
-    assert above[0] > 0.01 * least.sum()  # so that the bound was asked something
+    assert above[0] > 1e-3 * least.sum()  # so that the bound was asked something
 
 
 def test_masked_entries_are_zero_and_the_residual_vanishes_on_kept_ones() -> None:
