@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trinity.harness import checkpoint
 from trinity.harness.code import code_sha256, methods_sha256
-from trinity.harness.models import Decoder, linear_shape, matrix_of, weight_of
+from trinity.harness.models import Decoder, linear_shape, weight_of
 from trinity.harness.records.environment import environment
 from trinity.harness.store import StageStore
 from trinity.harness.walk import layer_report, save_block
@@ -103,9 +103,8 @@ def _write_block(
             found_shape = list(weights[name].shape)
             msg = f"{name}: the imported weight is {found_shape}, the layer {list(shape)}."
             raise ConfigError(msg)
-        known = None if matrix_of(module).is_meta else weight_of(module)
-        report = layer_report(known, weights[name], LayerStats())
         # The file's own weight is all there is: there is no original to be wrong about.
-        layers[name] = {**report, "relative_error": None}
+        original = None if name in found else weight_of(module)
+        layers[name] = layer_report(original, weights[name], LayerStats())
     decoder.unload(path)
     save_block(folder, weights, layers)

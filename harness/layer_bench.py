@@ -21,6 +21,9 @@ from trinity.methods.formats import (
     Adapted,
     CompressedWeight,
     Dense,
+    Factor,
+    FactorFormat,
+    Grid,
     Pattern,
     Quantized,
     Sparse,
@@ -84,15 +87,18 @@ def torch_product(weight: CompressedWeight, x: Tensor) -> Product:
 def iree_product(target: str) -> MakeProduct:
     """The packed weight in a module of this one product, on rotated copies."""
     # Imported here: the compiler is needed by this suite only.
-    from trinity.lowering import check, storage, targets
+    from trinity.lowering import check, targets
     from trinity.lowering.annotate import function_name
+    from trinity.lowering.kernels.choose import storage_of
+    from trinity.lowering.kernels.panels import Panels
 
     place = targets.get(target)
 
     def make(weight: CompressedWeight, x: Tensor) -> Product:
         weight_format = format_of(weight)
         module = check.linear_module(weight_format, place, len(x))
-        packed = list(storage.pack(weight).values())
+        stored = storage_of(weight_format, place)
+        packed = list(stored.pack(weight).values())
         size = sum(t.nbytes for t in packed)
         given = module.put(x)
         copies = cycle([[module.put(t) for t in packed] for _ in range(_copies(size))])
@@ -100,7 +106,7 @@ def iree_product(target: str) -> MakeProduct:
         # Fetching the result waits for it.
         return Product(
             "iree",
-            "compiled",
+            "kernel" if isinstance(stored, Panels) else "compiled",
             size,
             lambda: module.fetch(module.call(name, [given, *next(copies)])),
         )
@@ -112,14 +118,26 @@ def resized(weight_format: WeightFormat, shape: tuple[int, int]) -> WeightFormat
     """The same kind of format at another shape; groups keep their size, adapters their share."""
     grid, adapter = weight_format.grid, weight_format.adapter
     if grid:
-        rows, groups = grid.scale_shape
-        per = weight_format.shape[1] // groups
-        columns = 1 if groups == 1 else shape[1] // per
-        grid = replace(grid, scale_shape=(1 if rows == 1 else shape[0], columns))
+        grid = _resized_grid(grid, weight_format.shape[1], shape)
     if adapter:
         share = adapter.rank / min(weight_format.shape)
-        adapter = replace(adapter, rank=max(1, int(share * min(shape))))
+        rank = max(1, int(share * min(shape)))
+        sides = {"B": (shape[0], rank), "A": (rank, shape[1])}
+        packed: dict[str, FactorFormat] = {}
+        for name, factor in (("B", adapter.B), ("A", adapter.A)):
+            if factor and factor.grid:
+                before = adapter.rank if name == "B" else weight_format.shape[1]
+                new = _resized_grid(factor.grid, before, sides[name])
+                packed[name] = replace(factor, grid=new)
+        adapter = replace(adapter, rank=rank, **packed)
     return replace(weight_format, shape=shape, grid=grid, adapter=adapter)
+
+
+def _resized_grid(grid: Grid, d_in: int, shape: tuple[int, int]) -> Grid:
+    """The grid of a weight of `d_in` inputs for one of `shape`."""
+    rows, groups = grid.scale_shape
+    columns = 1 if groups == 1 else shape[1] // (d_in // groups)
+    return replace(grid, scale_shape=(1 if rows == 1 else shape[0], columns))
 
 
 def random_weight(weight_format: WeightFormat) -> CompressedWeight:
@@ -144,11 +162,11 @@ def random_weight(weight_format: WeightFormat) -> CompressedWeight:
         base = Sparse(base, _mask(shape, weight_format.pattern, generator), weight_format.pattern)
     if weight_format.adapter is None:
         return base
-    rank, dtype = weight_format.adapter.rank, weight_format.adapter.dtype
-    sides = [
-        torch.randn(side, generator=generator) for side in ((shape[0], rank), (rank, shape[1]))
-    ]
-    made = Adapted(base, *(side.to(getattr(torch, dtype)) / rank for side in sides))
+    factors: list[Factor] = []
+    for name in ("B", "A"):
+        factor = random_weight(weight_format.factor(name))
+        factors.append(factor.values if isinstance(factor, Dense) else factor)
+    made = Adapted(base, *factors)
     if format_of(made) != weight_format:
         msg = f"layers: no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)

@@ -214,7 +214,7 @@ def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -
     for name, weight in task.current.items():
         tensors |= prefixed(name, pack(weight))
     shapes = {name: weight.shape for name, weight in task.current.items()}
-    found = _run_violations(
+    found, _ = _run_violations(
         partial(method.compress_model, task, config), tensors, shapes, "a model of four linears"
     )
     tuned = _call(partial(method.compress_model, task, config))

@@ -208,6 +208,7 @@ class _GptqCheckpoint:
     name = "gptq-checkpoint"
     paper = "arXiv:2210.17323"
     config = GptqCheckpointConfig
+    parts = PARTS
 
     def load(
         self, tensors: Mapping[str, Tensor], config: GptqCheckpointConfig

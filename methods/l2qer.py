@@ -21,11 +21,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trinity.methods.adapters import Rank, rank_of
 from trinity.methods.contract import LayerStats, MethodConfig, Statistic
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import Adapted, CompressedWeight, Sparse
 from trinity.methods.options import FloatName, cast
-from trinity.methods.slim_lora import Rank, factors, rank_of
+from trinity.methods.slim_lora import factors
 
 
 class L2qerConfig(MethodConfig):

@@ -162,7 +162,8 @@ def _upper_factor(H: Tensor, places: Tensor, config: FeedbackConfig) -> Tensor |
     del damped, diagonal
     if bool(failed) or not bool(torch.isfinite(R.diagonal()).all()):
         return None
-    return R.flip(0, 1)
+    turned: Tensor = R.flip(0, 1)
+    return turned
 
 
 def settle_columns(weights: Tensor, found: Factor, rule: Rule) -> None:

@@ -20,7 +20,7 @@ def nm_mask(scores: Tensor, pattern: NM) -> Tensor:
         raise ConfigError(f"{problem}.")
     mask = torch.empty(out, d_in, dtype=torch.bool, device=scores.device)
     rows = max(1, MASKED_AT_ONCE // d_in)
-    for some, kept in zip(scores.split(rows), mask.split(rows), strict=True):
+    for some, kept in zip(torch.split(scores, rows), torch.split(mask, rows), strict=True):
         by_place = some.reshape(-1, pattern.m).T.contiguous()
         kept.view(-1, pattern.m).T.copy_(highest_kept(by_place, pattern.n))
     return mask
@@ -51,7 +51,7 @@ def lowest_removed(scores: Tensor, count: int) -> Tensor:
     kept = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     wanted = scores.shape[1] - count
     rows = max(1, MASKED_AT_ONCE // scores.shape[1])
-    for some, mask in zip(scores.split(rows), kept.split(rows), strict=True):
+    for some, mask in zip(torch.split(scores, rows), torch.split(kept, rows), strict=True):
         limit = some.kthvalue(count, dim=1, keepdim=True).values
         torch.gt(some, limit, out=mask)
         # More than one score at the limit: the first of them fill up what is wanted.

@@ -183,8 +183,8 @@ class Product:
                         f"vector.fma {sums[at]}, {factor}, {blocks.carried[at]} : {FLOATS}"
                     )
             blocks.yielded = sums
-        for at, result in zip(places, blocks.results, strict=True):
-            self.buffers["y"].store(result, at, FLOATS)
+        for place, result in zip(places, blocks.results, strict=True):
+            self.buffers["y"].store(result, place, FLOATS)
 
     def _block(
         self,
