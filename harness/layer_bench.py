@@ -22,7 +22,6 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
     Factor,
-    FactorFormat,
     Grid,
     Pattern,
     Quantized,
@@ -122,14 +121,15 @@ def resized(weight_format: WeightFormat, shape: tuple[int, int]) -> WeightFormat
     if adapter:
         share = adapter.rank / min(weight_format.shape)
         rank = max(1, int(share * min(shape)))
-        sides = {"B": (shape[0], rank), "A": (rank, shape[1])}
-        packed: dict[str, FactorFormat] = {}
-        for name, factor in (("B", adapter.B), ("A", adapter.A)):
-            if factor and factor.grid:
-                before = adapter.rank if name == "B" else weight_format.shape[1]
-                new = _resized_grid(factor.grid, before, sides[name])
-                packed[name] = replace(factor, grid=new)
-        adapter = replace(adapter, rank=rank, **packed)
+        high, low = adapter.B, adapter.A
+        if high and high.grid:
+            grid_of = _resized_grid(high.grid, adapter.rank, (shape[0], rank))
+            high = replace(high, grid=grid_of)
+        if low and low.grid:
+            low = replace(
+                low, grid=_resized_grid(low.grid, weight_format.shape[1], (rank, shape[1]))
+            )
+        adapter = replace(adapter, rank=rank, B=high, A=low)
     return replace(weight_format, shape=shape, grid=grid, adapter=adapter)
 
 
@@ -165,6 +165,7 @@ def random_weight(weight_format: WeightFormat) -> CompressedWeight:
     factors: list[Factor] = []
     for name in ("B", "A"):
         factor = random_weight(weight_format.factor(name))
+        assert not isinstance(factor, Adapted)  # a factor has no adapter
         factors.append(factor.values if isinstance(factor, Dense) else factor)
     made = Adapted(base, *factors)
     if format_of(made) != weight_format:
