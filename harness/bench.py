@@ -117,7 +117,7 @@ class Bench:
             path=engine.path,
             engine=engine.name,
             details={"scope": _PHASES[name], "includes": "all blocks; the largest peak of one"},
-            reason=None if value is not None else "not timed: nothing was computed in this phase",
+            reason=None if value is not None else "no time was kept for this phase",
         )
 
     def _layers(self) -> list[Measurement]:

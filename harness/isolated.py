@@ -5,6 +5,7 @@ In a process that evaluated and timed several engines, the peak belongs to no on
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,7 @@ from trinity.harness.engine import Engine, MeasurementPath, TorchEngine
 from trinity.harness.latency import generate, memory
 from trinity.harness.models import read_config
 from trinity.lowering import targets
+from trinity.methods.errors import MachineError
 
 
 def peak(load: Callable[[], Engine], prompt: int, new: int) -> tuple[int, int | None]:
@@ -24,7 +26,14 @@ def peak(load: Callable[[], Engine], prompt: int, new: int) -> tuple[int, int | 
     load: must be picklable: a function of a module, or a `partial` of one
     """
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_measure, load, prompt, new, torch.get_num_threads()).result()
+        try:
+            return pool.submit(_measure, load, prompt, new, torch.get_num_threads()).result()
+        except BrokenProcessPool as error:
+            msg = (
+                "memory: the process that loads one engine to weigh it died, most likely for want "
+                "of memory. Leave `memory` out of bench.suites, or use a machine with more."
+            )
+            raise MachineError(msg) from error
 
 
 def torch_loader(folder: Path, path: MeasurementPath) -> Callable[[], Engine]:

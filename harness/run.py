@@ -221,7 +221,7 @@ class Run:
     @cached_property
     def dense(self) -> "Run":
         """The same recipe without compression: what fidelity and speed-ups are against."""
-        if not (self.plan.source or self.plan.inputs or any(self.plan.steps.values())):
+        if self._is_dense:
             return self
         if self._dense is not None:
             return self._dense
@@ -231,11 +231,18 @@ class Run:
             changes["calibration"] = self.recipe.calibration.with_seed(seed)
         return Run(self.recipe.model_copy(update=changes), self.store, self.reporter)
 
+    @property
+    def _is_dense(self) -> bool:
+        """Whether nothing is done to the model: no step, source, rounded input or tuning."""
+        plan = self.plan
+        changed = plan.source or plan.inputs or plan.tune or any(plan.steps.values())
+        return not changed
+
     @cached_property
     def siblings(self) -> list["Run"]:
         """The same recipe with each further calibration seed."""
         spec = self.recipe.calibration
-        if spec is None or not any(self.plan.steps.values()):
+        if spec is None or self._is_dense:
             return []
         return [
             Run(
