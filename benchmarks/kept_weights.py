@@ -5,7 +5,7 @@ of 256 tokens of C4's sample. `error` is the relative error at the layer's outpu
 the mean over the layers; `least` is OPTIMA's proven lower bound for its masks, `gap` that of its
 worst row, `iterations` those of its slowest layer.
 
-    python benchmarks/layer_errors.py --json FILE
+    python benchmarks/kept_weights.py --json FILE
 """
 
 import argparse
@@ -117,8 +117,8 @@ def measure(blocks: list[int]) -> dict[str, Any]:
             name: compressed(weight_of(modules[name]), stats[name], steps) for name in names
         }
     return {
-        "schema": "layer-errors/1",
-        "command": " ".join(["python", "benchmarks/layer_errors.py", *sys.argv[1:]]),
+        "schema": "kept-weights/1",
+        "command": " ".join(["python", "benchmarks/kept_weights.py", *sys.argv[1:]]),
         "model": {"id": MODEL, "label": source.label, "note": source.note, "sha256": source.sha256},
         "calibration_ids_sha256": drawn.sha256,
         "rows": rows,
