@@ -232,7 +232,7 @@ class _Optima:
         if stats.H is None:
             msg = "optima: needs the inputs' second moments; the recipe has no calibration data."
             raise ConfigError(msg)
-        return compress(W, current, stats.H, config)
+        return compress(W.float(), current, stats.H, config)
 
 
 OPTIMA = _Optima()

@@ -165,7 +165,8 @@ def test_compress_then_eval_then_bench(
     words += ["--new", "2", "--repeats", "1", "--json"]
     code, text, _ = _trinity(*words, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 0
-    assert {m["name"] for m in json.loads(text)} == {"tpot", "decode"}
+    names = {m["name"] for m in json.loads(text)}
+    assert {name for name in names if not name.startswith("ceiling-")} == {"tpot", "decode"}
 
 
 def test_a_folder_with_something_in_it_is_not_overwritten(
