@@ -6,6 +6,7 @@ the mean over the layers; `least` is OPTIMA's proven lower bound for its masks, 
 worst row, `iterations` those of its slowest layer.
 
     python benchmarks/kept_weights.py --json FILE
+    python benchmarks/kept_weights.py --about feedback --json FILE   # SparseGPT, GPTQ, variants
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main() -> int:
     hush_libraries()
     torch.set_grad_enabled(False)
     try:
-        found = measure(options.blocks)
+        found = measure(options.blocks, ABOUT[options.about]())
     except TrinityError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -58,6 +59,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--blocks", type=int, nargs="+", default=[0, 14, 29])
+    parser.add_argument("--about", choices=sorted(ABOUT), default="masks", help="which rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the record")
     return parser.parse_args()
 
@@ -94,7 +96,44 @@ def name_of(method: str, pattern: str) -> tuple[str, dict[str, Any]]:
     return method, {"pattern": pattern}
 
 
-def measure(blocks: list[int]) -> dict[str, Any]:
+def feedback() -> dict[str, Steps]:
+    """SparseGPT and GPTQ beside what they start from, and their variants."""
+    gptq: Steps = (("gptq", {"group_size": 64}),)
+    found: dict[str, Steps] = {}
+    for pattern in ("2:4", "50%"):
+        wanda, pruned = name_of("wanda", pattern), name_of("sparsegpt", pattern)
+        found |= {f"Wanda {pattern}": (wanda,), f"SparseGPT {pattern}": (pruned,)}
+    wanda, pruned = name_of("wanda", "2:4"), name_of("sparsegpt", "2:4")
+    original = ("gptq", {"group_size": 64, "target": "original"})
+    joint = ("sparsegpt", {"pattern": "2:4", "bits": 4, "group_size": 64})
+    found |= {
+        "Wanda 2:4, then GPTQ": (wanda, *gptq),
+        "Wanda 2:4, then GPTQ, target original": (wanda, original),
+        "SparseGPT 2:4, then GPTQ": (pruned, *gptq),
+        "SparseGPT 2:4 with 4 bits": (joint,),
+    }
+    nearest = {"bits": 4, "group_size": "channel", "symmetric": False}
+    found["4 bits, row: nearest"] = (("rtn", nearest),)
+    found["4 bits, row: GPTQ"] = (("gptq", {"group_size": "channel"}),)
+    found["3 bits: nearest"] = (("rtn", {"bits": 3, "group_size": 64, "symmetric": False}),)
+    variants: dict[str, dict[str, Any]] = {
+        "GPTQ": {},
+        "GPTQ, compensated": {"group_fit": "compensated"},
+        "GPTQ, static": {"group_fit": "static"},
+        "GPTQ, act-order": {"act_order": True},
+        "GPTQ, act-order, static": {"act_order": True, "group_fit": "static"},
+        "GPTQ, mse": {"search": "mse"},
+        "GPTQ, symmetric": {"symmetric": True},
+    }
+    for label, options in variants.items():
+        found[f"3 bits: {label}"] = (("gptq", {"bits": 3, "group_size": 64, **options}),)
+    return found
+
+
+ABOUT = {"masks": combinations, "feedback": feedback}
+
+
+def measure(blocks: list[int], combined: dict[str, Steps]) -> dict[str, Any]:
     """Every combination on every layer, as plain data."""
     source = sources.resolve(MODEL, None, StageStore(default_root()))
     decoder = Decoder(source.path, torch.float32, torch.device("cpu"))
@@ -111,7 +150,7 @@ def measure(blocks: list[int]) -> dict[str, Any]:
             decoder.model(input_ids=ids[None], use_cache=False)
         stats = result()
     rows = {}
-    for label, steps in combinations().items():
+    for label, steps in combined.items():
         print(label, file=sys.stderr)
         rows[label] = {
             name: compressed(weight_of(modules[name]), stats[name], steps) for name in names

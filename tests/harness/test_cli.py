@@ -115,6 +115,7 @@ def test_methods_show_describes_every_method(
         (["eval", "./absent", "--suite", "perplexity-pydoc"], 2, "no such folder"),
         (["lower", "./absent", "--out", "x"], 2, "./absent"),
         (["table", "slim", "--out", "empty"], 2, "holds no record"),
+        (["export", "./absent", "--format", "gptq", "--out", "x"], 2, "./absent"),
     ],
 )
 def test_a_user_error_is_one_paragraph_and_exit_code_two(
