@@ -134,7 +134,7 @@ def stored_like(base: Values, values: Tensor) -> Values:
     """Float values in the form that `base` has: its float type, or its grid.  values: [out, in]"""
     if isinstance(base, Dense):
         return Dense(values.to(base.values.dtype))
-    return tensors.quantize(values, base.scale, base.zero_point, base.bits)
+    return tensors.on_grid_of(base, values)
 
 
 def masked_target(current: Sparse, target: Tensor, before: Candidate, H: Tensor) -> Candidate:

@@ -14,7 +14,7 @@ Differs from the paper and the code:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -32,7 +32,7 @@ from trinity.methods.formats import (
     Sparse,
     Transposed,
 )
-from trinity.methods.tensors import quantize
+from trinity.methods.tensors import on_grid_of
 
 
 class SlimTuneConfig(MethodConfig):
@@ -66,10 +66,7 @@ def like(stored: Stored, x: Tensor) -> Stored:
         values = like(stored.values, x)
         assert isinstance(values, (Dense, Quantized))
         return Sparse(values, stored.mask, stored.pattern)
-    inputs = stored.input_scale
-    scaled = x if inputs is None else x / inputs.float()
-    codes = quantize(scaled.contiguous(), stored.scale, stored.zero_point, stored.bits)
-    return replace(stored, codes=codes.codes)
+    return on_grid_of(stored, x)
 
 
 def decoded(stored: Stored) -> Tensor:

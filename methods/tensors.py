@@ -1,5 +1,7 @@
 """Steps that several methods share: masks, grids, low-rank factors."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -113,6 +115,18 @@ def quantize(W: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> 
         codes = codes + zero_point.float()[:, :, None]
     dtype = torch.int8 if zero_point is None else torch.uint8
     return Quantized(codes.clamp(low, high).to(dtype).view(out, d_in), scale, zero_point, bits)
+
+
+def on_grid_of(stored: Quantized, W: Tensor) -> Quantized:
+    """W rounded to the grid of a quantized weight of its shape, input scales and index included."""
+    if stored.input_scale is not None:
+        W = W / stored.input_scale.float()
+    scale, zero_point = stored.scale, stored.zero_point
+    if stored.group_index is not None:  # every input its own group, then
+        scale = stored.by_input(scale)
+        zero_point = None if zero_point is None else stored.by_input(zero_point)
+    codes = quantize(W.contiguous(), scale, zero_point, stored.bits).codes
+    return replace(stored, codes=codes)
 
 
 def low_rank(E: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -166,11 +166,12 @@ class Quantized:
             values = self.codes.float()
             if self.zero_point is not None:
                 values -= self.by_input(self.zero_point.float())
-            return values * self.by_input(self.scale.float())
-        codes = self.codes.float().view(out, self.scale.shape[1], self.group_size)
-        if self.zero_point is not None:
-            codes = codes - self.zero_point.float()[:, :, None]
-        values = (codes * self.scale.float()[:, :, None]).reshape(out, d_in)
+            values *= self.by_input(self.scale.float())
+        else:
+            codes = self.codes.float().view(out, self.scale.shape[1], self.group_size)
+            if self.zero_point is not None:
+                codes = codes - self.zero_point.float()[:, :, None]
+            values = (codes * self.scale.float()[:, :, None]).reshape(out, d_in)
         return values if self.input_scale is None else values * self.input_scale.float()
 
 

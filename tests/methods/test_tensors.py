@@ -1,10 +1,18 @@
 """methods/tensors.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from tests.methods.samples import GridCase, random_mask, random_quantized, with_adapter
+from tests.methods.samples import (
+    GridCase,
+    indexed,
+    random_mask,
+    random_quantized,
+    with_adapter,
+)
 from tests.oracles.low_rank import best_product, remaining_error, weighted_norm
 from tests.oracles.pruning import best_group_masks
 from tests.oracles.quantization import nearest_on_grid
@@ -17,6 +25,7 @@ from trinity.methods.tensors import (
     lowest_removed,
     masked,
     nm_mask,
+    on_grid_of,
     pattern_problem,
     quantize,
     requantized,
@@ -175,3 +184,15 @@ def test_what_low_rank_leaves_is_the_sum_of_the_other_singular_values() -> None:
 def test_the_left_factor_has_orthonormal_columns() -> None:
     B, _ = low_rank(torch.randn(8, 6), 4)
     torch.testing.assert_close(B.T @ B, torch.eye(4), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scattered", [True, False])
+def test_what_lies_on_a_grid_keeps_its_codes(symmetric: bool, scattered: bool) -> None:
+    weight = random_quantized(5, 24, GridCase(4, symmetric, 3))
+    if scattered:
+        weight = indexed(weight, 5)
+    weight = replace(weight, input_scale=torch.rand(24) + 0.5)
+    found = on_grid_of(weight, weight.dequantize())
+    assert torch.equal(found.codes, weight.codes)
+    assert found.grid == weight.grid
