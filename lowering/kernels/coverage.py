@@ -1,0 +1,67 @@
+"""Which code multiplies with which format on which target: the table of docs/kernels.md."""
+
+from collections.abc import Iterator
+
+from trinity.lowering import targets
+from trinity.lowering.kernels.choose import storage_of
+from trinity.lowering.kernels.panels import Panels, refusal
+from trinity.lowering.storage import layout_of
+from trinity.methods.errors import UnsupportedError
+from trinity.methods.formats import AdapterFormat, FactorFormat, Grid, WeightFormat, parse_pattern
+
+SHAPE = (512, 1024)
+
+
+def formats() -> Iterator[WeightFormat]:
+    """One format of every kind that a checkpoint may hold."""
+    out, d_in = SHAPE
+    group = Grid(4, True, (out, d_in // 128), "float16")
+    two_four = parse_pattern("2:4")
+    for dtype in ("float32", "float16", "bfloat16"):
+        yield WeightFormat(SHAPE, dtype)
+    for bits in (2, 3, 4, 8):
+        yield WeightFormat(SHAPE, None, Grid(bits, True, group.scale_shape, "float16"))
+    yield WeightFormat(SHAPE, None, Grid(4, True, (1, 1), "float32"))
+    yield WeightFormat(SHAPE, None, Grid(4, True, (out, 1), "float16"))
+    yield WeightFormat(SHAPE, None, Grid(4, False, group.scale_shape, "float16"))
+    yield WeightFormat(SHAPE, None, Grid(4, True, (1, 1), "float32", input_scale="float16"))
+    yield WeightFormat(SHAPE, None, Grid(4, False, group.scale_shape, "float16", indexed=True))
+    for pattern in ("1:4", "2:4", "4:8", "50%"):
+        yield WeightFormat(SHAPE, None, group, parse_pattern(pattern))
+    yield WeightFormat(SHAPE, None, Grid(8, True, group.scale_shape, "float16"), two_four)
+    yield WeightFormat(SHAPE, "float16", None, two_four)
+    yield WeightFormat(SHAPE, "float16", None, parse_pattern("50%"))
+    yield WeightFormat(SHAPE, None, group, two_four, AdapterFormat(64, "float16"))
+    high = FactorFormat(grid=Grid(4, True, (out, 1), "float16"))
+    low = FactorFormat(grid=Grid(4, True, (64, d_in // 128), "float16"))
+    yield WeightFormat(SHAPE, None, group, two_four, AdapterFormat(64, None, high, low))
+
+
+def markdown() -> str:
+    """The table: a row a format, a column a target."""
+    names = sorted(targets.BUILT_IN)
+    lines = [
+        f"| format | {' | '.join(names)} | bits per weight in panels | why no kernel |",
+        f"|---|{'---|' * len(names)}---:|---|",
+    ]
+    for found in formats():
+        cells = [_code(found, targets.BUILT_IN[name]) for name in names]
+        reason = _refused(found) or refusal(found) or ""
+        bits = "" if reason else f"{Panels(found).bits():.2f}"
+        lines.append(f"| {found.label} | {' | '.join(cells)} | {bits} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(weight_format: WeightFormat, target: targets.Target) -> str:
+    if _refused(weight_format):
+        return "refused"
+    return "kernel" if isinstance(storage_of(weight_format, target), Panels) else "compiled"
+
+
+def _refused(weight_format: WeightFormat) -> str | None:
+    """Why no module can hold a format, in its error's first words; None if one can."""
+    try:
+        layout_of(weight_format)
+    except UnsupportedError as error:
+        return str(error).partition(": ")[2].partition(". ")[0]
+    return None
