@@ -207,9 +207,9 @@ def export_to(folder: Path, layout: str, out: Path) -> dict[str, Any]:
 
 
 def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reproduced]:
-    """Tables from the newest record of every row; ConfigError if there is none."""
+    """Tables from the newest record of every row's own steps; ConfigError if there is none."""
     definition = paper.load(paper_name)
-    paper.pick("profile", profile_name, definition.profiles)
+    profile = paper.pick("profile", profile_name, definition.profiles)
     records = [(path, record.read(path)) for path in sorted((out / "v1").rglob("*.json"))]
     results = []
     for key, table in definition.tables.items():
@@ -221,7 +221,10 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
             }
             cells = []
             for row, pattern in planned_rows(table, ("*",)):
-                if (name := paper.recipe_name(row, pattern)) in newest:
+                planned = paper.recipe(profile, profile.data[0], model, row, pattern)
+                steps = planned.model_dump(mode="json")["compress"]["steps"]
+                # A row whose steps have changed since is another row, whatever its name.
+                if (name := planned.name) in newest and _steps(newest[name][1]) == steps:
                     path, found = newest[name]
                     cells.append(tables.Cell(row, pattern, found, str(path.relative_to(out))))
             if cells:
@@ -315,6 +318,11 @@ def check_methods(name: str, settings: list[str]) -> dict[str, list[str]]:
         msg = f"package '{name}' registers nothing in the entry-point group '{registry.GROUP}'."
         raise ConfigError(msg)
     return {key: conformance.check(registry.get(key)) for key in checked}
+
+
+def _steps(found: record.Record) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = found.recipe["compress"]["steps"]
+    return steps
 
 
 def check_new(out: Path) -> None:

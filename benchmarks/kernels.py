@@ -1,0 +1,116 @@
+"""How fast packed products run in the kernels, against torch, at one shape of LLaMA-2-7B.
+
+Every product is timed in turn with dense float32 in torch, twice, in one process; weights are
+rotated so that no cache holds them.  Adapters have a tenth of the smaller side as their rank, in 4
+bits.  Beside them torch's own bfloat16 product and its own int4 kernel (bfloat16 activations).
+
+    python benchmarks/kernels.py --shape 4096 4096 --rows 1 16 128 --json FILE
+"""
+
+import argparse
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trinity.harness.latency import ceilings
+from trinity.harness.layer_bench import Product, bench_layers, iree_product
+from trinity.harness.records.environment import environment
+from trinity.harness.records.measurement import Measurement
+from trinity.harness.store import write_json
+from trinity.methods.formats import (
+    NM,
+    AdapterFormat,
+    CompressedWeight,
+    FactorFormat,
+    Grid,
+    Quantized,
+    WeightFormat,
+)
+
+GROUP = 128
+
+
+def main() -> None:
+    """Time, print a table, and write the record."""
+    options = parse()
+    cases = formats(tuple(options.shape))
+    found: list[Measurement] = list(ceilings.ceilings())
+    for name, weight_format in cases.items():
+        makers = [iree_product("llvm-cpu")]
+        if name == "int4":
+            makers += [torch_bfloat16, torch_int4] if options.rows == [1] else [torch_bfloat16]
+        found += bench_layers([weight_format], options.rows, options.repeats, makers)
+    for m in found:
+        speed = "" if m.metric != "speedup" else f"{m.value:.2f} {m.interval}"
+        print(f"{m.name:72} {m.engine:16} {m.metric:8} {m.value:.3e} {speed}")
+    if options.json:
+        write_json(
+            options.json,
+            {
+                "schema": "kernel-speed/1",
+                "command": f"python benchmarks/kernels.py {' '.join(map(str, words(options)))}",
+                "environment": environment(),
+                "measurements": [m.model_dump(mode="json") for m in found],
+            },
+        )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shape", type=int, nargs=2, default=[4096, 4096], help="out and in")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1], help="rows of the input, M")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def words(options: argparse.Namespace) -> list[object]:
+    """The command line again, without the file."""
+    return ["--shape", *options.shape, "--rows", *options.rows, "--repeats", options.repeats]
+
+
+def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
+    """The formats that are timed, by a short name."""
+    (out, d_in), rank = shape, min(shape) // 10 // 16 * 16
+    grid = Grid(4, True, (out, d_in // GROUP), "float16")
+    high = FactorFormat(grid=Grid(4, True, (out, 1), "float16"))
+    low = FactorFormat(grid=Grid(4, True, (rank, d_in // GROUP), "float16"))
+    adapter = AdapterFormat(rank, None, high, low)
+    return {
+        "int4": WeightFormat(shape, None, grid),
+        "2:4 int4": WeightFormat(shape, None, grid, NM(2, 4)),
+        "int4 + adapter": WeightFormat(shape, None, grid, None, adapter),
+        "2:4 int4 + adapter": WeightFormat(shape, None, grid, NM(2, 4), adapter),
+        "float16": WeightFormat(shape, "float16"),
+    }
+
+
+def torch_bfloat16(weight: CompressedWeight, x: Tensor) -> Product:
+    """Dense bfloat16 in torch, on rotated copies."""
+    dense, narrow = weight.dequantize().bfloat16(), x.bfloat16()
+    copies = cycle([dense.clone() for _ in range(8)])
+    return Product("torch-bfloat16", "reference", dense.nbytes, lambda: narrow @ next(copies).T)
+
+
+def torch_int4(weight: CompressedWeight, x: Tensor) -> Product:
+    """torch's own int4 kernel for CPUs, with its bfloat16 activations and scales."""
+    assert isinstance(weight, Quantized)
+    codes = (weight.codes.to(torch.int32) + 8).contiguous()
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 8)
+    scale = weight.scale.T.bfloat16().contiguous()
+    both = torch.stack([scale, torch.zeros_like(scale)], dim=-1).contiguous()
+    copies, narrow = cycle([packed.clone() for _ in range(32)]), x.bfloat16()
+    size = packed.nbytes + both.nbytes
+    return Product(
+        "torch-int4",
+        "reference",
+        size,
+        lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(narrow, next(copies), GROUP, both),
+    )
+
+
+if __name__ == "__main__":
+    main()

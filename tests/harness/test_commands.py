@@ -1,0 +1,43 @@
+"""The commands' own rules, on the records that are committed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trinity.harness.commands import render_tables
+from trinity.methods.errors import ConfigError
+
+
+def _one_record(project_root: Path, out: Path, steps: list[dict[str, object]]) -> None:
+    """A copy of a committed record of 2:4 Wanda, of a recipe with these steps."""
+    folder = project_root / "results" / "v1" / "SmolLM2-135M-Instruct" / "wanda-2of4"
+    found = json.loads(sorted(folder.glob("*.json"))[0].read_text("utf-8"))
+    found["recipe"]["compress"]["steps"] = steps
+    place = out / "v1" / "SmolLM2-135M-Instruct" / "wanda-2of4"
+    place.mkdir(parents=True)
+    (place / "record.json").write_text(json.dumps(found), "utf-8")
+
+
+STEPS: list[dict[str, object]] = [
+    {"method": "rtn", "bits": 4, "group_size": 64},
+    {"method": "wanda", "pattern": "2:4"},
+]
+
+
+def test_a_table_is_rendered_from_the_record_of_its_rows_steps(
+    project_root: Path, tmp_path: Path
+) -> None:
+    _one_record(project_root, tmp_path, STEPS)
+    (rendered,) = render_tables("slim", "embedded", tmp_path)
+    assert all(path.exists() for path in rendered.files)
+    text = next(tmp_path.rglob("*.md")).read_text("utf-8")
+    assert "| Wanda | Group AbsMax |" in text
+
+
+def test_a_record_of_other_steps_is_not_the_row_of_its_name(
+    project_root: Path, tmp_path: Path
+) -> None:
+    _one_record(project_root, tmp_path, [STEPS[0], {"method": "wanda", "pattern": "4:8"}])
+    with pytest.raises(ConfigError, match="holds no record"):
+        render_tables("slim", "embedded", tmp_path)
