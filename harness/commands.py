@@ -216,7 +216,7 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
         for model in definition.profiles[profile_name].models:
             newest = {
                 found.recipe["name"]: (path, found)
-                for path, found in sorted(records, key=lambda pair: pair[1].date)
+                for path, found in sorted(records, key=lambda pair: record.age(*pair))
                 if found.model.id == model
             }
             cells = []

@@ -87,14 +87,14 @@ def newest_like(baseline: str, results: Path) -> str:
             wanted.model.sha256,
             wanted.recipe["name"],
         ):
-            found.append((other.date, str(candidate)))
+            found.append((record.age(candidate, other), candidate))
     if not found:
         msg = (
             f"gate --baseline {baseline}: {results} holds no other record of recipe "
             f"'{wanted.recipe['name']}' on {wanted.model.label}. Name the record to be judged."
         )
         raise ConfigError(msg)
-    return max(found)[1]
+    return str(max(found)[1])
 
 
 def line(outcome: Outcome) -> str:

@@ -153,6 +153,11 @@ def read_all(results: Path) -> list[Record]:
     return [read(path) for path in sorted((results / "v1").rglob("*.json"))]
 
 
+def age(path: Path, found: Record) -> tuple[str, int, str]:
+    """Older before newer: by day, and within a day by the number at the end of the file's name."""
+    return str(found.date), len(path.name), path.name
+
+
 def json_schema() -> dict[str, Any]:
     """The published JSON Schema of a record file."""
     schema = Record.model_json_schema()

@@ -9,14 +9,16 @@ from trinity.harness.commands import render_tables
 from trinity.methods.errors import ConfigError
 
 
-def _one_record(project_root: Path, out: Path, steps: list[dict[str, object]]) -> None:
+def _one_record(
+    project_root: Path, out: Path, steps: list[dict[str, object]], name: str = "record"
+) -> None:
     """A copy of a committed record of 2:4 Wanda, of a recipe with these steps."""
     folder = project_root / "results" / "v1" / "SmolLM2-135M-Instruct" / "wanda-2of4"
-    found = json.loads(sorted(folder.glob("*.json"))[0].read_text("utf-8"))
+    found = json.loads(next(folder.glob("*.json")).read_text("utf-8"))
     found["recipe"]["compress"]["steps"] = steps
     place = out / "v1" / "SmolLM2-135M-Instruct" / "wanda-2of4"
-    place.mkdir(parents=True)
-    (place / "record.json").write_text(json.dumps(found), "utf-8")
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{name}.json").write_text(json.dumps(found), "utf-8")
 
 
 STEPS: list[dict[str, object]] = [
@@ -41,3 +43,10 @@ def test_a_record_of_other_steps_is_not_the_row_of_its_name(
     _one_record(project_root, tmp_path, [STEPS[0], {"method": "wanda", "pattern": "4:8"}])
     with pytest.raises(ConfigError, match="holds no record"):
         render_tables("slim", "embedded", tmp_path)
+
+
+def test_of_two_records_of_a_day_the_later_one_is_taken(project_root: Path, tmp_path: Path) -> None:
+    other = [STEPS[0], {"method": "wanda", "pattern": "4:8"}]
+    for name, steps in (("run-9", other), ("run", other), ("run-10", STEPS)):
+        _one_record(project_root, tmp_path, steps, name)
+    assert render_tables("slim", "embedded", tmp_path)
