@@ -33,6 +33,13 @@ Set = Annotated[
 Target = Annotated[str, typer.Option(help="llvm-cpu, vulkan, cuda or rocm.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute every stage again.")]
 EngineName = Annotated[str, typer.Option("--engine", help="torch or iree.")]
+Suites = Annotated[
+    list[str] | None,
+    typer.Option("--suite", help="Accuracy suite for models; records need none. May be repeated."),
+]
+Limit = Annotated[int | None, typer.Option(help="Examples of each task.")]
+Windows = Annotated[int | None, typer.Option(help="Windows of a text.")]
+Seqlen = Annotated[int | None, typer.Option(help="Tokens of a window.")]
 INTERRUPTED = 130
 
 
@@ -76,6 +83,12 @@ def _store(fresh: bool = False) -> Any:
 
 def _show(data: Any, as_json: bool, text: str) -> None:
     print(json.dumps(data, indent=1, sort_keys=True) if as_json else text)
+
+
+def _show_measurements(found: list[Any], as_json: bool) -> None:
+    """found: Measurements, whose class is loaded by then."""
+    text = "\n".join(map(_measurement_line, found))
+    _show([m.model_dump(mode="json") for m in found], as_json, text)
 
 
 @app.command()
@@ -203,9 +216,9 @@ def evaluate(
     suite: Annotated[list[str], typer.Option(help="Accuracy suite. May be repeated.")],
     engine: EngineName = "torch",
     target: Target = "llvm-cpu",
-    limit: Annotated[int | None, typer.Option(help="Examples of each task.")] = None,
-    windows: Annotated[int | None, typer.Option(help="Windows of a perplexity.")] = None,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens of a window.")] = None,
+    limit: Limit = None,
+    windows: Windows = None,
+    seqlen: Seqlen = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -216,11 +229,7 @@ def evaluate(
     sizes = {"limit": limit, "windows": windows, "seqlen": seqlen}
     with _start(quiet) as reporter:
         found = evaluate_model(model, suite, sizes, engine, target, _store(), reporter)
-    _show(
-        [m.model_dump(mode="json") for m in found],
-        as_json,
-        "\n".join(map(_measurement_line, found)),
-    )
+    _show_measurements(found, as_json)
 
 
 @app.command()
@@ -259,20 +268,7 @@ def bench(
     settings |= {"baseline": baseline, "rows": rows or [1], "shapes": shapes}
     with _start(quiet) as reporter:
         found = bench_model(model, suite, engines, target, settings, _store(), reporter)
-    _show(
-        [m.model_dump(mode="json") for m in found],
-        as_json,
-        "\n".join(map(_measurement_line, found)),
-    )
-
-
-Suites = Annotated[
-    list[str] | None,
-    typer.Option("--suite", help="Accuracy suite for models; records need none. May be repeated."),
-]
-Limit = Annotated[int | None, typer.Option(help="Examples of each task.")]
-Windows = Annotated[int | None, typer.Option(help="Windows of a text.")]
-Seqlen = Annotated[int | None, typer.Option(help="Tokens of a window.")]
+    _show_measurements(found, as_json)
 
 
 @app.command()
