@@ -1,6 +1,5 @@
 """methods/conformance.py: good methods pass, and every kind of bad one is told what it breaks."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from trinity.methods import registry
 from trinity.methods.conformance import check
-from trinity.methods.contract import BlockTask, LayerStats, MethodConfig, Statistic
+from trinity.methods.contract import LayerStats, MethodConfig, Statistic
 from trinity.methods.dense import DENSE
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense
@@ -294,62 +293,6 @@ def test_a_problem_that_disagrees_with_compress_is_found(method: Good, violation
     assert violation in result_of(method)
 
 
-class GoodBlock:
-    name = "good-block"
-    paper = "none"
-    config = Options
-    needs = Statistic.X_NORM
-
-    def problem(self, shape: tuple[int, int], config: Options) -> str | None:
-        return None
-
-    def compress_block(self, task: BlockTask, config: Options) -> Mapping[str, CompressedWeight]:
-        target = task.forward(task.weights, task.inputs[0])
-        weights = {name: W.clone().requires_grad_() for name, W in task.weights.items()}
-        with torch.enable_grad():
-            loss = (task.forward(weights, task.inputs[0]) - 0.9 * target).square().mean()
-        slopes = torch.autograd.grad(loss, list(weights.values()))
-        steps = zip(weights.items(), slopes, strict=True)
-        return {name: Dense((W - slope).detach()) for (name, W), slope in steps}
-
-
-class ForgetsALinear(GoodBlock):
-    def compress_block(self, task: BlockTask, config: Options) -> Mapping[str, CompressedWeight]:
-        name = next(iter(task.weights))
-        return {name: task.current[name]}
-
-
-class TrainsTheOriginal(GoodBlock):
-    def compress_block(self, task: BlockTask, config: Options) -> Mapping[str, CompressedWeight]:
-        for W in task.weights.values():
-            W.sub_(0.1)
-        return {name: Dense(W.clone()) for name, W in task.weights.items()}
-
-
-class GivesOneWeight(GoodBlock):
-    def compress_block(self, task: BlockTask, config: Options) -> Any:
-        return Dense(torch.ones(2, 2))
-
-
-def test_a_good_block_method_conforms() -> None:
-    assert check(GoodBlock()) == []
-
-
-@pytest.mark.parametrize(
-    ("method", "violation"),
-    [
-        (ForgetsALinear(), "gave weights for ['mlp.up'], expected ['mlp.down', 'mlp.up']"),
-        (TrainsTheOriginal(), "changed its input weights.mlp.up"),
-        (GivesOneWeight(), "gave a Dense, expected a mapping"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, GoodBlock) else "",
-)
-def test_a_block_method_that_breaks_the_contract_is_found(
-    method: GoodBlock, violation: str
-) -> None:
-    assert violation in result_of(method)
-
-
 class ForgetsItsPattern(Good):
     """Says 2:4 and prunes nothing."""
 
@@ -401,33 +344,6 @@ def test_a_failure_on_the_list_of_numerics_is_found(method: Good, violation: str
 
 def test_a_clear_refusal_of_a_numerically_hopeless_layer_conforms() -> None:
     assert check(RefusesOneToken()) == []
-
-
-class GoodSource:
-    name = "good-source"
-    paper = "none"
-    config = Options
-    parts = ("magic",)
-
-    def load(self, tensors: Mapping[str, Tensor], config: Options) -> Mapping[str, Dense]:
-        if "magic" not in tensors:
-            raise ConfigError("good-source: the checkpoint has no tensor 'magic'.")
-        return {"layer": Dense(tensors["magic"])}
-
-
-class CarelessSource(GoodSource):
-    def load(self, tensors: Mapping[str, Tensor], config: Options) -> Mapping[str, Dense]:
-        return {"layer": Dense(tensors["magic"])}
-
-
-def test_a_good_source_conforms_with_a_checkpoint_and_may_refuse_the_made_up_one() -> None:
-    assert check(GoodSource()) == []
-    assert check(GoodSource(), tensors={"magic": torch.ones(2, 3)}) == []
-
-
-def test_a_source_must_read_the_checkpoint_it_is_given_and_refuse_others_in_words() -> None:
-    assert "raised ConfigError" in "\n".join(check(GoodSource(), tensors={"x": torch.ones(2, 3)}))
-    assert "a checkpoint: raised KeyError" in result_of(CarelessSource())
 
 
 def test_dense_conforms_though_it_hands_back_what_it_was_given() -> None:
