@@ -2,11 +2,12 @@
 
 Weights are random numbers of a format: a product's time does not depend on them.  As many copies
 are rotated as exceed the caches, because a decoder that has run 200 other layers since finds none
-of this one's weights there.
+of this one's weights there.  A sample is the mean of products made one after the other.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -182,7 +183,7 @@ def _timed(
         timing.warm_up(product.run)
     with machine.watched() as seen:
         runs = timing.interleaved(
-            [lambda p=p: timing.timed(p.run).seconds for p in candidates],  # type: ignore[misc]
+            [partial(timing.back_to_back, product.run) for product in candidates],
             warmup=0,
             repeats=repeats,
         )

@@ -163,7 +163,9 @@ class CompiledSession:
                 size = 1  # a padded step would write past the end of the caches
             rest = ids[len(ids) - (end - self.length) :]
             found.append(self._run(rest[:size], size))
-        return torch.cat(found)
+        # Not torch.cat: it wakes torch's threads for a copy of this size, and they go on spinning
+        # for milliseconds on the processors that the module's own threads need in the next step.
+        return torch.from_numpy(np.concatenate([part.numpy() for part in found]))
 
     def _run(self, tokens: Tensor, size: int) -> Tensor:
         """One step, padded at its end: later positions overwrite what padding leaves in the
