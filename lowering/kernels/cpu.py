@@ -247,7 +247,7 @@ class Product:
             units = self.panels.chunk // plane.lanes
             first = kernel.times(chunk, units)
             found[plane.name] = [
-                self.buffers[plane.name].load(
+                self.buffers[plane.name].stream(
                     [panel, kernel.add(first, i), vector, zero], self.kept_bytes
                 )
                 for i in range(units)
@@ -280,7 +280,7 @@ class Product:
         if self.panels.format.pattern is None:
             return whole
         place = kernel.add(kernel.times(chunk, self.panels.chunk), word)
-        bits = self.buffers["panel_bitmap"].load([panel, place, vector], "vector<1xi64>")
+        bits = self.buffers["panel_bitmap"].stream([panel, place, vector], "vector<1xi64>")
         if self.flavour == "digits":
             return self._expanded(whole, bits, zero)
         return self._spread(whole, bits, zero)
@@ -440,7 +440,7 @@ class Product:
 
 def widened(kernel: Kernel, buffer: Buffer, at: Sequence[str], element: str) -> str:
     """A vector of floats of any type, as float32."""
-    narrow = buffer.load(at, f"vector<{LANES}x{element}>")
+    narrow = buffer.stream(at, f"vector<{LANES}x{element}>")
     if element == "f32":
         return narrow
     return kernel.value(f"arith.extf {narrow} : vector<{LANES}x{element}> to {FLOATS}")
