@@ -62,7 +62,7 @@ class Kernel:
         kind = f"memref<{'x'.join([*map(str, shape), element])}>"
         zero = self.constant(0)
         name = self.value(f"stream.binding.subspan {argument}[{zero}] : !stream.binding -> {kind}")
-        return Buffer(self, name, kind, prod(shape[2:]) * int(element[1:]) // 8)
+        return Buffer(self, name, kind, prod(shape[2:]) * int(element.lstrip("bfi")) // 8)
 
     def workgroup(self, axis: int) -> str:
         """This workgroup's number along an axis of the grid."""
