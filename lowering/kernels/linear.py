@@ -14,7 +14,7 @@ from trinity.lowering.linalg import scaled_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
 # less is worth more than the faster digits.
-FUSED_ROWS = 8
+FUSED_ROWS = 1
 
 
 @dataclass(frozen=True)
