@@ -110,7 +110,8 @@ def iree_product(target: str) -> MakeProduct:
         module = chain_module(format_of(weight), place, len(x), calls)
         given = module.put(x)
         weights = [
-            [module.put(t) for _ in range(calls) for t in packed] for _ in range(-(-copies // calls))
+            [module.put(t) for _ in range(calls) for t in packed]
+            for _ in range(-(-copies // calls))
         ]
         rotated = cycle(weights)
         return Product(

@@ -205,7 +205,7 @@ class CodeTerm:
         whole = parts[0]
         for part in parts[1:]:
             whole = kernel.value(f"arith.ori {whole}, {part} : {kept}")
-        if self.panels.format.pattern is None:
+        if self.panels.sparse is None:
             return whole
         place = kernel.add(kernel.times(chunk, self.panels.chunk), word)
         bits = self.buffers["panel_bitmap"].stream([panel, place, vector], "vector<1xi64>")

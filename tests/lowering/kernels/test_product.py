@@ -30,6 +30,8 @@ FORMATS = [
     ((600, 256), "int4 group 64", "2:4", 60),
     ((30, 1000), "int8 group 500", "3:4", 0),
     ((30, 64), "int4 group 16 asymmetric", "1:2", 0),
+    ((30, 64), "int4 group 16 asymmetric", "50%", 3),
+    ((70, 64), "int4 group 32", "4:8", 0),
 ]
 
 
