@@ -207,7 +207,7 @@ def export_to(folder: Path, layout: str, out: Path) -> dict[str, Any]:
 
 
 def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reproduced]:
-    """Tables from the newest record of every row's own steps; ConfigError if there is none."""
+    """Tables from the newest record of each row's own compression; ConfigError if there is none."""
     definition = paper.load(paper_name)
     profile = paper.pick("profile", profile_name, definition.profiles)
     records = [(path, record.read(path)) for path in sorted((out / "v1").rglob("*.json"))]
@@ -222,9 +222,9 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
             cells = []
             for row, pattern in planned_rows(table, ("*",)):
                 planned = paper.recipe(profile, profile.data[0], model, row, pattern)
-                steps = planned.model_dump(mode="json")["compress"]["steps"]
-                # A row whose steps have changed since is another row, whatever its name.
-                if (name := planned.name) in newest and _steps(newest[name][1]) == steps:
+                compress = planned.model_dump(mode="json")["compress"]
+                # A row that has come to compress otherwise is another row, whatever its name.
+                if (name := planned.name) in newest and _compress(newest[name][1]) == compress:
                     path, found = newest[name]
                     cells.append(tables.Cell(row, pattern, found, str(path.relative_to(out))))
             if cells:
@@ -320,9 +320,9 @@ def check_methods(name: str, settings: list[str]) -> dict[str, list[str]]:
     return {key: conformance.check(registry.get(key)) for key in checked}
 
 
-def _steps(found: record.Record) -> list[dict[str, Any]]:
-    steps: list[dict[str, Any]] = found.recipe["compress"]["steps"]
-    return steps
+def _compress(found: record.Record) -> dict[str, Any]:
+    """A record's `compress`; what was no option yet when it was written had its default."""
+    return {**recipe.CompressSpec().model_dump(mode="json"), **found.recipe["compress"]}
 
 
 def check_new(out: Path) -> None:

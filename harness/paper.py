@@ -14,8 +14,10 @@ from pydantic import Field, ValidationError
 from trinity.harness.recipe import (
     BenchSpec,
     CalibrationSpec,
+    CompressSpec,
     EvaluateSpec,
     LowerSpec,
+    Order,
     Recipe,
     Section,
     parse,
@@ -42,6 +44,7 @@ class Row(Section):
     $parameters.
 
     name: of its recipe; rows of one name are one run, also in tables of other papers
+    order, skip: of the recipe's `compress`
     patterns: of the table's, if not all of them   training: of a 'trained:' model
     """
 
@@ -49,6 +52,8 @@ class Row(Section):
     label: str
     quantization: str
     steps: tuple[dict[str, Any], ...]
+    order: Order = CompressSpec().order
+    skip: tuple[str, ...] = CompressSpec().skip
     patterns: tuple[str, ...] | None = None
     training: dict[str, Any] | None = None
     published: PublishedKey | None = None
@@ -188,7 +193,7 @@ def recipe(profile: Profile, data: Data, model: str, row: Row, pattern: str | No
         {
             "name": recipe_name(row, pattern),
             "model": {"id": model, "dtype": profile.dtype, "training": training},
-            "compress": {"steps": steps},
+            "compress": {"steps": steps, "order": row.order, "skip": row.skip},
             "calibration": data.calibration.model_dump(),
             "evaluate": data.evaluate.model_dump(),
             "lower": profile.lower.model_dump() if profile.lower else None,

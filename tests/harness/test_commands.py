@@ -10,12 +10,16 @@ from trinity.methods.errors import ConfigError
 
 
 def _one_record(
-    project_root: Path, out: Path, steps: list[dict[str, object]], name: str = "record"
+    project_root: Path,
+    out: Path,
+    steps: list[dict[str, object]],
+    name: str = "record",
+    **compress: object,
 ) -> None:
-    """A copy of a committed record of 2:4 Wanda, of a recipe with these steps."""
+    """A copy of a committed record of 2:4 Wanda, of a recipe with these steps and options."""
     folder = project_root / "results" / "v1" / "SmolLM2-135M-Instruct" / "wanda-2of4"
     found = json.loads(next(folder.glob("*.json")).read_text("utf-8"))
-    found["recipe"]["compress"]["steps"] = steps
+    found["recipe"]["compress"] |= {"steps": steps, **compress}
     place = out / "v1" / "SmolLM2-135M-Instruct" / "wanda-2of4"
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{name}.json").write_text(json.dumps(found), "utf-8")
@@ -41,6 +45,15 @@ def test_a_record_of_other_steps_is_not_the_row_of_its_name(
     project_root: Path, tmp_path: Path
 ) -> None:
     _one_record(project_root, tmp_path, [STEPS[0], {"method": "wanda", "pattern": "4:8"}])
+    with pytest.raises(ConfigError, match="holds no record"):
+        render_tables("slim", "embedded", tmp_path)
+
+
+@pytest.mark.parametrize("other", [{"order": "true-sequential"}, {"skip": ["*.self_attn.*"]}])
+def test_a_record_of_another_order_or_of_fewer_layers_is_not_the_row_of_its_name(
+    project_root: Path, tmp_path: Path, other: dict[str, object]
+) -> None:
+    _one_record(project_root, tmp_path, STEPS, **other)
     with pytest.raises(ConfigError, match="holds no record"):
         render_tables("slim", "embedded", tmp_path)
 
