@@ -1,18 +1,22 @@
 """The latency and memory suites of one checkpoint, its engines and its baseline in one process."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from torch import nn
 
 from trinity.harness import checkpoint, isolated
 from trinity.harness.engine import Engine
 from trinity.harness.latency import ceilings, generate, memory
-from trinity.harness.models import dtype_name, read_config
-from trinity.harness.recipe import BenchSpec
+from trinity.harness.models import DTYPES, dtype_name, read_config
+from trinity.harness.recipe import BenchSpec, LowerSpec
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.store import read_json
 from trinity.harness.walk import TIMING
+from trinity.lowering.export import Geometry
+from trinity.methods.errors import MachineError
 
 if TYPE_CHECKING:
     from trinity.harness.measure import Measuring
@@ -52,19 +56,36 @@ class Bench:
         return [*found, *(ceilings.ceilings() if timed else ())]
 
     def _prefill(self) -> list[Measurement]:
+        return [m for batch in self.spec.batch for m in self._prefill_of(batch)]
+
+    def _prefill_of(self, batch: int) -> list[Measurement]:
         spec = self.spec
-        found = generate.prefill(self._engines(), spec.prompt, spec.repeats, baseline=self._dense())
+        found = generate.prefill(
+            self._engines(batch),
+            spec.prompt,
+            spec.repeats,
+            batch=batch,
+            baseline=self._dense(batch),
+        )
         rate = ceilings.ceiling(ceilings.MATMUL, dtype=self._dtype())
-        work = 2 * self._weights() * spec.prompt
+        work = 2 * self._weights() * spec.prompt * batch
         why = "2 x weights x tokens over the rate of large matrix products"
         return [
             ceilings.with_share(m, work / rate, why) if m.metric == "ttft_s" else m for m in found
         ]
 
     def _decode(self) -> list[Measurement]:
+        return [m for batch in self.spec.batch for m in self._decode_of(batch)]
+
+    def _decode_of(self, batch: int) -> list[Measurement]:
         spec = self.spec
         found = generate.decode(
-            self._engines(), spec.prompt, spec.new, spec.repeats, baseline=self._dense()
+            self._engines(batch),
+            spec.prompt,
+            spec.new,
+            spec.repeats,
+            batch=batch,
+            baseline=self._dense(batch),
         )
         bandwidth = ceilings.ceiling(ceilings.READ)
         why = "bytes of the weights that the engine holds over read bandwidth"
@@ -136,16 +157,16 @@ class Bench:
         ordered = sorted(formats, key=lambda f: (f.shape, f.label))
         return layer_bench.bench_layers(ordered, self.spec.rows, self.spec.repeats, makers)
 
-    def _engines(self) -> list[Engine]:
-        return [self.measuring.engine(name) for name in self.names]
+    def _engines(self, batch: int) -> list[Engine]:
+        return [self.measuring.engine(name, batch) for name in self.names]
 
-    def _dense(self) -> generate.Dense | None:
+    def _dense(self, batch: int) -> generate.Dense | None:
         """The baseline runs where the compressed weights run packed, or in torch if nowhere."""
         if self.baseline is None:
             return None
         name = "iree" if "iree" in self.names else "torch"
         label = f"{self.baseline.subject.name} ({self.baseline.subject.fingerprint[:12]})"
-        return generate.Dense(self.baseline.engine(name), label)
+        return generate.Dense(self.baseline.engine(name, batch), label)
 
     def _dtype(self) -> str:
         return dtype_name(read_config(self.measuring.subject.folder))
@@ -167,6 +188,33 @@ class Bench:
         lowered = self.measuring.lowered
         assert lowered is not None
         return lowered.parameters.stat().st_size - unread
+
+
+def check_batch(spec: BenchSpec, lower: LowerSpec | None, folder: Path, dtype: str) -> None:
+    """MachineError if this machine cannot hold what its largest batch takes at the least.
+
+    lower: None if only torch is timed   folder: of the model   dtype: of its activations
+    """
+    batch = max(spec.batch)
+    if batch == 1 or not {"prefill", "decode"} & set(spec.suites):
+        return
+    config = read_config(folder)
+    geometry, positions, logits = Geometry.of(config), spec.prompt + spec.new, 1
+    if lower is not None:
+        # Sizes of a module are fixed: room for its longest sequence, logits of a whole prefill.
+        positions, logits = min(lower.context, geometry.max_positions), lower.length
+    numbers = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim
+    caches = batch * numbers * positions * DTYPES[dtype].itemsize
+    needed = caches + 4 * batch * logits * config.vocab_size
+    total = psutil.virtual_memory().total
+    if needed > total:
+        lowered = "lower.context" if lower else "bench.prompt or bench.new"
+        msg = (
+            f"bench.batch {batch}: the key/value caches of {batch} sequences of {positions} "
+            f"positions and the logits of a prompt take at least {needed / 1e9:.1f} GB, and this "
+            f"machine has {total / 1e9:.1f} GB. Lower bench.batch, or {lowered}."
+        )
+        raise MachineError(msg)
 
 
 def _linear(module: nn.Module) -> bool:

@@ -246,6 +246,11 @@ def bench(
     prompt: Annotated[int, typer.Option(help="Prompt tokens.")] = 128,
     new: Annotated[int, typer.Option(help="New tokens of a decode.")] = 32,
     repeats: Annotated[int, typer.Option(help="Kept samples of each engine.")] = 5,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Sequences at once, of prefill and decode. May be repeated."),
+    ] = None,
+    context: Annotated[int, typer.Option(help="Positions of the module's caches.")] = 2048,
     baseline: Annotated[
         str | None,
         typer.Option(help="dense: time the model before compression in turn, and compare."),
@@ -266,8 +271,9 @@ def bench(
     engines = engine or ["torch", "iree"]
     settings: dict[str, Any] = {"prompt": prompt, "new": new, "repeats": repeats}
     settings |= {"baseline": baseline, "rows": rows or [1], "shapes": shapes}
+    settings |= {"batch": batch or [1]}
     with _start(quiet) as reporter:
-        found = bench_model(model, suite, engines, target, settings, _store(), reporter)
+        found = bench_model(model, suite, engines, target, context, settings, _store(), reporter)
     _show_measurements(found, as_json)
 
 

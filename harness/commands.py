@@ -140,19 +140,28 @@ def bench_model(
     suites: list[str],
     engines: list[str],
     target: str,
+    context: int,
     settings: dict[str, Any],
     store: StageStore,
     reporter: Reporter,
 ) -> list[Measurement]:
-    """Latency and memory suites on one model.  settings: further keys of a recipe's `bench:`"""
-    data = {"suites": suites, **settings}
-    spec = recipe.parse({"model": {"id": model}, "bench": data}, "trinity bench").bench
+    """Latency and memory suites on one model.
+
+    target, context: of the module   settings: further keys of a recipe's `bench:`
+    """
+    data: dict[str, Any] = {
+        "model": {"id": model},
+        "lower": {"target": target, "context": context},
+        "bench": {"suites": suites, **settings},
+    }
+    read = recipe.parse(data, "trinity bench")
+    spec = read.bench
     assert spec is not None
     unknown = sorted(set(engines) - {"torch", "iree"})
     if unknown:
         msg = f"--engine {', '.join(unknown)}: expected torch or iree."
         raise ConfigError(msg)
-    lower = recipe.LowerSpec(target=target) if "iree" in engines else None
+    lower = read.lower if "iree" in engines else None
     check_machine(None, lower)
     return measuring_of(model, lower, store, reporter).bench(spec, engines)
 

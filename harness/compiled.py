@@ -51,10 +51,10 @@ class IreeEngine:
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids: int64 [seq]  ->  float32 [seq, vocab]"""
-        return self.compiled.logits(ids)
+        return self.compiled.logits(ids[None])[0]
 
     def session(self) -> DecodeSession:
-        """A new, empty sequence."""
+        """New, empty sequences: as many as the module was compiled for."""
         return self.compiled.session()
 
 
@@ -78,8 +78,11 @@ class Lowered:
         return IreeEngine(compiled, compiled.path)
 
 
-def plan_of(folder: Path, spec: LowerSpec) -> lowering.Lowering:
-    """What the module depends on: architecture, formats, target, sizes; not the weights."""
+def plan_of(folder: Path, spec: LowerSpec, batch: int = 1) -> lowering.Lowering:
+    """What the module depends on: architecture, formats, target, sizes; not the weights.
+
+    batch: sequences that the module takes at once
+    """
     config = read_config(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -90,7 +93,7 @@ def plan_of(folder: Path, spec: LowerSpec) -> lowering.Lowering:
     formats = compressed.formats
     lengths = (1, min(spec.length, longest))
     target, dtype = targets.get(spec.target), dtype_name(config)
-    return lowering.Lowering(config, formats, target, lengths, longest, dtype)
+    return lowering.Lowering(config, formats, target, lengths, longest, dtype, batch)
 
 
 def check_inputs(inputs: Mapping[str, InputFormat], where: str) -> None:
@@ -126,7 +129,10 @@ def compile_module(
 def write_parameters(
     folder: Path, module: Path, target: targets.Target, store: StageStore, fingerprint: str
 ) -> Path:
-    """The stage of the module's parameters: the checkpoint's weights in the module's storage."""
+    """The stage of the module's parameters: the checkpoint's weights in the module's storage.
+
+    module: of one sequence; modules of the same checkpoint for more read the same parameters
+    """
 
     def write(place: Path) -> None:
         compressed = checkpoint.Checkpoint(folder)
@@ -148,21 +154,26 @@ def lower(
     store: StageStore,
     torch_engine: Callable[[], TorchEngine],
     reporter: Reporter,
+    batch: int = 1,
 ) -> Lowered:
     """Compile a checkpoint and compare its logits with torch's; LoweringError if they differ.
 
-    torch_engine: made only if the comparison is not in the store
+    torch_engine: made only if the comparison is not in the store   batch: sequences at once
     """
     # Imported here: a run whose comparison is in the store needs no runtime.
     from trinity.lowering.check import MODEL_TOLERANCE, verify
 
-    plan = plan_of(subject.folder, spec)
+    plan = plan_of(subject.folder, spec, batch)
     module = compile_module(subject.folder, plan, store, reporter)
-    parameters = write_parameters(subject.folder, module, plan.target, store, subject.fingerprint)
+    single = module
+    if batch > 1:
+        single = compile_module(subject.folder, plan_of(subject.folder, spec), store, reporter)
+    parameters = write_parameters(subject.folder, single, plan.target, store, subject.fingerprint)
     inputs = {"module": module.name, "parameters": parameters.name}
 
     def write(place: Path) -> None:
-        reporter.say(f"{subject.name}: comparing compiled logits with torch")
+        sequences = f", {batch} sequences" if batch > 1 else ""
+        reporter.say(f"{subject.name}: comparing compiled logits with torch{sequences}")
         compiled = _compiled(module, parameters / PARAMETERS, plan.target)
         model = torch_engine().model
         weights = dict(checkpoint.Checkpoint(subject.folder).weights())
@@ -193,10 +204,14 @@ def module_bits(plan: lowering.Lowering) -> float:
 
 
 def check_ids(plan: lowering.Lowering) -> Tensor:
-    """The tokens of the comparison: fixed, and past one prefill call.  ->  int64 [seq]"""
-    length = min(max(plan.lengths) + 16, plan.shape(1).max_length)
+    """The tokens of the comparison, fixed.  ->  int64 [batch, seq]
+
+    One sequence goes past one prefill call.  Several are shorter, or their logits would fill the
+    memory; they differ from each other.
+    """
+    length = min(max(plan.lengths) // plan.batch + 16, plan.shape(1).max_length)
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(plan.config.vocab_size, (length,), generator=generator)
+    return torch.randint(plan.config.vocab_size, (plan.batch, length), generator=generator)
 
 
 def _compiled(module: Path, parameters: Path, target: targets.Target) -> "CompiledModel":

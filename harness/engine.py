@@ -16,19 +16,27 @@ compiled: IREE code generation, packed weights     kernel: this project's own ke
 
 
 class DecodeSession(Protocol):
-    """One sequence, grown token by token against a key/value cache."""
+    """Sequences of one length, grown together token by token against a key/value cache."""
 
     def prefill(self, ids: Tensor) -> Tensor:
-        """Read a prompt.  ids: int64 [seq]  ->  logits of its last position, float32 [vocab]"""
+        """Read a prompt of each.
+
+        ids: int64 [batch, seq]  ->  logits of the last position, float32 [batch, vocab]
+        """
         ...
 
-    def step(self, token: int) -> Tensor:
-        """Read one more token.  ->  logits that follow it, float32 [vocab]"""
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one more token of each.
+
+        tokens: int64 [batch]  ->  logits that follow it, float32 [batch, vocab]
+        """
         ...
 
 
 class Engine(Protocol):
-    """Runs a model one sequence at a time, unpadded, so that results never depend on batching."""
+    """Runs a model: scores one sequence at a time, unpadded, so that results never depend on
+    batching, and decodes one or several.
+    """
 
     name: str
     path: MeasurementPath
@@ -39,7 +47,7 @@ class Engine(Protocol):
         ...
 
     def session(self) -> DecodeSession:
-        """A new, empty sequence."""
+        """New, empty sequences."""
         ...
 
 
@@ -137,7 +145,7 @@ class TorchEngine:
         return [[next(found) for _ in tree.branches] for tree in trees]
 
     def session(self) -> "TorchSession":
-        """A new, empty sequence."""
+        """New, empty sequences: as many as the prompt has."""
         return TorchSession(self.model, self.device)
 
 
@@ -192,12 +200,12 @@ class TorchSession:
         self.cache: object | None = None
 
     def prefill(self, ids: Tensor) -> Tensor:
-        """ids: int64 [seq]  ->  float32 [vocab]"""
-        return self._advance(ids[None])
+        """ids: int64 [batch, seq]  ->  float32 [batch, vocab]"""
+        return self._advance(ids)
 
-    def step(self, token: int) -> Tensor:
-        """->  float32 [vocab]"""
-        return self._advance(torch.tensor([[token]]))
+    def step(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [batch]  ->  float32 [batch, vocab]"""
+        return self._advance(tokens[:, None])
 
     @torch.inference_mode()
     def _advance(self, ids: Tensor) -> Tensor:
@@ -208,5 +216,5 @@ class TorchSession:
             logits_to_keep=1,
         )
         self.cache = output.past_key_values
-        logits: Tensor = output.logits[0, -1].float()
+        logits: Tensor = output.logits[:, -1].float()
         return logits

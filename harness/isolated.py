@@ -59,9 +59,9 @@ def _measure(
 def _use(engine: Engine, prompt: int, new: int) -> None:
     session = engine.session()
     # Ids that every vocabulary has; what the model says to them does not matter.
-    ids = generate.fixed_tokens(64, prompt + new, 0)
-    session.prefill(ids[:prompt])
-    for token in ids[prompt:].tolist():
+    ids = generate.fixed_tokens(64, (1, prompt + new), 0)
+    session.prefill(ids[:, :prompt])
+    for token in ids[:, prompt:].unbind(1):
         session.step(token)
 
 

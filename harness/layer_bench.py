@@ -2,7 +2,8 @@
 
 Weights are random numbers of a format: a product's time does not depend on them.  As many copies
 are rotated as exceed the caches, because a decoder that has run 200 other layers since finds none
-of this one's weights there.
+of this one's weights there.  A sample is the mean of products made one after the other, those of a
+module in one call, each waiting for the one before.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,19 +40,26 @@ SHAPES: dict[str, tuple[tuple[int, int], ...]] = {
     "opt-6.7b": ((4096, 4096), (16384, 4096), (4096, 16384)),
 }
 ROTATED_BYTES = 256 << 20  # of copies of one weight, at least
+LONGEST_CHAIN = 32  # products of one call into a module
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
     """One way to multiply, ready to be called.
 
-    name: of the engine   read_bytes: of one copy of the weight   run: one product, on the next copy
+    name: of the engine   read_bytes: of one copy of the weight
+    run: `calls` products one after the other, on the next copies; gives the last
     """
 
     name: str
     path: MeasurementPath
     read_bytes: int
     run: Callable[[], object]
+    calls: int = 1
+
+    def seconds(self) -> float:
+        """Of one product, the mean of many."""
+        return timing.back_to_back(self.run) / self.calls
 
 
 # weight and input [rows, in] -> the product
@@ -84,30 +92,35 @@ def torch_product(weight: CompressedWeight, x: Tensor) -> Product:
 
 
 def iree_product(target: str) -> MakeProduct:
-    """The packed weight in a module of this one product, on rotated copies."""
+    """The packed weight in a module of many such products, on rotated copies."""
     # Imported here: the compiler is needed by this suite only.
-    from trinity.lowering import check, targets
-    from trinity.lowering.annotate import function_name
+    from trinity.lowering import targets
+    from trinity.lowering.chain import CHAIN, chain_module
     from trinity.lowering.kernels.choose import storage_of
     from trinity.lowering.kernels.panels import Panels
 
     place = targets.get(target)
 
     def make(weight: CompressedWeight, x: Tensor) -> Product:
-        weight_format = format_of(weight)
-        module = check.linear_module(weight_format, place, len(x))
-        stored = storage_of(weight_format, place)
+        stored = storage_of(format_of(weight), place)
         packed = list(stored.pack(weight).values())
         size = sum(t.nbytes for t in packed)
+        copies = _copies(size)
+        calls = min(copies, LONGEST_CHAIN)
+        module = chain_module(format_of(weight), place, len(x), calls)
         given = module.put(x)
-        copies = cycle([[module.put(t) for t in packed] for _ in range(_copies(size))])
-        name = function_name(weight_format, len(x))
-        # Fetching the result waits for it.
+        weights = [
+            [module.put(t) for _ in range(calls) for t in packed]
+            for _ in range(-(-copies // calls))
+        ]
+        rotated = cycle(weights)
         return Product(
             "iree",
             "kernel" if isinstance(stored, Panels) else "compiled",
             size,
-            lambda: module.fetch(module.call(name, [given, *next(copies)])),
+            # Fetching the result waits for it.
+            lambda: module.fetch(module.call(CHAIN, [given, *next(rotated)])),
+            calls,
         )
 
     return make
@@ -182,7 +195,7 @@ def _timed(
         timing.warm_up(product.run)
     with machine.watched() as seen:
         runs = timing.interleaved(
-            [lambda p=p: timing.timed(p.run).seconds for p in candidates],  # type: ignore[misc]
+            [product.seconds for product in candidates],
             warmup=0,
             repeats=repeats,
         )

@@ -13,11 +13,11 @@ import torch
 
 from trinity.harness import checkpoint, sources
 from trinity.harness.accuracy import fidelity, suites
-from trinity.harness.bench import Bench
+from trinity.harness.bench import Bench, check_batch
 from trinity.harness.code import code_sha256
 from trinity.harness.compiled import Lowered, Subject, lower
 from trinity.harness.engine import Engine, MeasurementPath, TorchEngine
-from trinity.harness.models import read_config
+from trinity.harness.models import dtype_name, read_config
 from trinity.harness.progress import Reporter
 from trinity.harness.recipe import BenchSpec, EvaluateSpec, LowerSpec, SuiteSpec
 from trinity.harness.records.environment import environment, numerics
@@ -82,8 +82,11 @@ class Measuring:
         """The compiled and verified module; None if the recipe does not lower."""
         if self.lower_spec is None:
             return None
+        return self._lower(self.lower_spec, 1)
+
+    def _lower(self, spec: LowerSpec, batch: int) -> Lowered:
         return lower(
-            self.subject, self.lower_spec, self.store, lambda: self.torch_engine, self.reporter
+            self.subject, spec, self.store, lambda: self.torch_engine, self.reporter, batch
         )
 
     def evaluate(self, spec: EvaluateSpec) -> list[Measurement]:
@@ -117,12 +120,15 @@ class Measuring:
 
     def bench(self, spec: BenchSpec, engines: list[str]) -> list[Measurement]:
         """Latency and memory of the named engines, interleaved."""
+        folder = self.subject.folder
+        check_batch(spec, self.lower_spec, folder, dtype_name(read_config(folder)))
         baseline = self.dense if spec.baseline else None
         fingerprint = baseline.subject.fingerprint if baseline else None
         inputs = {
             "bench": spec.model_dump(mode="json"),
             "engines": engines,
             "baseline": fingerprint,
+            # The modules of several sequences differ from that of one in the batch alone.
             **self._measuring(*engines),
             "code": code_sha256("latency", "engine.py", "statistics.py", "isolated.py"),
         }
@@ -160,14 +166,19 @@ class Measuring:
             "machine": environment()["machine"],
         }
 
-    def engine(self, name: str) -> Engine:
-        """'torch' or 'iree', loaded when first asked for."""
+    def engine(self, name: str, batch: int = 1) -> Engine:
+        """'torch' or 'iree', loaded when first asked for.
+
+        batch: sequences that it is to decode together; of a module for several, nothing is kept
+        here, so that it leaves memory with whoever asked
+        """
         if name == "torch":
             return self.torch_engine
-        if self.lowered is None:
+        if self.lower_spec is None or self.lowered is None:
             msg = "engine 'iree': there is no `lower:` section that says for which target."
             raise ConfigError(msg)
-        return self.lowered.engine
+        lowered = self.lowered if batch == 1 else self._lower(self.lower_spec, batch)
+        return lowered.engine
 
 
 def check_machine(evaluate: EvaluateSpec | None, lower_spec: LowerSpec | None) -> None:

@@ -217,6 +217,8 @@ class EvaluateSpec(Section):
 class BenchSpec(Section):
     """suites: what is timed; prompt and new: tokens; repeats: kept samples of each engine.
 
+    batch: of `prefill` and `decode`: sequences at once, all of them equally long; one number or
+        several, each timed for itself
     baseline: 'dense' times the model before compression in turn with it, and says faster or slower
     rows, shapes: of the suite `layers`: tokens at once, and whose layers, the model's own or a
         larger one's in the same formats
@@ -230,9 +232,26 @@ class BenchSpec(Section):
     prompt: PositiveInt = 128
     new: PositiveInt = 32
     repeats: PositiveInt = 5
+    batch: tuple[PositiveInt, ...] = (1,)
     baseline: Literal["dense"] | None = None
     rows: tuple[PositiveInt, ...] = (1,)
     shapes: Literal["model", "llama-2-7b", "llama-2-13b", "llama-2-70b", "opt-6.7b"] = "model"
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _a_number_is_a_list_of_one(cls, value: Any) -> Any:
+        return value if isinstance(value, (list, tuple)) else (value,)
+
+    @field_validator("batch")
+    @classmethod
+    def _each_batch_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            msg = "names no batch; leave it out for batch 1"
+            raise ValueError(msg)
+        if len(set(value)) < len(value):
+            msg = f"{list(value)} names a batch twice"
+            raise ValueError(msg)
+        return value
 
 
 class Recipe(Section):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trinity.harness import calibration, checkpoint, data, plan, sources, tune
+from trinity.harness.bench import check_batch
 from trinity.harness.code import code_sha256, methods_sha256
 from trinity.harness.compiled import Subject, check_inputs
 from trinity.harness.imported import import_checkpoint
@@ -61,6 +62,8 @@ class Run:
         spec = recipe.model
         self.source = sources.resolve(spec.id, spec.revision, store, spec.training, reporter)
         self.decoder = Decoder(self.source.path, DTYPES[recipe.model.dtype], self.device)
+        if recipe.bench is not None:
+            check_batch(recipe.bench, recipe.lower, self.source.path, recipe.model.dtype)
         self.plan = plan.make(recipe.compress, self.decoder.layer_shapes())
         if recipe.lower is not None:
             check_inputs(self.plan.inputs, "the recipe's compress.inputs")

@@ -22,9 +22,10 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """Softmax(scaling * Q K^T + mask) V, query heads grouped by the key/value head they share.
 
-    query: [1, heads, T, d]  key, value: [1, kv_heads, L, d]  attention_mask: [1, 1, T, L], added
+    query: [batch, heads, T, d]  key, value: [batch, kv_heads, L, d]  attention_mask: [batch, 1, T,
+    L] or [1, 1, T, L] for all sequences, added
     softcap: c of `c tanh(scores / c)`, before the mask (Gemma 2)
-    -> [1, T, heads, d], and None for the weights that nobody asks for
+    -> [batch, T, heads, d], and None for the weights that nobody asks for
     """
     batch, heads, tokens, width = query.shape
     shared = key.shape[1]

@@ -31,26 +31,29 @@ def verify(
 ) -> dict[str, float]:
     """Compare prefill and token-by-token decoding with torch on the same packed weights.
 
-    ids: int64 [seq], seq >= 2; the second half is decoded.  -> relative errors of 'prefill' and
-    'decode'
+    ids: int64 [batch, seq], seq >= 2; the second half is decoded.  -> relative errors of 'prefill'
+    and 'decode'
     LoweringError names the first wrong layer.
     """
-    if len(ids) < 2:
-        msg = f"verify: {len(ids)} tokens are too few; at least one to prefill and one to decode."
+    count = ids.shape[1]
+    if count < 2:
+        msg = f"verify: {count} tokens are too few; at least one to prefill and one to decode."
         raise ConfigError(msg)
-    reference, half = torch_logits(model, weights, ids), len(ids) // 2
+    reference, half = torch_logits(model, weights, ids), count // 2
     session = compiled.session()
-    decoded = [session.prefill(ids[:half])] + [session.step(int(token)) for token in ids[half:]]
+    decoded = [session.prefill(ids[:, :half])]
+    decoded += [session.step(tokens) for tokens in ids[:, half:].unbind(1)]
     errors = {
         "prefill": relative_error(compiled.logits(ids), reference),
-        "decode": relative_error(torch.stack(decoded), reference[half - 1 :]),
+        "decode": relative_error(torch.stack(decoded, dim=1), reference[:, half - 1 :]),
     }
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     tolerance = MODEL_TOLERANCE[dtype]
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     if wrong:
         found = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())
-        where = blame(weights, compiled.target, compiled.meta["lengths"])
+        rows = [compiled.batch * length for length in compiled.meta["lengths"]]
+        where = blame(weights, compiled.target, rows)
         msg = (
             f"{where}: compiled logits differ from torch by {found} of the largest, where "
             f"{tolerance:.0e} "
@@ -60,12 +63,12 @@ def verify(
     return errors
 
 
-def blame(weights: Mapping[str, CompressedWeight], target: Target, lengths: list[int]) -> str:
+def blame(weights: Mapping[str, CompressedWeight], target: Target, counts: list[int]) -> str:
     """The first linear whose own module is wrong, in the order of `weights`; else where it cannot
-    be.
+    be.  counts: rows of the inputs that are tried
     """
     for layer, weight in weights.items():
-        for rows in lengths:
+        for rows in counts:
             error = linear_error(weight, target, rows)
             if not error <= LAYER_TOLERANCE:
                 return f"{layer} ({format_of(weight).label}, {rows} rows, error {error:.1e})"
@@ -73,11 +76,11 @@ def blame(weights: Mapping[str, CompressedWeight], target: Target, lengths: list
 
 
 def torch_logits(model: nn.Module, weights: Mapping[str, CompressedWeight], ids: Tensor) -> Tensor:
-    """Eager torch on packed weights.  ids: int64 [seq] -> float32 [seq, vocab]"""
+    """Eager torch on packed weights.  ids: int64 [batch, seq] -> float32 [batch, seq, vocab]"""
     formats = {name: format_of(weight) for name, weight in weights.items()}
     packed = {name: layout_of(formats[name]).pack(weight) for name, weight in weights.items()}
     with packed_linears(model, formats, packed), torch.no_grad():
-        logits: Tensor = model(input_ids=ids[None]).logits[0].float()
+        logits: Tensor = model(input_ids=ids).logits.float()
     return logits
 
 

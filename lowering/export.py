@@ -68,13 +68,14 @@ class Geometry:
 class StepShape:
     """Fixed sizes of one compiled step.
 
-    tokens: T, 1 to decode   max_length: longest sequence   cache_length: caches, room for a padded
-    tail
+    tokens: T of each sequence, 1 to decode   max_length: longest sequence   cache_length: caches,
+    room for a padded tail   batch: sequences, all at the same position
     """
 
     tokens: int
     max_length: int
     cache_length: int
+    batch: int = 1
 
 
 class ArgumentCache:
@@ -85,7 +86,7 @@ class ArgumentCache:
     is_compileable = True
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], positions: Tensor) -> None:
-        """keys, values: one [1, heads, cache_length, head_dim] a block; positions: [T]."""
+        """keys, values: one [batch, heads, cache_length, head_dim] a block; positions: [T]."""
         self.keys, self.values, self.positions = keys, values, positions
         self.is_sliding = [False] * len(keys)
 
@@ -115,7 +116,10 @@ class ArgumentCache:
 
 
 class Step(nn.Module):
-    """`step(ids [1, T], positions [T], *keys, *values) -> logits [1, T, vocab]`, float32."""
+    """`step(ids [batch, T], positions [T], *keys, *values) -> logits [batch, T, vocab]`, float32.
+
+    All sequences stand at the same positions, so one mask serves them all.
+    """
 
     def __init__(self, model: nn.Module, geometry: Geometry, shape: StepShape) -> None:
         """model: a Hugging Face decoder with a language-model head, in eval mode."""
@@ -123,7 +127,7 @@ class Step(nn.Module):
         self.model, self.geometry, self.shape = model, geometry, shape
 
     def forward(self, ids: Tensor, positions: Tensor, *caches: Tensor) -> Tensor:
-        """One step; positions past `max_length` are padding, and only they may be.  -> [1, T,
+        """One step; positions past `max_length` are padding, and only they may be.  -> [batch, T,
         vocab]
         """
         keys, values = caches[: self.geometry.layers], caches[self.geometry.layers :]
@@ -239,9 +243,9 @@ def export_step(
         model = copy.deepcopy(model).to_empty(device="cpu")
     device = next(model.parameters()).device
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    ids = torch.zeros(1, shape.tokens, dtype=torch.int64, device=device)
+    ids = torch.zeros(shape.batch, shape.tokens, dtype=torch.int64, device=device)
     positions = torch.arange(shape.tokens, device=device)
-    cache = (1, geometry.kv_heads, shape.cache_length, geometry.head_dim)
+    cache = (shape.batch, geometry.kv_heads, shape.cache_length, geometry.head_dim)
     caches = [torch.zeros(cache, dtype=dtype, device=device) for _ in range(2 * geometry.layers)]
     with packed_linears(model, formats), _evaluating(model), torch.no_grad():
         try:

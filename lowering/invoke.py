@@ -1,7 +1,8 @@
 """The only import of the IREE runtime: compiled modules as functions of token ids."""
 
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -117,20 +118,24 @@ class CompiledModel:
         self.path: Literal["compiled", "kernel"] = self.meta["path"]
         self.max_length: int = self.meta["max_length"]
         self.loaded = Loaded((folder / "module.vmfb").read_bytes(), target, parameters)
+        self.batch: int = self.meta["cache"][0]
         self.cache_length: int = self.meta["cache"][2]
         self.chunk: int = max(self.meta["lengths"])
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Next-token logits after every position.  ids: int64 [seq] -> float32 [seq, vocab]"""
-        return CompiledSession(self).feed(ids)
+        """Next-token logits after every position.
+
+        ids: int64 [batch, seq] -> float32 [batch, seq, vocab]
+        """
+        return torch.cat(list(CompiledSession(self).feed(ids)), dim=1)
 
     def session(self) -> "CompiledSession":
-        """A new, empty sequence."""
+        """New, empty sequences: as many as the module was compiled for."""
         return CompiledSession(self)
 
 
 class CompiledSession:
-    """One sequence on the device, and its key/value caches."""
+    """Sequences of one length on the device, and their key/value caches."""
 
     def __init__(self, model: CompiledModel) -> None:
         """Start empty."""
@@ -140,40 +145,57 @@ class CompiledSession:
         self.length = 0
 
     def prefill(self, ids: Tensor) -> Tensor:
-        """Append ids.  int64 [seq] -> logits of the last position, float32 [vocab]"""
-        return self.feed(ids)[-1]
+        """Append ids.  int64 [batch, seq] -> logits of the last position, float32 [batch, vocab]"""
+        (last,) = deque(self.feed(ids), maxlen=1)  # of a long prompt, one chunk's logits at a time
+        return last[:, -1]
 
-    def step(self, token: int) -> Tensor:
-        """Append one token.  -> logits after it, float32 [vocab]"""
-        return self.feed(torch.tensor([token]), chunk=1)[-1]
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to each sequence.
 
-    def feed(self, ids: Tensor, chunk: int | None = None) -> Tensor:
-        """Append ids in chunks.  int64 [seq] -> logits after each, float32 [seq, vocab]"""
-        end, limit = self.length + len(ids), self.model.max_length
-        if len(ids) == 0 or end > limit:
+        int64 [batch] -> logits after it, float32 [batch, vocab].  No copy of torch's: it would
+        wake threads that go on spinning for milliseconds on the processors that the module's own
+        threads need in the next step.
+        """
+        (logits,) = self.feed(tokens[:, None], chunk=1)
+        return logits[:, -1]
+
+    def feed(self, ids: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
+        """Append ids in chunks, at least one.
+
+        int64 [batch, seq] -> of each chunk, logits after every position, float32 [batch, chunk,
+        vocab]
+        """
+        sequences, count = ids.shape
+        end, limit = self.length + count, self.model.max_length
+        if sequences != self.model.batch:
+            msg = (
+                f"{sequences} sequences do not fit the module: it was compiled for "
+                f"{self.model.batch} at once."
+            )
+            raise ConfigError(msg)
+        if count == 0 or end > limit:
             msg = (
                 f"a sequence of {end} tokens does not fit the module: "
                 f"it was compiled for 1 to {limit}."
             )
             raise ConfigError(msg)
-        found: list[Tensor] = []
         while self.length < end:
             size = chunk or self.model.chunk
             if self.length + size > self.model.cache_length:
                 size = 1  # a padded step would write past the end of the caches
-            rest = ids[len(ids) - (end - self.length) :]
-            found.append(self._run(rest[:size], size))
-        return torch.cat(found)
+            start = count - (end - self.length)
+            yield self._run(ids[:, start : start + size], size)
 
     def _run(self, tokens: Tensor, size: int) -> Tensor:
         """One step, padded at its end: later positions overwrite what padding leaves in the
-        caches.
+        caches.  tokens: int64 [batch, up to size]
         """
-        ids = torch.nn.functional.pad(tokens, (0, size - len(tokens)))[None]
+        count = tokens.shape[1]
+        ids = torch.nn.functional.pad(tokens, (0, size - count))
         positions = torch.arange(self.length, self.length + size)
         loaded = self.model.loaded
         logits = loaded.call(
             step_name(size), [loaded.put(ids), loaded.put(positions), *self.caches]
         )
-        self.length += len(tokens)
-        return loaded.fetch(logits)[0, : len(tokens)]
+        self.length += count
+        return loaded.fetch(logits)[:, :count]

@@ -39,6 +39,7 @@ class Lowering:
     config: the model's configuration (Hugging Face's, whole)
     formats: of every compressed linear, by name   lengths: tokens of a step, 1 among them
     max_length: longest sequence; None for the model's own limit   dtype: of the model's parameters
+    batch: sequences of a step, all at the same position
     """
 
     config: Any  # transformers' PretrainedConfig, which lowering must not import
@@ -47,10 +48,14 @@ class Lowering:
     lengths: tuple[int, ...] = DECODE_AND_PREFILL
     max_length: int | None = None
     dtype: str = "float32"
+    batch: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse lengths that make no engine, before anything is exported."""
+        """Refuse sizes that make no engine, before anything is exported."""
         limit = Geometry.of(self.config).max_positions
+        if self.batch < 1:
+            msg = f"batch {self.batch}: a step takes at least 1 sequence."
+            raise ConfigError(msg)
         if 1 not in self.lengths or min(self.lengths) < 1:
             msg = (
                 f"lengths {list(self.lengths)}: expected positive numbers of tokens, "
@@ -83,7 +88,8 @@ class Lowering:
         """Sizes of the step that takes so many tokens; caches have room for any padded tail."""
         max_length = self.max_length or self.geometry.max_positions
         longest = max(self.lengths)
-        return StepShape(tokens, max_length, -(-max_length // longest) * longest)
+        cache_length = -(-max_length // longest) * longest
+        return StepShape(tokens, max_length, cache_length, self.batch)
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain data on which the compiled module depends; costs no export.
@@ -102,6 +108,7 @@ class Lowering:
                 "kernels": host_flavour() if self.target.kernels else None,
             },
             "host": host_cpu() if "host" in " ".join(self.target.flags) else None,
+            "batch": self.batch,
             "lengths": sorted(self.lengths),
             "max_length": shape.max_length,
             "cache_length": shape.cache_length,
@@ -175,7 +182,7 @@ def lower(
     meta = {
         "lengths": sorted(plan.lengths),
         "max_length": shape.max_length,
-        "cache": [1, geometry.kv_heads, shape.cache_length, geometry.head_dim],
+        "cache": [plan.batch, geometry.kv_heads, shape.cache_length, geometry.head_dim],
         "caches": 2 * geometry.layers,
         "dtype": plan.dtype,
         "target": plan.target.name,

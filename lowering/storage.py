@@ -16,8 +16,8 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 | B_codes, A_scale, ...       | as for a weight of the factor       | packed adapter           |
 
 Symmetric codes are stored in offset binary.  Positions are padded to whole bytes of the narrowest
-stream.  An unstructured mask over codes is stored as codes that mean zero: a gather through a
-bitmap would cost more time than the bit it saves, so `bits` counts such a weight at its full width.
+stream.  An unstructured mask over codes is stored as codes that mean zero, and `bits` counts such a
+weight at its full width.
 """
 
 from collections.abc import Mapping
@@ -170,7 +170,7 @@ class Layout:
         if isinstance(base, Dense):
             tensors["values"] = _arrange(base.values, mask, self)
         else:
-            tensors |= _pack_field("codes", _arrange(_raw_codes(base, mask), mask, self), self)
+            tensors |= _pack_field("codes", _arrange(raw_codes(base, mask), mask, self), self)
             tensors["scale"] = base.scale
             if base.zero_point is not None:
                 tensors["zero_point"] = base.zero_point
@@ -273,7 +273,7 @@ def _streams(field: str, bits: int) -> list[Stream]:
     return [Stream(field, field, bits, 0)]
 
 
-def _raw_codes(base: Quantized, mask: Tensor | None) -> Tensor:
+def raw_codes(base: Quantized, mask: Tensor | None) -> Tensor:
     """Codes as stored, with the code for zero where the mask removes.  -> uint8 [out, in]"""
     if base.zero_point is None:
         raw = (base.codes.to(torch.int16) + 2 ** (base.bits - 1)).to(torch.uint8)

@@ -76,9 +76,13 @@ class Candidate:
 
 
 def row_errors(delta: Tensor, H: Tensor) -> Tensor:
-    """delta H delta^T of each row, in blocks of rows.  delta: [out, in]  H: [in, in]  ->  [out]"""
+    """delta H delta^T of each row, in blocks of rows.  delta: [out, in]  H: [in, in]  ->  [out]
+
+    Of a row without error, rounding may leave less than zero: that is none.
+    """
     rows = masked_least_squares.block_rows(len(delta))
-    return torch.cat([((part @ H) * part).sum(1) for part in torch.split(delta, rows)])
+    errors = [((part @ H) * part).sum(1) for part in torch.split(delta, rows)]
+    return torch.cat(errors).clamp_min(0)
 
 
 def candidate(values: Values, mask: Tensor, target: Tensor, H: Tensor) -> Candidate:

@@ -163,19 +163,19 @@ class TrinityLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         prompt = self.tok_encode(context)
         self.truncated += len(prompt) > self.max_length - room
         session = self.engine.session()
-        ids = torch.tensor(prompt[room - self.max_length :], dtype=torch.int64)
+        ids = torch.tensor([prompt[room - self.max_length :]], dtype=torch.int64)
         logits = session.prefill(ids)
         tokens: list[int] = []
         text = ""
         while len(tokens) < room:
-            token = int(logits.argmax())
+            token = int(logits[0].argmax())
             if token == self.eot_token_id:
                 break
             tokens.append(token)
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             if any(stop and stop in text for stop in stops) or len(tokens) == room:
                 break
-            logits = session.step(token)
+            logits = session.step(torch.tensor([token]))
         for stop in filter(None, stops):
             text = text.split(stop)[0]
         return text

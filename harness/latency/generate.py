@@ -1,9 +1,10 @@
-"""Prefill and decode of one sequence, on any Engine through its DecodeSession.
+"""Prefill and decode of one or several sequences, on any Engine through its DecodeSession.
 
-One repetition is a new session, a prompt of P tokens, then N steps of one token each.  TTFT is the
-time of the prompt, TPOT the mean time of a step.  The prompt and, by default, the decoded tokens
-are fixed pseudo-random ids: no run depends on what a model would say, and every engine reads the
-same tokens.  Batch 1.
+One repetition is a new session, a prompt of P tokens for each of B sequences, then N steps of one
+token each.  All sequences of a batch have these lengths.  TTFT is the time until every prompt is
+read, TPOT the mean time of a step of all sequences; tokens a second count all of them.  Prompts
+and, by default, decoded tokens are fixed pseudo-random ids: no run depends on what a model would
+say, and every engine reads the same tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,15 +27,21 @@ Tokens = Literal["fixed", "greedy"]
 class Workload:
     """What one repetition reads.
 
+    batch: sequences   prompt_tokens, new_tokens: of each
     tokens: 'fixed' steps through given ids, 'greedy' through the model's own most likely ones
     """
 
+    batch: int
     prompt_tokens: int
     new_tokens: int
     repeats: int
     warmup: int
     tokens: Tokens
     seed: int
+
+    def named(self, name: str) -> str:
+        """A measurement's name: that of one sequence is bare, others never share it."""
+        return name if self.batch == 1 else f"{name}-batch-{self.batch}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ def prefill(
     prompt_tokens: int,
     repeats: int,
     *,
+    batch: int = 1,
     warmup: int = 2,
     seed: int = 0,
     baseline: Dense | None = None,
@@ -70,15 +78,17 @@ def prefill(
     """Per engine: `ttft` in seconds, `prefill` in prompt tokens/s and, with a baseline, its
     speed-up; repetitions interleaved.
     """
-    workload = Workload(prompt_tokens, 0, repeats, warmup, "fixed", seed)
+    workload = Workload(batch, prompt_tokens, 0, repeats, warmup, "fixed", seed)
     timed = _interleaved(engines, workload, baseline)
     found: list[Measurement] = []
     for engine, runs in zip(engines, timed.runs, strict=False):
         details = _details(engine, workload, timed)
         times = [run.ttft_s for run in runs]
-        seconds = _seconds(engine, "ttft", times, details)
-        found += [seconds, _speed(engine, "prefill", [prompt_tokens / t for t in times], details)]
-        found += _speedup(seconds, "prefill", timed, lambda run: run.ttft_s)
+        speeds = [batch * prompt_tokens / t for t in times]
+        name = workload.named("prefill")
+        seconds = _seconds(engine, workload.named("ttft"), "ttft_s", times, details)
+        found += [seconds, _speed(engine, name, speeds, details)]
+        found += _speedup(seconds, name, timed, lambda run: run.ttft_s)
     return found
 
 
@@ -88,6 +98,7 @@ def decode(
     new_tokens: int,
     repeats: int,
     *,
+    batch: int = 1,
     warmup: int = 2,
     tokens: Tokens = "fixed",
     seed: int = 0,
@@ -99,16 +110,17 @@ def decode(
     if new_tokens < 1:
         msg = f"latency: new tokens must be at least 1, found {new_tokens}."
         raise ConfigError(msg)
-    workload = Workload(prompt_tokens, new_tokens, repeats, warmup, tokens, seed)
+    workload = Workload(batch, prompt_tokens, new_tokens, repeats, warmup, tokens, seed)
     timed = _interleaved(engines, workload, baseline)
     found: list[Measurement] = []
     for engine, runs in zip(engines, timed.runs, strict=False):
         details = _details(engine, workload, timed)
         times = [run.tpot_s for run in runs]
         steps = {"steps_s": [list(run.steps_s) for run in runs]}
-        seconds = _seconds(engine, "tpot", times, details | steps)
-        found += [seconds, _speed(engine, "decode", [1 / t for t in times], details)]
-        found += _speedup(seconds, "decode", timed, lambda run: run.tpot_s)
+        name = workload.named("decode")
+        seconds = _seconds(engine, workload.named("tpot"), "tpot_s", times, details | steps)
+        found += [seconds, _speed(engine, name, [batch / t for t in times], details)]
+        found += _speedup(seconds, name, timed, lambda run: run.tpot_s)
     return found
 
 
@@ -122,9 +134,12 @@ def _speedup(
     return [timing.speedup(seconds, against).model_copy(update={"name": name})]
 
 
-def fixed_tokens(vocab_size: int, count: int, seed: int) -> Tensor:
-    """Uniform ids, the same on every machine and for every engine.  ->  int64 [count]"""
-    return torch.randint(vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
+def fixed_tokens(vocab_size: int, shape: tuple[int, int], seed: int) -> Tensor:
+    """Uniform ids, the same on every machine and for every engine, other ones in each sequence.
+
+    shape: (batch, seq)  ->  int64 [batch, seq]
+    """
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +156,10 @@ def _interleaved(engines: Sequence[Engine], workload: Workload, dense: Dense | N
     candidates = [*engines, *([dense.engine] * 2 if dense else [])]
     _check(candidates, workload)
     # The first ids of a common vocabulary: engines of one model may pad theirs differently.
-    one = torch.zeros(1, dtype=torch.int64)
-    vocab_size = min(len(engine.session().prefill(one)) for engine in candidates)
-    ids = fixed_tokens(vocab_size, workload.prompt_tokens + workload.new_tokens, workload.seed)
+    one = torch.zeros(workload.batch, 1, dtype=torch.int64)
+    vocab_size = min(engine.session().prefill(one).shape[-1] for engine in candidates)
+    shape = (workload.batch, workload.prompt_tokens + workload.new_tokens)
+    ids = fixed_tokens(vocab_size, shape, workload.seed)
     calls = [partial(_repetition, engine, ids, workload) for engine in candidates]
     warmups = [timing.warm_up(call, least=workload.warmup) for call in calls]
     with machine.watched() as seen:
@@ -152,6 +168,9 @@ def _interleaved(engines: Sequence[Engine], workload: Workload, dense: Dense | N
 
 
 def _check(engines: Sequence[Engine], workload: Workload) -> None:
+    if workload.batch < 1:
+        msg = f"latency: a batch has at least 1 sequence, found {workload.batch}."
+        raise ConfigError(msg)
     if workload.prompt_tokens < 1:
         msg = f"latency: prompt tokens must be at least 1, found {workload.prompt_tokens}."
         raise ConfigError(msg)
@@ -167,14 +186,13 @@ def _check(engines: Sequence[Engine], workload: Workload) -> None:
 
 
 def _repetition(engine: Engine, ids: Tensor, workload: Workload) -> Repetition:
-    """ids: int64 [prompt_tokens + new_tokens]"""
+    """ids: int64 [batch, prompt_tokens + new_tokens]"""
     session = engine.session()
-    first = timing.timed(partial(session.prefill, ids[: workload.prompt_tokens]))
+    first = timing.timed(partial(session.prefill, ids[:, : workload.prompt_tokens]))
     logits = first.result
     steps: list[float] = []
-    forced: list[int] = ids[workload.prompt_tokens :].tolist()
-    for token in forced:
-        chosen = token if workload.tokens == "fixed" else int(logits.argmax())
+    for forced in ids[:, workload.prompt_tokens :].unbind(1):
+        chosen = forced if workload.tokens == "fixed" else logits.argmax(-1)
         step = timing.timed(partial(session.step, chosen))
         logits = step.result
         steps.append(step.seconds)
@@ -184,7 +202,7 @@ def _repetition(engine: Engine, ids: Tensor, workload: Workload) -> Repetition:
 def _details(engine: Engine, workload: Workload, timed: _Timed) -> dict[str, Any]:
     return (
         {
-            "batch": 1,
+            "batch": workload.batch,
             "prompt_tokens": workload.prompt_tokens,
             "new_tokens": workload.new_tokens,
             "tokens": workload.tokens,
@@ -200,10 +218,10 @@ def _details(engine: Engine, workload: Workload, timed: _Timed) -> dict[str, Any
 
 
 def _seconds(
-    engine: Engine, name: str, samples: list[float], details: dict[str, Any]
+    engine: Engine, name: str, metric: str, samples: list[float], details: dict[str, Any]
 ) -> Measurement:
     return timing.measurement(
-        engine, name, f"{name}_s", "s", samples, higher_is_better=False, details=details
+        engine, name, metric, "s", samples, higher_is_better=False, details=details
     )
 
 

@@ -23,6 +23,10 @@ from trinity.methods.errors import ConfigError
 
 T = TypeVar("T")
 
+# Threads of torch's pool go on spinning for some 5 ms after their work, on processors that the next
+# candidate's own threads want.
+SETTLE_S = 0.02
+
 
 class Timed(Protocol):
     """What was timed: an engine, or one product on it."""
@@ -47,7 +51,10 @@ class Timing(Generic[T]):
 
 
 def interleaved(calls: Sequence[Callable[[], T]], *, warmup: int, repeats: int) -> list[list[T]]:
-    """Warm up every call, then run all in turn `repeats` times; results by call."""
+    """Warm up every call, then run all in turn `repeats` times, each on a quiet machine.
+
+    -> results by call
+    """
     if warmup < 0 or repeats < 1:
         msg = (
             f"timing: warmup must be at least 0 and repeats at least 1, found {warmup} and "
@@ -61,6 +68,7 @@ def interleaved(calls: Sequence[Callable[[], T]], *, warmup: int, repeats: int) 
     with _no_collection():
         for _ in range(repeats):
             for call, kept in zip(calls, results, strict=True):
+                time.sleep(SETTLE_S)
                 kept.append(call())
     return results
 
@@ -88,6 +96,29 @@ def timed(call: Callable[[], T]) -> Timing[T]:
     result = call()
     synchronise()
     return Timing(time.perf_counter() - start, result)
+
+
+def back_to_back(call: Callable[[], object], *, least_s: float = 0.02) -> float:
+    """Mean seconds of a call among calls without a pause, as a decoder makes them.
+
+    least_s: they go on for so long; as long before, untimed, wakes threads and fills caches
+    """
+    _calls_within(call, least_s)
+    seconds, calls = _calls_within(call, least_s)
+    return seconds / calls
+
+
+def _calls_within(call: Callable[[], object], least_s: float) -> tuple[float, int]:
+    """Call until so many seconds are over.  -> the seconds it took, the number of calls"""
+    synchronise()
+    start, calls = time.perf_counter(), 0
+    while True:
+        call()
+        calls += 1
+        synchronise()
+        seconds = time.perf_counter() - start
+        if seconds >= least_s:
+            return seconds, calls
 
 
 def synchronise() -> None:

@@ -4,8 +4,8 @@ import platform
 from functools import cache
 from pathlib import Path
 
-from trinity.lowering.kernels.cpu import Flavour
 from trinity.lowering.kernels.panels import Panels, refusal
+from trinity.lowering.kernels.terms import Flavour
 from trinity.lowering.storage import Layout, layout_of
 from trinity.lowering.targets import Target
 from trinity.methods.formats import WeightFormat

@@ -3,10 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 
 LANES = 16  # outputs of one vector; LLVM splits it where registers are narrower
 FLOATS = f"vector<{LANES}xf32>"
 WORDS = f"vector<{LANES}xi32>"
+# Bytes between a load and the prefetch beside it.  Hardware prefetchers stop at the end of a page,
+# every 4 KiB; without ours a product took 1.25 times as long (2 to 8 KiB did as well).
+AHEAD = 4096
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Kernel:
         kind = f"memref<{'x'.join([*map(str, shape), element])}>"
         zero = self.constant(0)
         name = self.value(f"stream.binding.subspan {argument}[{zero}] : !stream.binding -> {kind}")
-        return Buffer(self, name, kind)
+        return Buffer(self, name, kind, prod(shape[2:]) * int(element.lstrip("bfi")) // 8)
 
     def workgroup(self, axis: int) -> str:
         """This workgroup's number along an axis of the grid."""
@@ -131,16 +135,29 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Buffer:
-    """One argument of a kernel."""
+    """One argument of a kernel.  row_bytes: from one place of its second axis to the next"""
 
     kernel: Kernel
     name: str
     kind: str
+    row_bytes: int
 
     def load(self, at: Sequence[str], vector: str) -> str:
         """A vector of consecutive elements."""
         place = ", ".join(at)
         return self.kernel.value(f"vector.load {self.name}[{place}] : {self.kind}, {vector}")
+
+    def stream(self, at: Sequence[str], vector: str) -> str:
+        """As `load`, of something read once along the second axis: memory further on is asked for.
+
+        Past the end stands the next panel, or nothing that a prefetch could do harm to.
+        """
+        ahead = max(1, AHEAD // self.row_bytes)
+        place = ", ".join([at[0], self.kernel.add(at[1], ahead), *at[2:]])
+        self.kernel.line(
+            f"memref.prefetch {self.name}[{place}], read, locality<3>, data : {self.kind}"
+        )
+        return self.load(at, vector)
 
     def store(self, value: str, at: Sequence[str], vector: str) -> None:
         """Write a vector of consecutive elements."""

@@ -5,10 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type
-from trinity.lowering.kernels import cpu
+from trinity.lowering.kernels import digits
 from trinity.lowering.kernels.emit import Kernel
 from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.kernels.product import write_product
+from trinity.lowering.kernels.terms import CodeTerm, Flavour, Term, ValueTerm
 from trinity.lowering.linalg import scaled_input
+
+# Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
+# less is worth more than the faster digits.
+FUSED_ROWS = 1
 
 
 @dataclass(frozen=True)
@@ -20,73 +26,116 @@ class LinearKernels:
     executables: tuple[tuple[str, str], ...]
 
 
-def linear_kernels(name: str, panels: Panels, rows: int, flavour: cpu.Flavour) -> LinearKernels:
+def linear_kernels(name: str, panels: Panels, rows: int, flavour: Flavour) -> LinearKernels:
     """The private function `x: [rows, in], storage... -> y: [rows, out]`, all in float32."""
-    writer = _Writer(name, rows, flavour)
+    writer = _Writer(name, rows)
     (out, d_in), adapter = panels.format.shape, panels.factors
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
     for tensor, of in panels.shapes().items():
         arguments.append(f"%arg_{tensor}: {tensor_type(*of)}")
-    result = writer.product(panels, "", "%arg_x", d_in)
+    base = _Use(panels, "", "%arg_x", d_in, flavour)
     if adapter:
-        low = writer.product(adapter["A"], "A_", "%arg_x", d_in)
-        padded = adapter["A"].panels * adapter["A"].rows
-        result = writer.product(adapter["B"], "B_", low, padded, result)
+        low = writer.product("A_", [_Use(adapter["A"], "A_", "%arg_x", d_in, flavour)])
+        rank = adapter["A"].panels * adapter["A"].rows
+        if rows <= FUSED_ROWS:
+            high = _Use(adapter["B"], "B_", low, rank, "floats")
+            result = writer.product("", [base, high])
+        else:
+            high = _Use(adapter["B"], "B_", low, rank, flavour)
+            result = writer.product("B_", [high], writer.product("", [base]))
+    else:
+        result = writer.product("", [base])
     result = writer.first_columns(result, panels.panels * panels.rows, out)
     kind = tensor_type((rows, out), "f32")
     function = writer.build.function(name, arguments, result, kind)
     return LinearKernels(name, function, tuple(writer.executables.items()))
 
 
+@dataclass(frozen=True)
+class _Use:
+    """A weight in the arguments `%arg_<prefix>...` and its input, `x: [rows, stride]`.
+
+    stride: the weight's inputs, and perhaps zeros behind them
+    """
+
+    panels: Panels
+    prefix: str
+    x: str
+    stride: int
+    flavour: Flavour
+
+    @property
+    def stored(self) -> list[tuple[str, str]]:
+        """The stored tensors that its kernel reads, and their types."""
+        shapes = self.panels.kernel_shapes().items()
+        return [(f"%arg_{self.prefix}{key}", tensor_type(*of)) for key, of in shapes]
+
+
 class _Writer:
     """Writes the body of one function."""
 
-    def __init__(self, name: str, rows: int, flavour: cpu.Flavour) -> None:
-        self.name, self.rows, self.flavour = name, rows, flavour
+    def __init__(self, name: str, rows: int) -> None:
+        self.name, self.rows = name, rows
         self.build = Builder()
         self.executables: dict[str, str] = {}
 
-    def product(
-        self, panels: Panels, prefix: str, x: str, stride: int, start: str | None = None
-    ) -> str:
-        """`x: [rows, stride]` times the panels' weight, added to `start`.  -> [rows, padded out]"""
-        name = f"{self.name}_{prefix}kernel"
-        stored = [
-            (f"%arg_{prefix}{key}", tensor_type(*of)) for key, of in panels.kernel_shapes().items()
-        ]
-        if panels.format.dtype:
-            kernel = cpu.values_product(panels, self.rows, stride, start is not None, name)
-            operands = [(x, tensor_type((self.rows, stride), "f32")), *stored]
-        else:
-            kernel = cpu.Product(panels, self.rows, self.flavour, name, start is not None).write()
-            x = self.first_columns(x, stride, panels.format.shape[1])
-            operands = [self.activations(panels, prefix, x), *stored]
+    def product(self, prefix: str, uses: Sequence[_Use], start: str | None = None) -> str:
+        """The sum of products with weights of the same outputs, and `start`.  -> [rows, padded
+        out]
+        """
+        kernel = Kernel(f"{self.name}_{prefix}kernel")
+        terms: list[Term] = []
+        operands: list[tuple[str, str]] = []
+        for use in uses:
+            if use.panels.format.dtype:
+                terms.append(ValueTerm(kernel, use.panels, self.rows, use.stride))
+                x = (use.x, tensor_type((self.rows, use.stride), "f32"))
+            else:
+                terms.append(CodeTerm(kernel, use.panels, self.rows, use.flavour))
+                x = self.activations(use)
+            operands += [x, *use.stored]
+        panels = uses[0].panels
         outputs = tensor_type((self.rows, panels.panels * panels.rows), "f32")
         if start is not None:
             operands.append((start, outputs))
+        write_product(kernel, terms, self.rows, start is not None)
         return self.dispatch(kernel, (panels.panels, 1), operands, outputs)
 
-    def activations(self, panels: Panels, prefix: str, x: str) -> tuple[str, str]:
+    def activations(self, use: _Use) -> tuple[str, str]:
         """The input in blocks, padded, and in digits where the kernel takes those."""
+        value, rows, panels = use.x, self.rows, use.panels
         if scale := panels.shapes().get("input_scale"):
-            name, kind = f"%arg_{prefix}input_scale", MLIR_TYPES[scale[1]]
-            x = scaled_input(self.build, self.rows, x, Operand("s", name, ("k",), scale[0], kind))
-        groups, group, rows = panels.groups, panels.group, self.rows
+            name, kind = f"%arg_{use.prefix}input_scale", MLIR_TYPES[scale[1]]
+            stored = Operand("s", name, ("k",), scale[0], kind)
+            value = scaled_input(self.build, rows, value, stored)
+        if panels.blocks == 1 and use.stride >= panels.block:
+            # What stands behind the weight's inputs is zero: it may be the padding.
+            value = self.first_columns(value, use.stride, panels.block)
+            value = self.build.expand(
+                value, (rows, panels.block), [[rows], [1, panels.block]], "f32"
+            )
+        else:
+            value = self.in_blocks(
+                self.first_columns(value, use.stride, panels.format.shape[1]), panels
+            )
+        kind = tensor_type((rows, panels.blocks, panels.block), "f32")
+        if use.flavour == "floats":
+            return value, kind
+        prepared = tensor_type((rows, panels.blocks, digits.block_words(panels.block)), "i32")
+        kernel = digits.prepare(rows, panels.blocks, panels.block)
+        return self.dispatch(kernel, (panels.blocks, rows), [(value, kind)], prepared), prepared
+
+    def in_blocks(self, value: str, panels: Panels) -> str:
+        """`[rows, in] -> [rows, blocks, block]`; every scale group is padded to whole blocks."""
+        rows, groups, group = self.rows, panels.groups, panels.group
         span = panels.group_blocks * panels.block
-        value = self.build.expand(x, (rows, groups * group), [[rows], [groups, group]], "f32")
+        value = self.build.expand(value, (rows, groups * group), [[rows], [groups, group]], "f32")
         value = self.build.pad_end(value, (rows, groups, group), 2, span, "f32")
         parts = [panels.group_blocks, panels.block]
         value = self.build.expand(value, (rows, groups, span), [[rows], [groups], parts], "f32")
-        value = self.build.collapse(
+        return self.build.collapse(
             value, [[rows], [groups, panels.group_blocks], [panels.block]], "f32"
         )
-        kind = tensor_type((rows, panels.blocks, panels.block), "f32")
-        if self.flavour == "floats":
-            return value, kind
-        words = cpu.block_words(panels.block)
-        prepared = tensor_type((rows, panels.blocks, words), "i32")
-        kernel = cpu.prepare(rows, panels.blocks, panels.block)
-        return self.dispatch(kernel, (panels.blocks, rows), [(value, kind)], prepared), prepared
 
     def dispatch(
         self, kernel: Kernel, grid: Sequence[int], operands: Sequence[tuple[str, str]], result: str

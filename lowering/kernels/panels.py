@@ -9,7 +9,7 @@ an integer dot product.
 |----------------------|-------------------------------------------------------|------------------|
 | panel_values         | [panels, in, rows], float                             | not quantized    |
 | panel_codes[_high]   | [panels, units, vectors, bytes], uint8                | quantized        |
-| panel_bitmap         | [panels, word vectors, vectors], int64                | N:M              |
+| panel_bitmap         | [panels, word vectors, vectors], int64                | N:2 and N:4      |
 | panel_scale          | [panels, groups, rows]                                | quantized        |
 | panel_zero_point     | shape of panel_scale, uint8                           | asymmetric       |
 | input_scale          | [in], float                                           | scaled inputs    |
@@ -17,7 +17,9 @@ an integer dot product.
 
 A unit is as many word vectors as codes share a byte (two for 4 bits): lane `l` of byte `i` holds
 byte `i` of word vector `l`.  3 bits are a plane of 2 and one of 1.  N:M keeps `64 n / m` bytes of a
-word vector, in order, and 64 bits that say where they go.  One scale for the tensor is repeated.
+word vector, in order, and 64 bits that say where they go, if M is 2 or 4.  Codes of any other mask
+are all stored, those it removes as zeros: the kernel then reads what it would without a mask.  One
+scale for the tensor is repeated.
 """
 
 from collections.abc import Mapping
@@ -30,6 +32,7 @@ import torch
 from torch import Tensor
 
 from trinity.lowering.kernels.emit import LANES
+from trinity.lowering.storage import raw_codes
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import (
     NM,
@@ -37,6 +40,7 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
     Factor,
+    Pattern,
     Quantized,
     Sparse,
     WeightFormat,
@@ -66,7 +70,7 @@ class Plane:
 def refusal(weight_format: WeightFormat) -> str | None:
     """Why panels cannot hold a format, or None."""
     if weight_format.dtype == "float32":
-        return "float32 has nothing to unpack, and the compiler's own code reads it as fast"
+        return "float32 has nothing to unpack"
     for name in FACTORS if weight_format.adapter else ():
         factor = weight_format.factor(name)
         if reason := _refusal(factor):
@@ -76,16 +80,8 @@ def refusal(weight_format: WeightFormat) -> str | None:
 
 def _refusal(weight_format: WeightFormat) -> str | None:
     """As `refusal`, for a weight without adapter that may be float32."""
-    pattern = weight_format.pattern
-    if pattern is not None and not (isinstance(pattern, NM) and WORD % pattern.m == 0):
-        return f"{pattern} does not repeat within {WORD} inputs"
-    if pattern is not None and weight_format.grid is None:
+    if weight_format.pattern is not None and weight_format.grid is None:
         return "masked floats"
-    if weight_format.grid and pattern and weight_format.shape[1] % WORD:
-        return f"{weight_format.shape[1]} inputs are no whole number of {WORD}"
-    groups = weight_format.grid.scale_shape[1] if weight_format.grid else 1
-    if pattern and groups > 1 and (weight_format.shape[1] // groups) % WORD:
-        return f"scale groups cut through groups of {WORD}"
     return None
 
 
@@ -155,12 +151,22 @@ class Panels:
         """Word vectors of a row."""
         return self.blocks * self.block // WORD
 
+    @cached_property
+    def sparse(self) -> NM | None:
+        """The pattern whose kept codes alone are stored; None where every code is.
+
+        Every word of every scale group must keep as many.
+        """
+        pattern = self.format.pattern
+        if isinstance(pattern, NM) and WORD % pattern.m == 0 and self.group % WORD == 0:
+            return pattern
+        return None
+
     @property
     def kept(self) -> int:
         """Bytes of a word vector that are stored."""
-        pattern = self.format.pattern
         full = LANES * WORD
-        return full * pattern.n // pattern.m if isinstance(pattern, NM) else full
+        return full * self.sparse.n // self.sparse.m if self.sparse else full
 
     @cached_property
     def factors(self) -> "dict[FactorName, Panels]":
@@ -178,7 +184,7 @@ class Panels:
         for plane in self.planes:
             units = self.words // plane.lanes
             found[plane.name] = ((self.panels, units, self.vectors, self.kept), torch.uint8)
-        if self.format.pattern:
+        if self.sparse:
             found["panel_bitmap"] = ((self.panels, self.words, self.vectors), torch.int64)
         if grid := self.format.grid:
             shape = (self.panels, self.groups, self.rows)
@@ -224,7 +230,11 @@ class Panels:
         return {name: found[name].contiguous() for name in self.shapes()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
-        """The weight that `pack` stored."""
+        """The weight that `pack` stored.
+
+        A mask without bitmap comes back as the entries that are not zero, and as many others as
+        N:M asks for.
+        """
         base: Dense | Quantized | Sparse
         if self.format.dtype:
             base = Dense(self._from_panels(tensors["panel_values"]))
@@ -243,12 +253,9 @@ class Panels:
         return found
 
     def _pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
-        raw = base.codes
-        if base.zero_point is None:
-            raw = raw.to(torch.int16) + 2 ** (base.bits - 1)
-        words = self._words(raw.to(torch.uint8))
+        words = self._words(raw_codes(base, mask))
         found = {}
-        if mask is not None:
+        if mask is not None and self.sparse:
             kept = self._words(mask, padding=self._padding_mask())
             found["panel_bitmap"] = _bitmap(kept)
             words = words[kept].view(*words.shape[:-1], self.kept)
@@ -272,7 +279,7 @@ class Panels:
         for plane in self.planes:
             words |= _unpack_lanes(tensors[plane.name], plane) << plane.shift
         mask = None
-        if pattern is not None:
+        if self.sparse:
             kept = _from_bitmap(tensors["panel_bitmap"])
             full = torch.zeros(kept.shape, dtype=torch.uint8)
             full[kept] = words.flatten()
@@ -294,7 +301,9 @@ class Panels:
             grid.bits,
             input_scale=tensors.get("input_scale"),
         )
-        return base if mask is None or pattern is None else Sparse(base, mask, pattern)
+        if pattern is None:
+            return base
+        return Sparse(base, _mask_of(base.dequantize(), pattern) if mask is None else mask, pattern)
 
     def _words(self, entries: Tensor, padding: Tensor | None = None) -> Tensor:
         """[out, in] -> [panels, words, vectors, 64]; outputs and inputs padded with zeros."""
@@ -327,11 +336,8 @@ class Panels:
 
     def _padding_mask(self) -> Tensor:
         """What a mask is where there is nothing: any N of M, so that every word keeps as many."""
-        pattern = self.format.pattern
-        if not isinstance(pattern, NM):
-            msg = f"format {self.format.label} has no N:M mask"
-            raise AssertionError(msg)
-        return (torch.arange(WORD) % pattern.m) < pattern.n
+        assert self.sparse is not None
+        return (torch.arange(WORD) % self.sparse.m) < self.sparse.n
 
     def _by_panel(self, values: Tensor) -> Tensor:
         """[out, n] -> [panels, n, rows], outputs padded with zeros."""
@@ -358,6 +364,16 @@ def _unpack_lanes(packed: Tensor, plane: Plane) -> Tensor:
     """Inverse of `_pack_lanes`."""
     moved = [(packed >> (plane.bits * i)) & (2**plane.bits - 1) for i in range(plane.lanes)]
     return torch.stack(moved, dim=2).flatten(1, 2)
+
+
+def _mask_of(values: Tensor, pattern: Pattern) -> Tensor:
+    """A mask of the pattern that keeps all that is not zero."""
+    kept = values != 0
+    if not isinstance(pattern, NM):
+        return kept
+    groups = kept.view(values.shape[0], -1, pattern.m)
+    first = groups.to(torch.uint8).argsort(dim=2, descending=True, stable=True)[..., : pattern.n]
+    return torch.zeros_like(groups).scatter_(2, first, True).view(values.shape)
 
 
 def _bitmap(kept: Tensor) -> Tensor:

@@ -168,6 +168,14 @@ def test_compress_then_eval_then_bench(
     assert code == 0
     names = {m["name"] for m in json.loads(text)}
     assert {name for name in names if not name.startswith("ceiling-")} == {"tpot", "decode"}
+    words += ["--batch", "1", "--batch", "2"]
+    code, text, _ = _trinity(*words, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    batches = {m["name"]: m["details"].get("batch") for m in json.loads(text)}
+    assert (batches["decode"], batches["decode-batch-2"]) == (1, 2)
+    code, _, err = _trinity(*words, "--batch", "0", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, err.strip().count("\n")) == (2, 0)
+    assert "`bench.batch.2`: Input should be greater than 0" in err
 
 
 def test_a_folder_with_something_in_it_is_not_overwritten(

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from trinity.harness import recipe
+from trinity.harness.compiled import lower
 from trinity.harness.progress import Reporter
 from trinity.harness.run import Run
 from trinity.harness.store import StageStore
@@ -17,7 +18,11 @@ SLIM = [{"method": "slim", "pattern": "2:4"}]
 
 
 def _run(
-    store: StageStore, steps: list[dict[str, Any]], engine: str = "torch", dtype: str = "float32"
+    store: StageStore,
+    steps: list[dict[str, Any]],
+    engine: str = "torch",
+    dtype: str = "float32",
+    **bench: Any,
 ) -> Run:
     data: dict[str, Any] = {
         "name": "test",
@@ -29,7 +34,7 @@ def _run(
             "suites": [{"suite": "perplexity-pydoc", "seqlen": 40, "windows": 2}],
             "engine": engine,
         },
-        "bench": {"prompt": 20, "new": 3, "repeats": 2},
+        "bench": {"prompt": 20, "new": 3, "repeats": 2, **bench},
     }
     return Run(recipe.parse(data, "test"), store, Reporter(quiet=True))
 
@@ -118,3 +123,48 @@ def test_a_model_of_half_precision_is_compiled_in_its_own_type(
     info = _run(store, SLIM, dtype=dtype).finish().record.lowering
     assert info is not None
     assert max(info.logit_errors.values()) <= info.tolerance
+
+
+def test_a_module_of_several_sequences_gives_torchs_logits(store: StageStore) -> None:
+    measuring = _run(store, SLIM).measuring
+    ids = torch.randint(0, 258, (4, 30), generator=torch.Generator().manual_seed(3))
+    decoded = []
+    for name in ("torch", "iree"):
+        session = measuring.engine(name, batch=4).session()
+        found = [session.prefill(ids[:, :20]), *(session.step(ids[:, i]) for i in range(20, 30))]
+        decoded.append(torch.stack(found, dim=1))
+    expected = torch.stack([measuring.torch_engine.logits(sequence)[19:] for sequence in ids])
+    for found in decoded:
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_every_batch_is_timed_on_both_engines_and_against_the_dense_model(
+    store: StageStore,
+) -> None:
+    batches = {"suites": ["decode"], "batch": [1, 4], "baseline": "dense"}
+    found = _run(store, SLIM, **batches).finish().record
+    for name, batch in (("decode", 1), ("decode-batch-4", 4)):
+        for engine in ("torch", "iree"):
+            speed, speedup = (found.find(name, m, engine) for m in ("tokens_per_s", "speedup"))
+            assert speed is not None
+            assert speedup is not None
+            assert (speed.details["batch"], speedup.details["batch"]) == (batch, batch)
+            assert speedup.details["baseline_engine"] == "iree"
+
+
+def test_modules_for_any_batch_share_one_parameter_file(store: StageStore) -> None:
+    measuring = _run(store, SLIM).measuring
+    reporter = Reporter(quiet=True)
+    assert measuring.lowered is not None
+    assert measuring.lower_spec is not None
+    four = lower(
+        measuring.subject,
+        measuring.lower_spec,
+        store,
+        lambda: measuring.torch_engine,
+        reporter,
+        batch=4,
+    )
+    assert four.parameters == measuring.lowered.parameters
+    assert four.module != measuring.lowered.module
+    assert four.fingerprint != measuring.lowered.fingerprint

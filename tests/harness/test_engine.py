@@ -42,3 +42,13 @@ def test_the_rows_that_a_tree_wants_may_lie_in_its_prefix(tmp_path: Path) -> Non
     model = engine("llama", tmp_path)
     ((found,),) = model.packed_logits([Tree((1, 2, 3), ((),), (3,))])
     torch.testing.assert_close(found, model.logits(torch.tensor([1, 2, 3])), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_several_sequences_decode_as_each_alone(family: str, tmp_path: Path) -> None:
+    model = engine(family, tmp_path)
+    ids = torch.randint(0, 96, (3, 14), generator=torch.Generator().manual_seed(1))
+    session = model.session()
+    found = [session.prefill(ids[:, :10]), *(session.step(ids[:, i]) for i in range(10, 14))]
+    alone = torch.stack([model.logits(sequence)[9:] for sequence in ids])
+    torch.testing.assert_close(torch.stack(found, dim=1), alone, atol=2e-4, rtol=2e-4)

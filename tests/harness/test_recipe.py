@@ -107,3 +107,28 @@ def test_the_first_of_several_seeds_is_the_seed() -> None:
 def test_seeds_that_contradict_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipe.parse({"model": {"id": "m"}, "calibration": values}, "test")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, (1,)), ({"batch": 4}, (4,)), ({"batch": [1, 4, 16]}, (1, 4, 16))]
+)
+def test_a_batch_is_a_number_or_several(given: dict[str, object], expected: object) -> None:
+    found = recipe.parse({"model": {"id": "m"}, "bench": given}, "test").bench
+    assert found is not None
+    assert found.batch == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (0, r"`bench\.batch\.0`: Input should be greater than 0"),
+        ([1, -4], r"`bench\.batch\.1`: Input should be greater than 0"),
+        (2.5, r"`bench\.batch\.0`: Input should be a valid integer"),
+        ("1,4", r"`bench\.batch\.0`: Input should be a valid integer"),
+        ([4, 1, 4], r"`bench\.batch`: .*\[4, 1, 4\] names a batch twice"),
+        ([], r"`bench\.batch`: .*names no batch"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused(batch: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe.parse({"model": {"id": "m"}, "bench": {"batch": batch}}, "test")

@@ -252,3 +252,35 @@ def test_decoding_is_timed_against_the_dense_model_in_torch_without_a_word(
     assert tpot is not None
     assert tpot.details["floor_share"] > 0
     assert found.find("ceiling-matmul-float32", "matmul_flop_per_s") is not None
+
+
+def test_every_batch_is_timed_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trinity.harness.latency.ceilings._BUFFER", 1 << 16)
+    monkeypatch.setattr("trinity.harness.latency.ceilings._SIDE", 8)
+    bench = {"suites": ["decode", "prefill"], "prompt": 8, "new": 2, "repeats": 2, "batch": [1, 3]}
+    found = _run(StageStore(tmp_path / "cache"), evaluate=None, bench=bench).finish().record
+    floors = {}
+    for batch, ending in ((1, ""), (3, "-batch-3")):
+        ttft = found.find(f"ttft{ending}", "ttft_s")
+        tpot = found.find(f"tpot{ending}", "tpot_s")
+        assert ttft is not None
+        assert tpot is not None
+        assert (ttft.details["batch"], tpot.details["batch"]) == (batch, batch)
+        floors[batch] = ttft.details["floor_s"], tpot.details["floor_s"]
+    # A prompt of three sequences is three times the work; a step reads the weights once.
+    assert floors[3] == pytest.approx((3 * floors[1][0], floors[1][1]))
+    assert len({(m.name, m.metric, m.engine) for m in found.measurements}) == len(
+        found.measurements
+    )
+
+
+@pytest.mark.parametrize("lower", [None, {"target": "llvm-cpu"}])
+def test_a_batch_that_no_memory_holds_is_refused_before_anything_is_done(
+    tmp_path: Path, lower: dict[str, str] | None
+) -> None:
+    store, batch = StageStore(tmp_path / "cache"), 10**12
+    for suite in ("prefill", "decode"):
+        with pytest.raises(MachineError, match=r"bench.batch 1000000000000: .* at least .* GB"):
+            _run(store, lower=lower, bench={"suites": [suite], "batch": [1, batch]})
+    # What reads one sequence whatever the batch is not refused for it.
+    _run(store, lower=lower, bench={"suites": ["memory"], "batch": batch})

@@ -55,10 +55,10 @@ class BigramSession:
         self.engine = engine
 
     def prefill(self, ids: Tensor) -> Tensor:
-        return self.engine.logits(ids)[-1]
+        return torch.stack([self.engine.logits(sequence)[-1] for sequence in ids])
 
-    def step(self, token: int) -> Tensor:
-        return self.engine.logits(torch.tensor([token]))[-1]
+    def step(self, tokens: Tensor) -> Tensor:
+        return self.prefill(tokens[:, None])
 
 
 def saying(text: str) -> Tensor:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from trinity.lowering import attention, check, targets
 from trinity.lowering.compile import compile_text
 from trinity.lowering.export import packed_linears
-from trinity.lowering.invoke import CompiledModel
+from trinity.lowering.invoke import CompiledModel, CompiledSession
 from trinity.lowering.lower import LoweredModel, Lowering, lower, write_parameters
 from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
 from trinity.methods.formats import CompressedWeight, Quantized, format_of
@@ -41,10 +42,14 @@ class Built:
 
 
 def build(
-    model: nn.Module, weights: dict[str, CompressedWeight], target: str, folder: Path
+    model: nn.Module,
+    weights: dict[str, CompressedWeight],
+    target: str,
+    folder: Path,
+    batch: int = 1,
 ) -> Built:
     formats = {name: format_of(weight) for name, weight in weights.items()}
-    plan = Lowering(model.config, formats, targets.get(target), LENGTHS, LONGEST)
+    plan = Lowering(model.config, formats, targets.get(target), LENGTHS, LONGEST, batch=batch)
     # The module is made from shapes alone: numbers only enter through the parameter file.
     shapes = copy.deepcopy(model).to("meta")
     shapes.tie_weights()  # type: ignore[operator]  # a method of transformers' models; .to() unties
@@ -56,8 +61,8 @@ def build(
 
 
 def dense_logits(built: Built, ids: Tensor) -> Tensor:
-    """Torch with the dequantized weights put into a copy of the model, no code of lowering in
-    it.
+    """Torch with the dequantized weights put into a copy of the model, no code of lowering in it;
+    each sequence alone.  ids: [batch, seq] -> [batch, seq, vocab]
     """
     model = copy.deepcopy(built.model)
     with torch.no_grad():
@@ -65,12 +70,18 @@ def dense_logits(built: Built, ids: Tensor) -> Tensor:
             layer = model.get_submodule(name)
             values = weight.dequantize()
             layer.weight.copy_(values.T if hasattr(layer, "nf") else values)
-        logits: Tensor = model(ids[None]).logits[0]
-    return logits
+        return torch.cat([model(sequence[None]).logits for sequence in ids])
 
 
-def tokens(count: int) -> Tensor:
-    return torch.randint(3, 64, (count,), generator=torch.Generator().manual_seed(3))
+def tokens(count: int, batch: int = 1) -> Tensor:
+    return torch.randint(3, 64, (batch, count), generator=torch.Generator().manual_seed(3))
+
+
+def decoded(session: CompiledSession, ids: Tensor, prompt: int) -> Tensor:
+    """Logits of the prompt's last position and of each token after it.  -> [batch, steps, vocab]"""
+    found = [session.prefill(ids[:, :prompt])]
+    found += [session.step(column) for column in ids[:, prompt:].unbind(1)]
+    return torch.stack(found, dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +93,13 @@ def packed(
     weights = compress_block(model, 0, "int4 group 16", "2:4", 3, torch.float16)
     weights |= compress_block(model, 1, "int3 channel asymmetric")
     return build(model, weights, "llvm-cpu", tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="module")
+def batched(packed: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The same for three sequences at once."""
+    folder = tmp_path_factory.mktemp("batched")
+    return build(packed.model, packed.weights, "llvm-cpu", folder, batch=3)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +114,7 @@ def test_a_family_equals_torch_in_prefill_and_token_by_token(
     ids = tokens(LONGEST)
     expected, compiled = dense_logits(built, ids), built.load()
     assert check.relative_error(compiled.logits(ids), expected) < 1e-5
-    session = compiled.session()
-    decoded = [session.prefill(ids[:3]), *(session.step(int(token)) for token in ids[3:])]
-    assert check.relative_error(torch.stack(decoded), expected[2:]) < 1e-5
+    assert check.relative_error(decoded(compiled.session(), ids, 3), expected[:, 2:]) < 1e-5
 
 
 def test_packed_blocks_equal_torch_in_prefill_and_token_by_token(packed: Built) -> None:
@@ -112,20 +128,73 @@ def test_packed_blocks_equal_torch_in_prefill_and_token_by_token(packed: Built) 
 def test_prefill_may_continue_a_filled_cache_in_pieces_of_any_length(packed: Built) -> None:
     ids = tokens(LONGEST)
     expected, session = packed.load().logits(ids), packed.load().session()
-    for part in ids.split([1, 9, 2, 8, 1]):
+    for part in ids.split([1, 9, 2, 8, 1], dim=1):
         last = session.prefill(part)
-    assert check.relative_error(last, expected[-1]) < 1e-5
+    assert check.relative_error(last, expected[:, -1]) < 1e-5
 
 
 def test_what_comes_later_never_changes_earlier_logits(packed: Built) -> None:
     ids = tokens(LONGEST)
     compiled = packed.load()
-    assert torch.equal(compiled.logits(ids[:11]), compiled.logits(ids)[:11])
+    assert torch.equal(compiled.logits(ids[:, :11]), compiled.logits(ids)[:, :11])
 
 
 def test_a_sequence_longer_than_the_module_is_refused(packed: Built) -> None:
     with pytest.raises(ConfigError, match=r"22 tokens does not fit the module.* 1 to 21"):
         packed.load().logits(tokens(LONGEST + 1))
+
+
+def test_several_sequences_get_what_each_gets_alone(packed: Built, batched: Built) -> None:
+    ids = tokens(LONGEST, batch=3)
+    expected, compiled = dense_logits(batched, ids), batched.load()
+    alone = torch.cat([packed.load().logits(sequence[None]) for sequence in ids])
+    assert check.relative_error(compiled.logits(ids), alone) < 1e-5
+    assert check.relative_error(compiled.logits(ids), expected) < 1e-5
+    assert check.relative_error(decoded(compiled.session(), ids, 11), expected[:, 10:]) < 1e-5
+    assert max(check.verify(compiled, batched.model, batched.weights, ids).values()) < 1e-5
+
+
+def test_several_sequences_pass_transposed_linears_and_learned_positions(
+    make_decoder: Decoder, compress_block: Compress, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.AttentionInterface.register(attention.NAME, attention.grouped_attention)
+    model: Any = make_decoder("gpt2")
+    weights = compress_block(model, 1, "int4 channel")
+    model.set_attn_implementation(attention.NAME)
+    built = build(model, weights, "llvm-cpu", tmp_path, batch=2)
+    model.set_attn_implementation("eager")
+    ids = tokens(LONGEST, batch=2)
+    assert check.relative_error(built.load().logits(ids), dense_logits(built, ids)) < 1e-5
+
+
+def test_a_sequence_never_changes_what_its_neighbours_get(batched: Built) -> None:
+    ids, compiled = tokens(LONGEST, batch=3), batched.load()
+    other = ids.clone()
+    other[1] = ids[0]
+    before, after = (decoded(compiled.session(), found, 5) for found in (ids, other))
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[2], after[2])
+    assert not torch.equal(before[1], after[1])
+
+
+def test_modules_for_any_batch_read_one_parameter_file(packed: Built, batched: Built) -> None:
+    assert batched.lowered.parameters == packed.lowered.parameters
+    assert batched.parameters.read_bytes() == packed.parameters.read_bytes()
+
+
+def test_another_number_of_sequences_than_the_modules_is_refused(
+    packed: Built, batched: Built
+) -> None:
+    with pytest.raises(ConfigError, match=r"^2 sequences do not fit the module.* for 3 at once"):
+        batched.load().session().prefill(tokens(4, batch=2))
+    with pytest.raises(ConfigError, match=r"^3 sequences do not fit the module.* for 1 at once"):
+        packed.load().logits(tokens(4, batch=3))
+
+
+def test_a_batch_of_none_is_refused_before_anything_is_exported(make_decoder: Decoder) -> None:
+    with pytest.raises(ConfigError, match="batch 0: a step takes at least 1 sequence"):
+        Lowering(make_decoder("llama").config, {}, targets.get("llvm-cpu"), batch=0)
 
 
 def test_no_stage_holds_a_dense_weight(packed: Built) -> None:
@@ -228,6 +297,7 @@ def test_a_fingerprint_depends_on_formats_and_sizes_and_not_on_numbers(
         Lowering(model.config, formats, cpu, (1, 4), LONGEST),
         Lowering(model.config, formats, cpu, LENGTHS, LONGEST + 1),
         Lowering(model.config, formats, cpu, LENGTHS, LONGEST, "float16"),
+        Lowering(model.config, formats, cpu, LENGTHS, LONGEST, batch=2),
     ]
     assert all(plan.fingerprint() != other.fingerprint() for other in different)
 
@@ -286,14 +356,14 @@ def test_grouped_attention_is_the_librarys_own(make_decoder: Decoder) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.AttentionInterface.register(attention.NAME, attention.grouped_attention)
     for family in ("llama", "gemma2", "qwen3"):
-        model, ids = make_decoder(family), tokens(LONGEST)
+        model, ids = make_decoder(family), tokens(LONGEST, batch=2)
         with torch.no_grad():
-            expected = model(ids[None]).logits
+            expected = model(ids).logits
             model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
             plain = torch.zeros(1, 1, LONGEST, LONGEST)
             mask = plain.masked_fill(torch.ones_like(plain).triu(1) > 0, -1e9)
             near = mask.masked_fill(torch.ones_like(plain).tril(-5) > 0, -1e9)
             masks = {"full_attention": mask, "sliding_attention": near}
             given = masks if family == "gemma2" else mask
-            found = model(ids[None], attention_mask=given).logits
+            found = model(ids, attention_mask=given).logits
         assert torch.allclose(found, expected, atol=1e-5)

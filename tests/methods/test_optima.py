@@ -258,6 +258,15 @@ def test_degenerate_layers_have_a_result_no_worse_than_the_mask(
         assert errors(weight, W, X).sum() <= 1.01 * floor + 1e-5 * dense
 
 
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_layer_without_error_reports_none_rather_than_rounding_below_zero(rank: int) -> None:
+    torch.manual_seed(0)
+    W, X = torch.randn(32, 64), torch.randn(64, rank) @ torch.randn(rank, 64)
+    _, details = run(W, pruned(W, X, NM(2, 4)), X)
+    assert isinstance(details["error_after"], float)
+    assert 0 <= details["error_after"] < 1e-3 < details["error_before"]
+
+
 def test_the_reference_solves_the_published_box() -> None:
     W, X = torch.randn(4, 16), inputs(100, 16)
     mask = random_mask(4, 16, NM(2, 4))

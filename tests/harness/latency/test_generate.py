@@ -6,6 +6,7 @@ import torch
 
 from tests.harness.tiny import BigramEngine, saying
 from trinity.harness.latency import generate
+from trinity.harness.records import compare
 from trinity.methods.errors import ConfigError
 
 
@@ -46,7 +47,7 @@ def test_every_engine_reads_the_same_tokens_in_turn() -> None:
 def test_fixed_tokens_do_not_depend_on_the_model() -> None:
     engine = BigramEngine(saying("abcdefgh"))
     generate.decode([engine], 2, 3, repeats=1, warmup=0)
-    expected = generate.fixed_tokens(256, 5, 0).tolist()
+    expected = generate.fixed_tokens(256, (1, 5), 0)[0].tolist()
     assert engine.read[-4:] == [expected[:2], *([token] for token in expected[2:])]
 
 
@@ -104,3 +105,62 @@ def test_the_baseline_is_timed_twice_in_every_round_and_gives_a_speed_up() -> No
 def test_a_timing_says_what_else_happened_on_the_machine() -> None:
     details = generate.prefill([BigramEngine()], 4, 2)[0].details
     assert {"clock_mhz", "throttled", "stolen_s", "load", "pinned_to"} <= set(details)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_batch_is_one_time_and_all_its_tokens() -> None:
+    ttft, prefill = generate.prefill([BigramEngine()], 16, 3, batch=4)
+    assert (ttft.samples, prefill.samples) == ([0.25] * 3, [4 * 64.0] * 3)
+    tpot, decode = generate.decode([BigramEngine()], 4, 5, 3, batch=4)
+    assert (tpot.samples, decode.samples) == ([0.25] * 3, [4 * 4.0] * 3)
+
+
+def test_every_sequence_of_a_batch_has_tokens_of_its_own_and_the_same_lengths() -> None:
+    engine = BigramEngine()
+    generate.decode([engine], 4, 2, repeats=1, batch=2)
+    first, second = generate.fixed_tokens(256, (2, 6), 0).tolist()
+    assert first != second
+    steps = [[first[4]], [second[4]], [first[5]], [second[5]]]
+    assert engine.read[-6:] == [first[:4], second[:4], *steps]
+
+
+def test_each_sequence_of_a_batch_decodes_its_own_greedy_tokens() -> None:
+    engine = BigramEngine()
+    generate.decode([engine], 2, 1, repeats=1, tokens="greedy", batch=2)
+    prompts = generate.fixed_tokens(256, (2, 3), 0)[:, :2]
+    expected = [[int(engine.table[prompt[-1]].argmax())] for prompt in prompts]
+    assert engine.read[-2:] == expected
+
+
+def test_a_batch_is_part_of_what_a_measurement_is_called() -> None:
+    dense = generate.Dense(BigramEngine(), "the dense model")
+    found = {
+        batch: generate.prefill([BigramEngine()], 4, 2, batch=batch, baseline=dense)
+        + generate.decode([BigramEngine()], 4, 2, 2, batch=batch, baseline=dense)
+        for batch in (1, 4)
+    }
+    names = {batch: [(m.name, m.metric) for m in of] for batch, of in found.items()}
+    assert names[1] == [
+        ("ttft", "ttft_s"),
+        ("prefill", "tokens_per_s"),
+        ("prefill", "speedup"),
+        ("tpot", "tpot_s"),
+        ("decode", "tokens_per_s"),
+        ("decode", "speedup"),
+    ]
+    assert names[4] == [(f"{name}-batch-4", metric) for name, metric in names[1]]
+    assert all(m.details["batch"] == batch for batch, of in found.items() for m in of)
+
+
+def test_measurements_of_different_batches_are_never_compared() -> None:
+    dense = generate.Dense(BigramEngine(), "the dense model")
+    one, four = (
+        generate.decode([BigramEngine()], 4, 2, 2, batch=batch, baseline=dense) for batch in (1, 4)
+    )
+    assert all(pair.baseline is None for pair in compare.pairs(four, one))
+    assert all(pair.baseline is m for pair, m in zip(compare.pairs(four, four), four, strict=True))
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1 sequence, found 0"):
+        generate.decode([BigramEngine()], 4, 1, 1, batch=0)

@@ -32,6 +32,28 @@ def test_the_garbage_collector_rests_and_comes_back_even_after_an_error() -> Non
     assert gc.isenabled()
 
 
+def test_every_repetition_waits_for_the_threads_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: events.append(f"rest {seconds}"))
+    timing.interleaved([lambda: events.append("call")], warmup=1, repeats=2)
+    assert events == ["call", *["rest 0.02", "call"] * 2]
+
+
+def test_calls_back_to_back_are_timed_after_as_many_untimed_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    lengths = iter([0.25, 0.25, 0.125, 0.125, 0.125, 0.125])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def call() -> None:
+        now[0] += next(lengths)
+
+    assert timing.back_to_back(call, least_s=0.5) == 0.125
+
+
 def test_a_timing_is_the_difference_of_two_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.5])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))

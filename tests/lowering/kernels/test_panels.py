@@ -23,6 +23,9 @@ HELD = [
     ((130, 172), "int4 channel", "2:4", 5),
     ((30, 1000), "int8 group 500", "3:4", 5),
     ((30, 64), "int4 group 16 asymmetric", "1:2", 0),
+    ((30, 64), "int4 group 16", "4:8", 3),
+    ((30, 60), "int3 group 12 asymmetric", "2:6", 0),
+    ((30, 66), "int4 channel", "1:2", 0),
 ]
 
 
@@ -56,13 +59,21 @@ def test_two_four_int4_takes_three_bits_and_its_scales(make_weight: Make) -> Non
     assert Panels(format_of(weight)).bits() == 3 + 16 / 128
 
 
+@pytest.mark.parametrize("kind", ["int4 group 8", "int8 channel asymmetric"])
+def test_codes_that_an_unstructured_mask_removes_are_stored_as_zero(
+    make_weight: Make, kind: str
+) -> None:
+    weight = make_weight((40, 24), kind, "50%", 2)
+    panels = Panels(format_of(weight))
+    assert "panel_bitmap" not in panels.shapes()
+    assert torch.equal(panels.unpack(panels.pack(weight)).dequantize(), weight.dequantize())
+
+
 @pytest.mark.parametrize(
     ("kind", "pattern", "reason"),
     [
-        ("int4 channel", "4:8", "4:8 does not repeat within 4 inputs"),
-        ("int4 channel", "50%", "does not repeat"),
         ("float16", "2:4", "masked floats"),
-        ("int4 group 6", "2:4", "scale groups cut through groups of 4"),
+        ("float16", "50%", "masked floats"),
         ("float32", None, "float32"),
     ],
 )

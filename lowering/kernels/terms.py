@@ -1,172 +1,101 @@
-"""Kernels for CPUs: products with packed weights, as accurate as float32, at the speed of bytes.
+"""What a product adds up: an input times a weight in panels, for some rows and vectors at a time.
 
-**digits** (x86 with AVX-512 VNNI).  A block of activations becomes 24-bit integers, `x = step * q`,
-and `q` three signed base-256 digits.  One instruction multiplies 64 codes with 64 digits and adds
-exactly, so a product is three integer dot products a block, and one float multiply-add:
-`y += scale * step * (65536 d2 + 256 d1 + d0)`.  `q` is rounded once, to 2^-24 of the block's
-largest activation, which is what float32 would round every partial sum to.  Against widening codes
-to floats this is 9 instead of 24 vector operations for 128 weights of 4 bits.
+**Values** are widened to float32 and multiplied.  **Codes** come in two flavours:
+
+**digits** (x86 with AVX-512 VNNI).  One instruction multiplies 64 codes with 64 digits of
+activations and adds exactly, so a block is three integer dot products and one float multiply-add:
+`y += scale * step * (65536 d2 + 256 d1 + d0)`.  Against widening codes to floats this is 9 instead
+of 24 vector operations for 128 weights of 4 bits.
 
 **floats** (any CPU).  Codes are widened to float32 and multiplied there: same storage, more work.
-
-Both take every M: codes are unpacked once for a tile of rows of the input.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from trinity.lowering.builder import MLIR_TYPES
+from trinity.lowering.kernels.digits import DIGITS, SUMS, block_words
 from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
 from trinity.lowering.kernels.panels import WORD, Panels, Plane
 
 Flavour = Literal["digits", "floats"]
-DIGITS = 3
-LARGEST = 127 * 65536  # of a quantized activation, so that rounding cannot carry past digit 127
 BYTES = "vector<64xi8>"
-CHUNK = 16  # inputs whose digits stand together: 4 words a digit
-SUMS = DIGITS + 1  # words at the end of a block: sums of its digits, and its step
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Rows of the input from `start` to `stop`, `rows` at a time with `vectors` of the panel."""
+class Term(Protocol):
+    """A part of a sum.  room: vectors of outputs that may be in flight without spilling"""
 
-    start: int
-    stop: int
-    rows: int
-    vectors: int
+    panels: Panels
+    room: int
 
-
-def block_words(block: int) -> int:
-    """Words that hold the digits of a block, their sums and the step."""
-    return block // CHUNK * WORD * DIGITS + SUMS
+    def added(
+        self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
+    ) -> list[str]:
+        """Sums that started at `starts`, with this term; row by row, vector by vector."""
+        ...
 
 
-def prepare(rows: int, blocks: int, block: int) -> Kernel:
-    """`[rows, blocks, block] f32 -> [rows, blocks, words] i32`: digits, their sums, the step.
+class ValueTerm:
+    """`x [M, stride]`, its first `in` columns, times floats."""
 
-    One workgroup a row and block.
-    """
-    kernel = Kernel(f"prepare_{rows}x{blocks}x{block}")
-    words = block_words(block)
-    x = kernel.binding((rows, blocks, block), "f32")
-    out = kernel.binding((rows, blocks, words), "i32")
-    here = [kernel.workgroup(1), kernel.workgroup(0)]
-    zeros, floats = kernel.constant(0, WORDS), kernel.constant("0.0", FLOATS)
-    with kernel.loop(block, LANES, [(floats, FLOATS)]) as loop:
-        part = kernel.value(f"math.absf {x.load([*here, loop.index], FLOATS)} : {FLOATS}")
-        largest = kernel.value(f"arith.maximumf {loop.carried[0]}, {part} : {FLOATS}")
-        loop.yielded = [largest]
-    largest = kernel.value(f"vector.reduction <maximumf>, {loop.results[0]} : {FLOATS} into f32")
-    smallest = kernel.constant("1.0e-30", "f32")  # a block of zeros has a step too
-    largest = kernel.value(f"arith.maximumf {largest}, {smallest} : f32")
-    limit = kernel.constant(f"{float(LARGEST)}", "f32")
-    step = kernel.value(f"arith.divf {largest}, {limit} : f32")
-    inverse = kernel.splat(kernel.value(f"arith.divf {limit}, {largest} : f32"), FLOATS)
-    with kernel.loop(block, LANES, [(zeros, WORDS)] * DIGITS) as loop:
-        values = x.load([*here, loop.index], FLOATS)
-        values = kernel.value(f"arith.mulf {values}, {inverse} : {FLOATS}")
-        values = kernel.value(f"math.roundeven {values} : {FLOATS}")
-        rest = kernel.value(f"arith.fptosi {values} : {FLOATS} to {WORDS}")
-        chunk = kernel.value(f"arith.divui {loop.index}, {kernel.constant(CHUNK)} : index")
-        place = kernel.times(chunk, WORD * DIGITS)
-        for i in range(DIGITS):
-            digit, rest = _low_digit(kernel, rest) if i < DIGITS - 1 else (rest, rest)
-            narrow = kernel.value(f"arith.trunci {digit} : {WORDS} to vector<16xi8>")
-            narrow = kernel.bitcast(narrow, "vector<16xi8>", "vector<4xi32>")
-            out.store(narrow, [*here, kernel.add(place, WORD * i)], "vector<4xi32>")
-            total = kernel.value(f"arith.addi {loop.carried[i]}, {digit} : {WORDS}")
-            loop.yielded.append(total)
-    for i in range(DIGITS):
-        total = kernel.value(f"vector.reduction <add>, {loop.results[i]} : {WORDS} into i32")
-        out.store_scalar(total, [*here, kernel.constant(words - SUMS + i)])
-    step = kernel.value(f"arith.bitcast {step} : f32 to i32")
-    out.store_scalar(step, [*here, kernel.constant(words - 1)])
-    return kernel
+    room = 16
+
+    def __init__(self, kernel: Kernel, panels: Panels, rows: int, stride: int) -> None:
+        """rows: M.  Binds x and the values."""
+        self.kernel, self.panels = kernel, panels
+        shape, dtype = panels.shapes()["panel_values"]
+        self.x = kernel.binding((rows, stride), "f32")
+        self.element = MLIR_TYPES[dtype]
+        self.values = kernel.binding(shape, self.element)
+
+    def added(
+        self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
+    ) -> list[str]:
+        """See `Term`."""
+        kernel = self.kernel
+        columns = [kernel.times(vector, LANES) for vector in vectors]
+        inputs = self.panels.format.shape[1]
+        with kernel.loop(inputs, 1, [(start, FLOATS) for start in starts]) as loop:
+            values = [
+                widened(kernel, self.values, [panel, loop.index, column], self.element)
+                for column in columns
+            ]
+            sums = list(loop.carried)
+            for r, row in enumerate(rows):
+                one = kernel.splat(self.x.load_scalar([row, loop.index]), FLOATS)
+                for v, value in enumerate(values):
+                    n = r * len(values) + v
+                    sums[n] = kernel.value(f"vector.fma {value}, {one}, {sums[n]} : {FLOATS}")
+            loop.yielded = sums
+        return loop.results
 
 
-def _low_digit(kernel: Kernel, value: str) -> tuple[str, str]:
-    """The signed lowest base-256 digit, and what is left, divided by 256."""
-    by = kernel.constant(24, WORDS)
-    digit = kernel.value(f"arith.shli {value}, {by} : {WORDS}")
-    digit = kernel.value(f"arith.shrsi {digit}, {by} : {WORDS}")
-    rest = kernel.value(f"arith.subi {value}, {digit} : {WORDS}")
-    return digit, kernel.value(f"arith.shrsi {rest}, {kernel.constant(8, WORDS)} : {WORDS}")
+class CodeTerm:
+    """Activations in blocks, as floats or in digits, times codes."""
 
+    room = 8
 
-def tiles(rows: int, vectors: int, sums: int, registers: int) -> list[Tile]:
-    """Tiles over the rows of the input, for `sums` accumulators an output vector.
-
-    A tile's accumulators fit `registers`; a full panel's vectors are taken where rows are few.
-    """
-    tall = max(1, registers // sums)
-    if rows >= tall:
-        whole = rows // tall * tall
-        found = [Tile(0, whole, tall, 1)]
-    else:
-        whole, found = 0, []
-    if whole < rows:
-        left = rows - whole
-        wide = max(1, min(vectors, registers // (sums * left)))
-        while vectors % wide:
-            wide -= 1
-        found.append(Tile(whole, rows, left, wide))
-    return found
-
-
-class Product:
-    """`activations, panels[, y0] -> [rows, padded out]` for one format."""
-
-    def __init__(
-        self, panels: Panels, rows: int, flavour: Flavour, name: str, start: bool = False
-    ) -> None:
-        """rows: M, those of the input   start: whether y0 is there to be added to."""
-        self.panels, self.rows, self.flavour, self.start = panels, rows, flavour, start
-        self.kernel = Kernel(name)
-        self.buffers: dict[str, Buffer] = {}
-
-    def write(self) -> Kernel:
-        """The kernel; a workgroup takes one panel."""
-        kernel, panels = self.kernel, self.panels
+    def __init__(self, kernel: Kernel, panels: Panels, rows: int, flavour: Flavour) -> None:
+        """rows: M.  Binds the activations and the stored tensors."""
+        self.kernel, self.panels, self.flavour = kernel, panels, flavour
         width, element = panels.block, "f32"
-        if self.flavour == "digits":
+        if flavour == "digits":
             width, element = block_words(panels.block), "i32"
-        self.buffers["x"] = kernel.binding((self.rows, panels.blocks, width), element)
+        self.buffers = {"x": kernel.binding((rows, panels.blocks, width), element)}
         for name, (shape, dtype) in panels.kernel_shapes().items():
             self.buffers[name] = kernel.binding(shape, MLIR_TYPES[dtype])
-        outputs = panels.panels * panels.rows
-        if self.start:
-            self.buffers["y0"] = kernel.binding((self.rows, outputs), "f32")
-        self.buffers["y"] = kernel.binding((self.rows, outputs), "f32")
-        panel = kernel.workgroup(0)
-        sums, registers = (DIGITS, 24) if self.flavour == "digits" else (1, 8)
-        for tile in tiles(self.rows, panels.vectors, sums, registers):
-            with kernel.loop((tile.stop - tile.start) // tile.rows) as outer:
-                first = kernel.add(kernel.times(outer.index, tile.rows), tile.start)
-                rows = [kernel.add(first, i) for i in range(tile.rows)]
-                with kernel.loop(panels.vectors, tile.vectors) as inner:
-                    vectors = [kernel.add(inner.index, i) for i in range(tile.vectors)]
-                    self._tile(panel, rows, vectors)
-        return kernel
 
-    def _tile(self, panel: str, rows: Sequence[str], vectors: Sequence[str]) -> None:
-        """All blocks of a tile, and its outputs."""
+    def added(
+        self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
+    ) -> list[str]:
+        """See `Term`."""
         kernel = self.kernel
-        base = kernel.times(panel, self.panels.rows)
-        places = [
-            [row, kernel.value(f"arith.addi {base}, {kernel.times(vector, LANES)} : index")]
-            for row in rows
-            for vector in vectors
-        ]
-        none = kernel.constant("0.0", FLOATS)
-        starts = [self.buffers["y0"].load(at, FLOATS) if self.start else none for at in places]
+        columns = [kernel.times(vector, LANES) for vector in vectors]
         with kernel.loop(self.panels.blocks, 1, [(at, FLOATS) for at in starts]) as blocks:
             group = blocks.index
             if self.panels.group_blocks > 1:
                 by = kernel.constant(self.panels.group_blocks)
                 group = kernel.value(f"arith.divui {blocks.index}, {by} : index")
-            columns = [kernel.times(vector, LANES) for vector in vectors]
             zeros = self._zero_points(panel, group, columns)
             sums = self._block(panel, blocks.index, rows, vectors, zeros)
             for v, column in enumerate(columns):
@@ -183,8 +112,7 @@ class Product:
                         f"vector.fma {sums[at]}, {factor}, {blocks.carried[at]} : {FLOATS}"
                     )
             blocks.yielded = sums
-        for place, result in zip(places, blocks.results, strict=True):
-            self.buffers["y"].store(result, place, FLOATS)
+        return blocks.results
 
     def _block(
         self,
@@ -247,7 +175,7 @@ class Product:
             units = self.panels.chunk // plane.lanes
             first = kernel.times(chunk, units)
             found[plane.name] = [
-                self.buffers[plane.name].load(
+                self.buffers[plane.name].stream(
                     [panel, kernel.add(first, i), vector, zero], self.kept_bytes
                 )
                 for i in range(units)
@@ -277,10 +205,10 @@ class Product:
         whole = parts[0]
         for part in parts[1:]:
             whole = kernel.value(f"arith.ori {whole}, {part} : {kept}")
-        if self.panels.format.pattern is None:
+        if self.panels.sparse is None:
             return whole
         place = kernel.add(kernel.times(chunk, self.panels.chunk), word)
-        bits = self.buffers["panel_bitmap"].load([panel, place, vector], "vector<1xi64>")
+        bits = self.buffers["panel_bitmap"].stream([panel, place, vector], "vector<1xi64>")
         if self.flavour == "digits":
             return self._expanded(whole, bits, zero)
         return self._spread(whole, bits, zero)
@@ -440,54 +368,7 @@ class Product:
 
 def widened(kernel: Kernel, buffer: Buffer, at: Sequence[str], element: str) -> str:
     """A vector of floats of any type, as float32."""
-    narrow = buffer.load(at, f"vector<{LANES}x{element}>")
+    narrow = buffer.stream(at, f"vector<{LANES}x{element}>")
     if element == "f32":
         return narrow
     return kernel.value(f"arith.extf {narrow} : vector<{LANES}x{element}> to {FLOATS}")
-
-
-def values_product(panels: Panels, rows: int, stride: int, start: bool, name: str) -> Kernel:
-    """`x [rows, stride], values[, y0] -> [rows, padded out]`: x's first `in` columns times floats.
-
-    start: whether y0 is there to be added to.
-    """
-    kernel = Kernel(name)
-    (shape, dtype), outputs = panels.shapes()["panel_values"], panels.panels * panels.rows
-    x, element = kernel.binding((rows, stride), "f32"), MLIR_TYPES[dtype]
-    weight = kernel.binding(shape, element)
-    added = kernel.binding((rows, outputs), "f32") if start else None
-    y = kernel.binding((rows, outputs), "f32")
-    panel = kernel.workgroup(0)
-    base = kernel.times(panel, panels.rows)
-    for tile in tiles(rows, panels.vectors, 1, 16):
-        with kernel.loop((tile.stop - tile.start) // tile.rows) as outer:
-            first = kernel.add(kernel.times(outer.index, tile.rows), tile.start)
-            here = [kernel.add(first, i) for i in range(tile.rows)]
-            with kernel.loop(panels.vectors, tile.vectors) as inner:
-                columns = [
-                    kernel.times(kernel.add(inner.index, i), LANES) for i in range(tile.vectors)
-                ]
-                places = [
-                    [row, kernel.value(f"arith.addi {base}, {column} : index")]
-                    for row in here
-                    for column in columns
-                ]
-                none = kernel.constant("0.0", FLOATS)
-                starts = [added.load(at, FLOATS) if added else none for at in places]
-                with kernel.loop(shape[1], 1, [(at, FLOATS) for at in starts]) as loop:
-                    values = [
-                        widened(kernel, weight, [panel, loop.index, column], element)
-                        for column in columns
-                    ]
-                    sums = list(loop.carried)
-                    for r, row in enumerate(here):
-                        one = kernel.splat(x.load_scalar([row, loop.index]), FLOATS)
-                        for v, value in enumerate(values):
-                            n = r * len(values) + v
-                            sums[n] = kernel.value(
-                                f"vector.fma {value}, {one}, {sums[n]} : {FLOATS}"
-                            )
-                    loop.yielded = sums
-                for at, result in zip(places, loop.results, strict=True):
-                    y.store(result, at, FLOATS)
-    return kernel

@@ -1,0 +1,67 @@
+"""Kernels for CPUs: sums of products with packed weights, as accurate as float32.
+
+They run at the speed of bytes where M is small, and take every M: codes are unpacked once for a
+tile of rows of the input.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trinity.lowering.kernels.emit import FLOATS, LANES, Kernel
+from trinity.lowering.kernels.terms import Term
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows of the input from `start` to `stop`, `rows` at a time with `vectors` of the panel."""
+
+    start: int
+    stop: int
+    rows: int
+    vectors: int
+
+
+def tiles(rows: int, vectors: int, room: int) -> list[Tile]:
+    """Tiles over the rows of the input, each of at most `room` vectors of outputs.
+
+    A full panel's vectors are taken where rows are few.
+    """
+    whole = rows // room * room
+    found = [Tile(0, whole, room, 1)] if whole else []
+    if whole < rows:
+        left = rows - whole
+        wide = max(1, min(vectors, room // left))
+        while vectors % wide:
+            wide -= 1
+        found.append(Tile(whole, rows, left, wide))
+    return found
+
+
+def write_product(kernel: Kernel, terms: Sequence[Term], rows: int, start: bool) -> None:
+    """`...[, y0] -> y [rows, padded out]`: the sum of the terms, whose inputs are bound already.
+
+    A workgroup takes one panel.  start: whether y0 is there to be added to
+    """
+    panels = terms[0].panels
+    outputs = panels.panels * panels.rows
+    y0 = kernel.binding((rows, outputs), "f32") if start else None
+    y = kernel.binding((rows, outputs), "f32")
+    panel = kernel.workgroup(0)
+    base = kernel.times(panel, panels.rows)
+    none = kernel.constant("0.0", FLOATS)
+    for tile in tiles(rows, panels.vectors, min(term.room for term in terms)):
+        with kernel.loop((tile.stop - tile.start) // tile.rows) as outer:
+            first = kernel.add(kernel.times(outer.index, tile.rows), tile.start)
+            here = [kernel.add(first, i) for i in range(tile.rows)]
+            with kernel.loop(panels.vectors, tile.vectors) as inner:
+                vectors = [kernel.add(inner.index, i) for i in range(tile.vectors)]
+                places = [
+                    [row, kernel.value(f"arith.addi {base}, {kernel.times(vector, LANES)} : index")]
+                    for row in here
+                    for vector in vectors
+                ]
+                sums = [y0.load(at, FLOATS) if y0 else none for at in places]
+                for term in terms:
+                    sums = term.added(panel, here, vectors, sums)
+                for at, result in zip(places, sums, strict=True):
+                    y.store(result, at, FLOATS)

@@ -1,0 +1,34 @@
+"""The step before it is compiled: in eager torch, for several sequences of every family."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from trinity.lowering.export import Geometry, Step, StepShape
+
+LENGTHS, LONGEST, BATCH = (9, 1, 1), 11, 3
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt", "gpt2", "gpt_neox"],
+)
+def test_a_step_of_several_sequences_is_that_of_each_alone(
+    make_decoder: Callable[[str], nn.Module], family: str
+) -> None:
+    model = make_decoder(family)
+    geometry = Geometry.of(model.config)
+    ids = torch.randint(3, 64, (BATCH, LONGEST), generator=torch.Generator().manual_seed(3))
+    size = (BATCH, geometry.kv_heads, LONGEST, geometry.head_dim)
+    caches = [torch.zeros(size) for _ in range(2 * geometry.layers)]
+    found, start = [], 0
+    with torch.no_grad():
+        expected = torch.cat([model(sequence[None]).logits for sequence in ids])
+        for length in LENGTHS:
+            step = Step(model, geometry, StepShape(length, LONGEST, LONGEST, BATCH))
+            positions = torch.arange(start, start + length)
+            found.append(step(ids[:, start : start + length], positions, *caches))
+            start += length
+    torch.testing.assert_close(torch.cat(found, dim=1), expected, atol=1e-4, rtol=1e-4)
