@@ -94,7 +94,10 @@ def _show_measurements(found: list[Any], as_json: bool) -> None:
 @app.command()
 def repro(
     paper: Annotated[str, typer.Argument(help="Which paper, for example slim.")],
-    table: Annotated[str | None, typer.Option(help="One table only.")] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(help="One table, for example table5; else those that the profile names."),
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(help="smoke, embedded or paper; embedded where there is no GPU."),

@@ -230,13 +230,16 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
             }
             cells = []
             for row, pattern in planned_rows(table, ("*",)):
-                planned = paper.recipe(profile, profile.data[0], model, row, pattern)
-                compress = planned.model_dump(mode="json")["compress"]
+                planned = [
+                    paper.recipe(profile, data, model, table, row, pattern) for data in profile.data
+                ]
+                compress = [p.model_dump(mode="json")["compress"] for p in planned]
                 # A row that has come to compress otherwise is another row, whatever its name.
-                if (name := planned.name) in newest and _compress(newest[name][1]) == compress:
+                if (name := planned[0].name) in newest and _compress(newest[name][1]) in compress:
                     path, found = newest[name]
                     cells.append(tables.Cell(row, pattern, found, str(path.relative_to(out))))
-            if cells:
+            # Tables share dense rows: one alone says nothing of this table.
+            if any(cell.row.steps for cell in cells):
                 results.append(write_table(definition, key, profile_name, cells, out, ""))
     if not results:
         msg = (

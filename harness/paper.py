@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -16,6 +16,7 @@ from trinity.harness.recipe import (
     CalibrationSpec,
     CompressSpec,
     EvaluateSpec,
+    InputSpec,
     LowerSpec,
     Order,
     Recipe,
@@ -30,21 +31,22 @@ GROUP = "trinity.papers"
 class PublishedKey(Section):
     """Which lines of the published file a row of ours is compared with.
 
-    bits, adapter: where the file has several for one method and quantization
+    bits, adapter, finetuned: where the file has several for one method and quantization
     """
 
     method: str
     quantization: str
     bits: str | None = None
     adapter: str | None = None
+    finetuned: Literal["yes", "no"] | None = None
 
 
 class Row(Section):
-    """One method of a table.  `steps` and `training` may hold $pattern and the profile's
+    """One method of a table.  `steps`, `tune` and `training` may hold $pattern and the profile's
     $parameters.
 
     name: of its recipe; rows of one name are one run, also in tables of other papers
-    order, skip: of the recipe's `compress`
+    order, skip, inputs, tune: of the recipe's `compress`; the profile says on which text to tune
     patterns: of the table's, if not all of them   training: of a 'trained:' model
     """
 
@@ -54,6 +56,8 @@ class Row(Section):
     steps: tuple[dict[str, Any], ...]
     order: Order = CompressSpec().order
     skip: tuple[str, ...] = CompressSpec().skip
+    inputs: InputSpec | None = None
+    tune: dict[str, Any] | None = None
     patterns: tuple[str, ...] | None = None
     training: dict[str, Any] | None = None
     published: PublishedKey | None = None
@@ -61,7 +65,7 @@ class Row(Section):
     @property
     def by_pattern(self) -> bool:
         """Whether the row is run once for each sparsity pattern."""
-        options = (*self.steps, self.training or {})
+        options = (*self.steps, self.tune or {}, self.training or {})
         return any("$pattern" in str(value) for step in options for value in step.values())
 
 
@@ -83,6 +87,7 @@ class Table(Section):
     published_table: the file's lines of this table alone
     published_as: our measurement's name -> the file's, beside those that are known
     reference: the paper's model whose numbers stand beside ours where the paper has none for ours
+    timed: False for a table of accuracies, whose recipes neither compile nor time
     note: a sentence for the caption
     """
 
@@ -91,6 +96,7 @@ class Table(Section):
     published_table: str | None = None
     published_as: dict[str, str] = Field(default_factory=dict)
     reference: str | None = None
+    timed: bool = True
     note: str = ""
     protocol: Protocol = Protocol()
     patterns: dict[str, str]
@@ -102,20 +108,24 @@ class Data(Section):
     """Texts and tasks that a profile may take its numbers on.
 
     hub: they are to be had from the Hugging Face hub, so they need it rather than local files
+    tune: the text that rows with `tune` are tuned on, the calibration text if None
     """
 
     hub: bool = False
     calibration: CalibrationSpec
+    tune: CalibrationSpec | None = None
     evaluate: EvaluateSpec
 
 
 class Profile(Section):
     """How a table is filled on a kind of machine.
 
+    tables: those that are filled unless `--table` asks for another; None for all
     rows: globs of the rows that are run unless `--rows` asks for others
     """
 
     summary: str
+    tables: tuple[str, ...] | None = None
     rows: tuple[str, ...] = ("*",)
     models: tuple[str, ...]
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -184,20 +194,33 @@ def recipe_name(row: Row, pattern: str | None) -> str:
     return f"{row.name}-{pattern.replace(':', 'of').replace('%', 'pct')}"
 
 
-def recipe(profile: Profile, data: Data, model: str, row: Row, pattern: str | None) -> Recipe:
+def recipe(
+    profile: Profile, data: Data, model: str, table: Table, row: Row, pattern: str | None
+) -> Recipe:
     """The run behind one row of a table."""
     values = {**profile.parameters, "pattern": pattern}
     steps = [_all_filled(step, values) for step in row.steps]
     training = _all_filled(row.training, values) if row.training is not None else None
+    tune = None
+    if row.tune is not None:
+        text = data.tune.model_dump() if data.tune else None
+        tune = {**_all_filled(row.tune, values), "data": text}
+    lower, bench = (profile.lower, profile.bench) if table.timed else (None, None)
     return parse(
         {
             "name": recipe_name(row, pattern),
             "model": {"id": model, "dtype": profile.dtype, "training": training},
-            "compress": {"steps": steps, "order": row.order, "skip": row.skip},
+            "compress": {
+                "steps": steps,
+                "order": row.order,
+                "skip": row.skip,
+                "inputs": row.inputs,
+                "tune": tune,
+            },
             "calibration": data.calibration.model_dump(),
             "evaluate": data.evaluate.model_dump(),
-            "lower": profile.lower.model_dump() if profile.lower else None,
-            "bench": profile.bench.model_dump() if profile.bench else None,
+            "lower": lower.model_dump() if lower else None,
+            "bench": bench.model_dump() if bench else None,
         },
         f"row '{row.name}'",
     )
@@ -250,6 +273,7 @@ def published_line(
         "quantization": key.quantization,
         "bits": key.bits,
         "adapter": key.adapter,
+        "finetuned": key.finetuned,
         "sparsity_pattern": table.patterns[pattern] if pattern else "dense",
     }
     wanted = {column: value for column, value in wanted.items() if value is not None}

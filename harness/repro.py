@@ -50,7 +50,7 @@ def reproduce(
     definition = paper.load(name)
     profile_name = profile_name or default_profile()
     profile: Profile = paper.pick("profile", profile_name, definition.profiles)
-    wanted = [table_name] if table_name else list(definition.tables)
+    wanted = (table_name,) if table_name else profile.tables or tuple(definition.tables)
     chosen = {key: paper.pick("table", key, definition.tables) for key in wanted}
     check_needs(profile)
     at_hand = first_at_hand(profile)
@@ -60,7 +60,7 @@ def reproduce(
         planned = planned_rows(table, globs)
         for model in profile.models:
             recipes = [
-                (row, pattern, paper.recipe(profile, at_hand, model, row, pattern))
+                (row, pattern, paper.recipe(profile, at_hand, model, table, row, pattern))
                 for row, pattern in planned
             ]
             cells = _cells(recipes, out, store, reporter)
@@ -99,8 +99,8 @@ def first_at_hand(profile: Profile) -> Data:
     for option in profile.data:
         if option.hub and hub_answers():
             return option
-        calibration = option.calibration
-        absent = [data.at_hand(calibration.dataset, calibration.split)]
+        texts = [option.calibration, *([option.tune] if option.tune else [])]
+        absent = [data.at_hand(text.dataset, text.split) for text in texts]
         absent += [suites.at_hand(suite) for suite in option.evaluate.suites]
         if not any(absent):
             return option

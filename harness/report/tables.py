@@ -6,6 +6,7 @@ test, Holm's correction over the table); the last columns say what may be said a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trinity.harness.paper import Paper, Profile, Row, Table, published_line
 from trinity.harness.records.compare import SPEEDUP, Outcome
@@ -117,12 +118,9 @@ def _caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
     ]
     if record.model.note:
         lines.append(f"Mind: {record.model.note}.")
-    calibration = record.calibration
-    if calibration:
-        lines.append(
-            f"Calibration: {calibration['samples']} windows of {calibration['seqlen']} tokens "
-            f"of {calibration['dataset']} ({calibration['rule']} rule, seed {calibration['seed']})."
-        )
+    if record.calibration:
+        lines.append(f"Calibration: {_windows(record.calibration)}.")
+    lines += _tuned(judged)
     lines += [f"{_heading(m)}: {_scope(m)}." for m in judged.columns.values()]
     lines.append(
         "Accuracy is measured in torch: dense as it is (path `reference`), compressed rows on "
@@ -143,6 +141,24 @@ def _caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
         )
     lines.append(_made_by(record))
     return lines
+
+
+def _tuned(judged: Judged) -> list[str]:
+    """How the rows that are tuned were tuned, and on which text."""
+    lines = []
+    for tune in [cell.record.recipe["compress"]["tune"] for cell in judged.cells if cell.row.tune]:
+        options = {key: value for key, value in tune.items() if key not in ("method", "data")}
+        given = ", ".join(f"{key} {value}" for key, value in options.items()) or "its defaults"
+        text = _windows(tune["data"]) if tune["data"] else "the calibration text"
+        lines.append(f"Fine-tuned rows: `{tune['method']}` ({given}) on {text}.")
+    return list(dict.fromkeys(lines))
+
+
+def _windows(text: Mapping[str, Any]) -> str:
+    return (
+        f"{text['samples']} windows of {text['seqlen']} tokens of {text['dataset']} "
+        f"({text['rule']} rule, seed {text['seed']})"
+    )
 
 
 def _published(judged: Judged) -> list[str]:

