@@ -98,8 +98,8 @@ class _Writer:
         outputs = tensor_type((self.rows, panels.panels * panels.rows), "f32")
         if start is not None:
             operands.append((start, outputs))
-        write_product(kernel, terms, self.rows, start is not None)
-        return self.dispatch(kernel, (panels.panels, 1), operands, outputs)
+        grid = write_product(kernel, terms, self.rows, start is not None)
+        return self.dispatch(kernel, grid, operands, outputs)
 
     def activations(self, use: _Use) -> tuple[str, str]:
         """The input in blocks, padded, and in digits where the kernel takes those."""

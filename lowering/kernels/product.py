@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from trinity.lowering.kernels.emit import FLOATS, LANES, Kernel
 from trinity.lowering.kernels.terms import Term
 
+STEPS = 4  # of a tile, that a workgroup takes at most
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -19,6 +21,11 @@ class Tile:
     stop: int
     rows: int
     vectors: int
+
+    @property
+    def steps(self) -> int:
+        """How often its rows fit."""
+        return (self.stop - self.start) // self.rows
 
 
 def tiles(rows: int, vectors: int, room: int) -> list[Tile]:
@@ -37,21 +44,36 @@ def tiles(rows: int, vectors: int, room: int) -> list[Tile]:
     return found
 
 
-def write_product(kernel: Kernel, terms: Sequence[Term], rows: int, start: bool) -> None:
+def shares(found: Sequence[Tile]) -> int:
+    """Among how many workgroups the rows are shared: those of one tile, four steps each or less.
+
+    Narrow weights have fewer panels than a processor has cores.
+    """
+    if len(found) > 1:
+        return 1
+    steps = found[0].steps
+    return steps // max(n for n in range(1, STEPS + 1) if steps % n == 0)
+
+
+def write_product(kernel: Kernel, terms: Sequence[Term], rows: int, start: bool) -> tuple[int, int]:
     """`...[, y0] -> y [rows, padded out]`: the sum of the terms, whose inputs are bound already.
 
-    A workgroup takes one panel.  start: whether y0 is there to be added to
+    start: whether y0 is there to be added to   ->  workgroups: panels, and shares of the rows
     """
     panels = terms[0].panels
     outputs = panels.panels * panels.rows
     y0 = kernel.binding((rows, outputs), "f32") if start else None
     y = kernel.binding((rows, outputs), "f32")
+    found = tiles(rows, panels.vectors, min(term.room for term in terms))
+    parts = shares(found)
     panel = kernel.workgroup(0)
     base = kernel.times(panel, panels.rows)
     none = kernel.constant("0.0", FLOATS)
-    for tile in tiles(rows, panels.vectors, min(term.room for term in terms)):
-        with kernel.loop((tile.stop - tile.start) // tile.rows) as outer:
-            first = kernel.add(kernel.times(outer.index, tile.rows), tile.start)
+    for tile in found:
+        steps = tile.steps // parts
+        begin = kernel.times(kernel.workgroup(1), steps * tile.rows) if parts > 1 else None
+        with kernel.loop(steps) as outer:
+            first = kernel.add(kernel.times(outer.index, tile.rows), begin or tile.start)
             here = [kernel.add(first, i) for i in range(tile.rows)]
             with kernel.loop(panels.vectors, tile.vectors) as inner:
                 vectors = [kernel.add(inner.index, i) for i in range(tile.vectors)]
@@ -65,3 +87,4 @@ def write_product(kernel: Kernel, terms: Sequence[Term], rows: int, start: bool)
                     sums = term.added(panel, here, vectors, sums)
                 for at, result in zip(places, sums, strict=True):
                     y.store(result, at, FLOATS)
+    return panels.panels, parts

@@ -13,12 +13,13 @@ from trinity.lowering.invoke import Loaded
 from trinity.lowering.kernels.choose import host_flavour
 from trinity.lowering.kernels.linear import linear_kernels, with_kernels
 from trinity.lowering.kernels.panels import Panels
-from trinity.lowering.kernels.product import tiles
+from trinity.lowering.kernels.product import Tile, shares, tiles
 from trinity.lowering.targets import Target
 from trinity.methods.formats import Adapted, CompressedWeight, Quantized, Sparse, format_of
 
 Make = Callable[..., CompressedWeight]
-ROWS = (1, 3, 11)  # a full panel, a low tile, tall tiles and what is left of them
+# A full panel, a low tile, tall tiles and what is left of them, workgroups that share the rows.
+ROWS = (1, 3, 11, 64)
 CPU = targets.get("llvm-cpu")
 FORMATS = [
     ((5, 7), "bfloat16", None, 3),
@@ -151,3 +152,11 @@ def test_tiles_cover_every_row_once_and_fit_the_registers(rows: int, room: int) 
             assert (tile.stop - tile.start) % tile.rows == 0
             assert vectors % tile.vectors == 0
             assert tile.rows * tile.vectors <= room
+
+
+def test_rows_are_shared_in_equal_parts_of_few_steps() -> None:
+    for steps in range(1, 40):
+        parts = shares([Tile(0, 8 * steps, 8, 1)])
+        assert steps % parts == 0
+        assert steps // parts <= 4
+    assert shares([Tile(0, 64, 8, 1), Tile(64, 67, 3, 1)]) == 1
