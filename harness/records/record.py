@@ -47,7 +47,7 @@ class CheckpointInfo(BaseModel):
 class LoweringInfo(BaseModel):
     """The compiled module and how far its logits are from torch's.
 
-    logit_errors: largest difference over the largest logit, of prefill and of decode
+    logit_errors: norm of the differences from torch's logits over theirs, of prefill and of decode
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
