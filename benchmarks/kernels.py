@@ -92,7 +92,7 @@ def torch_bfloat16(weight: CompressedWeight, x: Tensor) -> Product:
     """Dense bfloat16 in torch, on rotated copies."""
     dense, narrow = weight.dequantize().bfloat16(), x.bfloat16()
     copies = cycle([dense.clone() for _ in range(8)])
-    return Product("torch-bfloat16", "reference", dense.nbytes, lambda: narrow @ next(copies).T)
+    return Product("torch-bfloat16", "reference", dense.nbytes, 8, lambda: narrow @ next(copies).T)
 
 
 def torch_int4(weight: CompressedWeight, x: Tensor) -> Product:
@@ -108,6 +108,7 @@ def torch_int4(weight: CompressedWeight, x: Tensor) -> Product:
         "torch-int4",
         "reference",
         size,
+        32,
         lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(narrow, next(copies), GROUP, both),
     )
 

@@ -47,13 +47,14 @@ LONGEST_CHAIN = 32  # products of one call into a module
 class Product:
     """One way to multiply, ready to be called.
 
-    name: of the engine   read_bytes: of one copy of the weight
+    name: of the engine   read_bytes: of one copy of the weight   copies: that are rotated
     run: `calls` products one after the other, on the next copies; gives the last
     """
 
     name: str
     path: MeasurementPath
     read_bytes: int
+    copies: int
     run: Callable[[], object]
     calls: int = 1
 
@@ -87,8 +88,9 @@ def bench_layers(
 def torch_product(weight: CompressedWeight, x: Tensor) -> Product:
     """Dense float32 in torch, on rotated copies.  x: [rows, in]"""
     dense = weight.dequantize().float()
-    copies = cycle([dense.clone() for _ in range(_copies(dense.nbytes))])
-    return Product("torch", "reference", dense.nbytes, lambda: x @ next(copies).T)
+    count = _copies(dense.nbytes)
+    copies = cycle([dense.clone() for _ in range(count)])
+    return Product("torch", "reference", dense.nbytes, count, lambda: x @ next(copies).T)
 
 
 def iree_product(target: str) -> MakeProduct:
@@ -118,6 +120,7 @@ def iree_product(target: str) -> MakeProduct:
             "iree",
             "kernel" if isinstance(stored, Panels) else "compiled",
             size,
+            calls * len(weights),
             # Fetching the result waits for it.
             lambda: module.fetch(module.call(CHAIN, [given, *next(rotated)])),
             calls,
@@ -209,7 +212,8 @@ def _timed(
             "rows": rows,
             "format": weight_format.label if product is not dense else "float32",
             "read_bytes": product.read_bytes,
-            "rotated_copies": _copies(product.read_bytes),
+            "rotated_copies": product.copies,
+            "products_per_call": product.calls,
             "repeats": repeats,
             **machine.describe(),
             **seen,

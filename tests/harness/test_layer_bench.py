@@ -67,6 +67,8 @@ def test_a_layer_has_seconds_a_share_of_the_floor_and_a_speed_up_with_a_word() -
     ] * 2
     packed, speedup, dense = found[:3]
     assert packed.path == "kernel"
+    assert packed.details["rotated_copies"] % packed.details["products_per_call"] == 0
+    assert packed.details["products_per_call"] > 1 == dense.details["products_per_call"]
     assert packed.details["floor_share"] > 0
     assert packed.details["read_bytes"] < dense.details["read_bytes"] / 4
     assert speedup.details["verdict"] in ("faster", "slower", "no difference shown")
