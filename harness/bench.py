@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+from safetensors import safe_open
 from torch import nn
 
 from trinity.harness import checkpoint, isolated
@@ -179,15 +180,20 @@ class Bench:
     def _held_bytes(self, engine: str) -> int:
         """Bytes of the weights that one token reads; an embedding that is no head is not read."""
         model = self.measuring.torch_engine.model
-        embedding = model.get_input_embeddings().weight
-        head = model.get_output_embeddings()
-        unread: int = embedding.nbytes if head is None or head.weight is not embedding else 0
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        tied = head is not None and head.weight is embedding.weight
         if engine == "torch":
             held: int = sum(p.nbytes for p in model.parameters())
-            return held - unread
+            return held if tied else held - int(embedding.weight.nbytes)
         lowered = self.measuring.lowered
         assert lowered is not None
-        return lowered.parameters.stat().st_size - unread
+        names = {id(module): name for name, module in model.named_modules()}
+        with safe_open(lowered.parameters, framework="pt") as stream:
+            sizes = {key: stream.get_tensor(key).nbytes for key in stream.keys()}  # noqa: SIM118  # not a dict
+        if any(key.startswith(f"{names.get(id(head))}.") for key in sizes):
+            table = f"{names[id(embedding)]}."
+            sizes = {key: size for key, size in sizes.items() if not key.startswith(table)}
+        return sum(sizes.values())
 
 
 def check_batch(spec: BenchSpec, lower: LowerSpec | None, folder: Path, dtype: str) -> None:

@@ -187,7 +187,7 @@ def lower_to(
     assert spec is not None
     plan = plan_of(folder, spec)
     module = compile_module(folder, plan, store, reporter)
-    parameters = write_parameters(folder, module, plan.target, store, sources.folder_sha256(folder))
+    parameters = write_parameters(folder, module, plan, store, sources.folder_sha256(folder))
     names = ["module.vmfb", "module.json"]
     if emit and emit != "vmfb":
         names.append(f"{emit}.mlir")

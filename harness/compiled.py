@@ -14,6 +14,7 @@ from torch import Tensor
 from trinity.harness import checkpoint
 from trinity.harness.engine import DecodeSession, Engine, MeasurementPath, TorchEngine
 from trinity.harness.models import DTYPES, dtype_name, group_attention, read_config, skeleton
+from trinity.harness.outside import model_outside, outside_of
 from trinity.harness.progress import Reporter
 from trinity.harness.recipe import LowerSpec
 from trinity.harness.records.record import LoweringInfo
@@ -22,7 +23,7 @@ from trinity.lowering import lower as lowering
 from trinity.lowering import targets
 from trinity.lowering.kernels.choose import storage_of
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import InputFormat
+from trinity.methods.formats import InputFormat, format_of
 
 if TYPE_CHECKING:
     from trinity.lowering.invoke import CompiledModel
@@ -90,10 +91,15 @@ def plan_of(folder: Path, spec: LowerSpec, batch: int = 1) -> lowering.Lowering:
     longest = min(spec.context, config.max_position_embeddings)
     compressed = checkpoint.Checkpoint(folder)
     check_inputs(compressed.inputs, f"checkpoint {folder}")
-    formats = compressed.formats
     lengths = (1, min(spec.length, longest))
     target, dtype = targets.get(spec.target), dtype_name(config)
-    return lowering.Lowering(config, formats, target, lengths, longest, dtype, batch)
+    outside = outside_of(folder, target)
+    heads, tables = (
+        {name: format_of(weight) for name, weight in of.items()}
+        for of in (outside.heads, outside.tables)
+    )
+    formats = compressed.formats
+    return lowering.Lowering(config, formats, target, lengths, longest, dtype, batch, heads, tables)
 
 
 def check_inputs(inputs: Mapping[str, InputFormat], where: str) -> None:
@@ -127,7 +133,7 @@ def compile_module(
 
 
 def write_parameters(
-    folder: Path, module: Path, target: targets.Target, store: StageStore, fingerprint: str
+    folder: Path, module: Path, plan: lowering.Lowering, store: StageStore, fingerprint: str
 ) -> Path:
     """The stage of the module's parameters: the checkpoint's weights in the module's storage.
 
@@ -135,14 +141,11 @@ def write_parameters(
     """
 
     def write(place: Path) -> None:
-        compressed = checkpoint.Checkpoint(folder)
         names = json.loads((module / "module.json").read_text())["parameters"]
-        config = read_config(folder)
-        model = skeleton(config, DTYPES[dtype_name(config)])
-        model.load_state_dict(compressed.rest(), assign=True, strict=False)
-        model.tie_weights()
-        weights = dict(compressed.weights())
-        lowering.write_parameters(place / PARAMETERS, model, weights, names, target)
+        outside = outside_of(folder, plan.target)
+        weights = dict(checkpoint.Checkpoint(folder).weights()) | outside.heads | outside.tables
+        model = model_outside(folder)
+        lowering.write_parameters(place / PARAMETERS, model, weights, names, plan)
 
     inputs = {"checkpoint": fingerprint, "module": module.name}
     return store.fetch("parameters", inputs, write)
@@ -168,7 +171,7 @@ def lower(
     single = module
     if batch > 1:
         single = compile_module(subject.folder, plan_of(subject.folder, spec), store, reporter)
-    parameters = write_parameters(subject.folder, single, plan.target, store, subject.fingerprint)
+    parameters = write_parameters(subject.folder, single, plan, store, subject.fingerprint)
     inputs = {"module": module.name, "parameters": parameters.name}
 
     def write(place: Path) -> None:
@@ -177,6 +180,7 @@ def lower(
         compiled = _compiled(module, parameters / PARAMETERS, plan.target)
         model = torch_engine().model
         weights = dict(checkpoint.Checkpoint(subject.folder).weights())
+        weights |= outside_of(subject.folder, plan.target).heads
         errors = verify(compiled, model, weights, check_ids(plan))
         write_json(place / REPORT, {"errors": errors, "tolerance": MODEL_TOLERANCE[model.dtype]})
 
@@ -189,6 +193,7 @@ def lower(
         compiler=fingerprint["versions"]["iree-base-compiler"],
         flags=fingerprint["target"]["flags"],
         bits_per_weight=module_bits(plan),
+        outside={name: f.label for name, f in {**plan.heads, **plan.tables}.items()},
         logit_errors=report["errors"],
         tolerance=report["tolerance"],
         compile_s=read_json(module / "timing.json")["compile_s"],

@@ -11,6 +11,7 @@ MLIR_TYPES = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
     torch.uint8: "i8",
+    torch.int8: "i8",
     torch.int64: "i64",
     torch.bool: "i1",
 }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trinity.lowering.dialects import import_program
 from trinity.lowering.storage import layout_of
 from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
-from trinity.methods.formats import WeightFormat
+from trinity.methods.formats import Dense, Quantized, WeightFormat
 
 
 @dataclass(frozen=True)
@@ -229,12 +229,65 @@ def packed_linears(
             _replace(model, name, layer)
 
 
+class PackedEmbedding(nn.Module):
+    """An embedding whose table is stored in a narrower format that holds it exactly."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """tensors: as `table_tensors` gives them   dtype: of what comes out"""
+        super().__init__()
+        self.dtype, self.quantized = dtype, "scale" in tensors
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: int64 [...] -> [..., width]"""
+        flat = ids.reshape(-1)
+        rows = self.get_buffer("values").index_select(0, flat).to(self.dtype)
+        if self.quantized:
+            scale = self.get_buffer("scale").index_select(0, flat).to(self.dtype)
+            rows = (rows.view(*scale.shape, -1) * scale[..., None]).flatten(1)
+        return rows.view(*ids.shape, -1)
+
+
+def table_tensors(weight: Dense | Quantized) -> dict[str, Tensor]:
+    """What is stored of an embedding's table [vocab, width]: its values, or codes and scales."""
+    if isinstance(weight, Dense):
+        return {"values": weight.values}
+    return {"values": weight.codes, "scale": weight.scale}
+
+
+@contextmanager
+def packed_tables(model: nn.Module, tables: Mapping[str, WeightFormat]) -> Iterator[None]:
+    """Replace the named embeddings, for shapes only, and restore them."""
+    original = {name: model.get_submodule(name) for name in tables}
+    try:
+        for name, layer in original.items():
+            weight, found = layer.get_parameter("weight"), tables[name]
+            values = torch.zeros(found.shape, dtype=getattr(torch, found.dtype or "int8"))
+            tensors = {"values": values.to(weight.device)}
+            if found.grid:
+                scale = torch.zeros(
+                    found.grid.scale_shape, dtype=getattr(torch, found.grid.scale_dtype)
+                )
+                tensors["scale"] = scale.to(weight.device)
+            _replace(model, name, PackedEmbedding(tensors, weight.dtype))
+        yield
+    finally:
+        for name, layer in original.items():
+            _replace(model, name, layer)
+
+
 def export_step(
-    model: nn.Module, formats: Mapping[str, WeightFormat], geometry: Geometry, shape: StepShape
+    model: nn.Module,
+    formats: Mapping[str, WeightFormat],
+    geometry: Geometry,
+    shape: StepShape,
+    tables: Mapping[str, WeightFormat] | None = None,
 ) -> str:
     """Stage torch: one step as text, parameters external, compressed linears opaque.
 
     The numbers in `model` are not read: it may be on `meta`.
+    tables: of embeddings that are stored narrower than the model has them, by name
     """
     first = first_names(model)
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -247,7 +300,8 @@ def export_step(
     positions = torch.arange(shape.tokens, device=device)
     cache = (shape.batch, geometry.kv_heads, shape.cache_length, geometry.head_dim)
     caches = [torch.zeros(cache, dtype=dtype, device=device) for _ in range(2 * geometry.layers)]
-    with packed_linears(model, formats), _evaluating(model), torch.no_grad():
+    replaced = packed_linears(model, formats), packed_tables(model, tables or {})
+    with replaced[0], replaced[1], _evaluating(model), torch.no_grad():
         try:
             program = torch.export.export(
                 Step(model, geometry, shape), (ids, positions, *caches), strict=False

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from trinity.lowering.dialects import (
     merged,
     substitute_linears,
 )
-from trinity.lowering.export import Geometry, StepShape, export_step
+from trinity.lowering.export import Geometry, StepShape, export_step, table_tensors
 from trinity.lowering.kernels.choose import host_flavour, storage_of
 from trinity.lowering.kernels.linear import LinearKernels, linear_kernels, with_kernels
 from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import CompressedWeight, WeightFormat, format_of
+from trinity.methods.formats import CompressedWeight, Dense, Quantized, WeightFormat, format_of
 
 DECODE_AND_PREFILL = (1, 128)
 
@@ -40,6 +40,8 @@ class Lowering:
     formats: of every compressed linear, by name   lengths: tokens of a step, 1 among them
     max_length: longest sequence; None for the model's own limit   dtype: of the model's parameters
     batch: sequences of a step, all at the same position
+    heads, tables: formats of a head and an embedding that are stored narrower than the model has
+        them, by name
     """
 
     config: Any  # transformers' PretrainedConfig, which lowering must not import
@@ -49,6 +51,8 @@ class Lowering:
     max_length: int | None = None
     dtype: str = "float32"
     batch: int = 1
+    heads: Mapping[str, WeightFormat] = field(default_factory=dict)
+    tables: Mapping[str, WeightFormat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no engine, before anything is exported."""
@@ -65,11 +69,16 @@ class Lowering:
         if self.max_length is not None and not 1 <= self.max_length <= limit:
             msg = f"max_length {self.max_length}: the model has positions for 1 to {limit} tokens."
             raise ConfigError(msg)
-        for layer, weight_format in self.formats.items():
+        for layer, weight_format in self.linears.items():
             try:
                 storage_of(weight_format, self.target)
             except ConfigError as error:
                 raise type(error)(f"{layer}: {error}") from error
+
+    @property
+    def linears(self) -> dict[str, WeightFormat]:
+        """Formats of every linear that a packed product takes the place of."""
+        return {**self.formats, **self.heads}
 
     @property
     def kernels(self) -> bool:
@@ -108,6 +117,8 @@ class Lowering:
                 "kernels": host_flavour() if self.target.kernels else None,
             },
             "host": host_cpu() if "host" in " ".join(self.target.flags) else None,
+            "heads": {name: self.heads[name].to_json() for name in sorted(self.heads)},
+            "tables": {name: self.tables[name].to_json() for name in sorted(self.tables)},
             "batch": self.batch,
             "lengths": sorted(self.lengths),
             "max_length": shape.max_length,
@@ -155,21 +166,22 @@ def lower(
         msg = f"model: its parameters are {', '.join(sorted(found))}, the plan says {plan.dtype}."
         raise ConfigError(msg)
     progress("export")
+    formats = plan.linears
     steps = [
-        export_step(model, plan.formats, plan.geometry, plan.shape(tokens))
+        export_step(model, formats, plan.geometry, plan.shape(tokens), plan.tables)
         for tokens in plan.lengths
     ]
     torch_text = merged(steps, "torch")
     progress("annotate")
     annotated = call_linears(
-        torch_text, lambda name, rows: annotated_call(name, plan.formats[name], rows)
+        torch_text, lambda name, rows: annotated_call(name, formats[name], rows)
     )
     progress("storage")
     kernels: dict[str, LinearKernels] = {}
 
     def stored_call(layer: str, rows: int) -> LinearCall:
-        call = storage_call(layer, plan.formats[layer], rows, plan.target)
-        panels = storage_of(plan.formats[layer], plan.target)
+        call = storage_call(layer, formats[layer], rows, plan.target)
+        panels = storage_of(formats[layer], plan.target)
         if isinstance(panels, Panels) and call.function not in kernels:
             kernels[call.function] = linear_kernels(call.function, panels, rows, host_flavour())
         return call
@@ -196,10 +208,12 @@ def parameter_tensors(
     model: nn.Module,
     weights: Mapping[str, CompressedWeight],
     names: Sequence[str],
-    target: Target,
+    plan: Lowering,
 ) -> dict[str, Tensor]:
-    """The tensors a module for `target` reads: packed weights, and what else of the model it
+    """The tensors that a module of the plan reads: packed weights, and what else of the model it
     needs, tied ones once.
+
+    weights: of the plan's formats, heads and tables
     """
     owned = dict(model.named_buffers()) | dict(model.named_parameters())
     found: dict[str, Tensor] = {}
@@ -207,9 +221,8 @@ def parameter_tensors(
     for name in names:
         layer, _, key = name.rpartition(".")
         if layer in weights:
-            if layer not in packed:
-                stored = storage_of(format_of(weights[layer]), target)
-                packed = {layer: stored.pack(weights[layer])}  # names are sorted: one at a time
+            if layer not in packed:  # names are sorted: one at a time
+                packed = {layer: _stored(layer, weights[layer], plan)}
             if key in packed[layer]:
                 found[name] = packed[layer][key]
                 continue
@@ -217,15 +230,23 @@ def parameter_tensors(
     return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
 
 
+def _stored(layer: str, weight: CompressedWeight, plan: Lowering) -> dict[str, Tensor]:
+    """The tensors of one layer."""
+    if layer not in plan.tables:
+        return storage_of(format_of(weight), plan.target).pack(weight)
+    assert isinstance(weight, Dense | Quantized)
+    return table_tensors(weight)
+
+
 def write_parameters(
     path: Path,
     model: nn.Module,
     weights: Mapping[str, CompressedWeight],
     names: Sequence[str],
-    target: Target,
+    plan: Lowering,
 ) -> None:
-    """Write the parameters of a module for `target` as one safetensors file."""
-    save_file(parameter_tensors(model, weights, names, target), path)
+    """Write the parameters of a module of the plan as one safetensors file."""
+    save_file(parameter_tensors(model, weights, names, plan), path)
 
 
 @cache

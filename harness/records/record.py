@@ -48,6 +48,8 @@ class LoweringInfo(BaseModel):
     """The compiled module and how far its logits are from torch's.
 
     logit_errors: norm of the differences from torch's logits over theirs, of prefill and of decode
+    outside: layers that no method compressed and that are stored in a narrower format, which holds
+    their numbers exactly; its label by name
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,7 @@ class LoweringInfo(BaseModel):
     compiler: str
     flags: list[str]
     bits_per_weight: float
+    outside: dict[str, str] = {}
     logit_errors: dict[str, float]
     tolerance: float
     compile_s: float

@@ -47,16 +47,31 @@ def build(
     target: str,
     folder: Path,
     batch: int = 1,
+    heads: dict[str, CompressedWeight] | None = None,
+    tables: dict[str, CompressedWeight] | None = None,
 ) -> Built:
-    formats = {name: format_of(weight) for name, weight in weights.items()}
-    plan = Lowering(model.config, formats, targets.get(target), LENGTHS, LONGEST, batch=batch)
+    formats, head_formats, table_formats = (
+        {name: format_of(weight) for name, weight in (of or {}).items()}
+        for of in (weights, heads, tables)
+    )
+    plan = Lowering(
+        model.config,
+        formats,
+        targets.get(target),
+        LENGTHS,
+        LONGEST,
+        batch=batch,
+        heads=head_formats,
+        tables=table_formats,
+    )
     # The module is made from shapes alone: numbers only enter through the parameter file.
     shapes = copy.deepcopy(model).to("meta")
     shapes.tie_weights()  # type: ignore[operator]  # a method of transformers' models; .to() unties
     lowered = lower(shapes, plan)
     lowered.save(folder)
     path = folder / "parameters.safetensors"
-    write_parameters(path, model, weights, lowered.parameters, plan.target)
+    stored = weights | (heads or {}) | (tables or {})
+    write_parameters(path, model, stored, lowered.parameters, plan)
     return Built(model, weights, plan, lowered, folder)
 
 
@@ -111,6 +126,29 @@ def test_a_family_equals_torch_in_prefill_and_token_by_token(
 ) -> None:
     model = make_decoder(family)
     built = build(model, compress_block(model, 1, "int4 channel"), "llvm-cpu", tmp_path)
+    ids = tokens(LONGEST)
+    expected, compiled = dense_logits(built, ids), built.load()
+    assert check.relative_error(compiled.logits(ids), expected) < 1e-5
+    assert check.relative_error(decoded(compiled.session(), ids, 3), expected[:, 2:]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8 group 32"])
+def test_a_head_and_an_embedding_stored_narrower_give_the_same_logits(
+    make_decoder: Decoder,
+    compress_block: Compress,
+    make_weight: Callable[..., CompressedWeight],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    model = make_decoder("llama")
+    shared = model.get_submodule("model.embed_tokens")
+    narrow = make_weight(tuple(shared.weight.shape), kind, scale_dtype=torch.float16)
+    with torch.no_grad():
+        shared.weight.copy_(narrow.dequantize())
+    weights = compress_block(model, 1, "int4 channel")
+    heads, tables = {"lm_head": narrow}, {"model.embed_tokens": narrow}
+    built = build(model, weights, "llvm-cpu", tmp_path, heads=heads, tables=tables)
+    assert not any("weight" in n and "embed" in n for n in built.lowered.parameters)
     ids = tokens(LONGEST)
     expected, compiled = dense_logits(built, ids), built.load()
     assert check.relative_error(compiled.logits(ids), expected) < 1e-5
@@ -262,7 +300,7 @@ def test_a_wrong_parameter_is_an_error_that_names_its_layer(packed: Built, tmp_p
         name: Quantized(weight.codes ^ 1, weight.scale, weight.zero_point, 3),
     }
     path = tmp_path / "damaged.safetensors"
-    write_parameters(path, packed.model, damaged, packed.lowered.parameters, packed.plan.target)
+    write_parameters(path, packed.model, damaged, packed.lowered.parameters, packed.plan)
     compiled = CompiledModel(packed.folder, path, packed.plan.target)
     with pytest.raises(LoweringError, match=r"compiled logits differ from torch"):
         check.verify(compiled, packed.model, packed.weights, tokens(6))
