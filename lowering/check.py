@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from trinity.lowering.annotate import function_name
 from trinity.lowering.compile import compile_text, target_text
-from trinity.lowering.export import packed_linears
 from trinity.lowering.invoke import CompiledModel, Loaded
 from trinity.lowering.kernels.choose import host_flavour, storage_of
 from trinity.lowering.kernels.linear import linear_kernels, with_kernels
 from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.linalg import linear_function
+from trinity.lowering.packed import packed_linears
 from trinity.lowering.storage import layout_of
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError, LoweringError

@@ -1,12 +1,12 @@
-"""From a Hugging Face decoder to one step in the torch dialect, its compressed linears opaque.
+"""From a Hugging Face decoder to steps in the torch dialect, its compressed linears opaque.
 
 A step takes token ids, their positions and the key/value caches, writes the caches in place, and
-gives logits.  The number of tokens and the length of the caches are fixed; what a position may
-attend to is an explicit mask, so one step serves prefill in chunks and decoding alike.
+gives logits; one of many tokens is split before the head.  The number of tokens and the length of
+the caches are fixed; what a position may attend to is an explicit mask, so one step serves prefill
+in chunks and decoding alike.
 """
 
 import copy
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from trinity.lowering.dialects import import_program
-from trinity.lowering.storage import layout_of
-from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
-from trinity.methods.formats import Dense, Quantized, WeightFormat
+from trinity.lowering.packed import packed_linears, packed_tables, replace_layer
+from trinity.methods.errors import LoweringError, UnsupportedError
+from trinity.methods.formats import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,9 @@ class ArgumentCache:
         return len(self.keys)
 
 
+STEP = "step"  # of one token; functions of more are named with their length
+
+
 class Step(nn.Module):
     """`step(ids [batch, T], positions [T], *keys, *values) -> logits [batch, T, vocab]`, float32.
 
@@ -127,21 +130,24 @@ class Step(nn.Module):
         self.model, self.geometry, self.shape = model, geometry, shape
 
     def forward(self, ids: Tensor, positions: Tensor, *caches: Tensor) -> Tensor:
-        """One step; positions past `max_length` are padding, and only they may be.  -> [batch, T,
-        vocab]
-        """
+        """One step; positions past `max_length` are padding, and only they may be."""
+        logits: Tensor = self.model(**self.inputs(ids, positions, caches)).logits.float()
+        return logits
+
+    def inputs(
+        self, ids: Tensor, positions: Tensor, caches: Sequence[Tensor]
+    ) -> dict[str, Any]:  # Any: as many types as transformers has arguments
+        """What the model is called with."""
         keys, values = caches[: self.geometry.layers], caches[self.geometry.layers :]
         # Padding has room in the caches, but may be past the end of a learned position table.
         known = positions.clamp(max=self.shape.max_length - 1)
-        output = self.model(
-            input_ids=ids,
-            position_ids=known[None],
-            attention_mask=self.masks(positions, keys[0].dtype),
-            past_key_values=ArgumentCache(keys, values, positions),
-            use_cache=True,
-        )
-        logits: Tensor = output.logits.float()
-        return logits
+        return {
+            "input_ids": ids,
+            "position_ids": known[None],
+            "attention_mask": self.masks(positions, keys[0].dtype),
+            "past_key_values": ArgumentCache(keys, values, positions),
+            "use_cache": True,
+        }
 
     def masks(self, positions: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
         """What each position attends to, as a number to add.  -> [1, 1, T, cache_length]"""
@@ -158,134 +164,87 @@ class Step(nn.Module):
         return sliding
 
 
-@torch.library.custom_op("trinity::packed_linear", mutates_args=())
-def packed_linear(x: Tensor, storage: list[Tensor], layer: str, layout: str, d_out: int) -> Tensor:
-    """X W^T of a stored weight; in torch by dequantizing.  x: [rows, in] -> [rows, out], float32"""
-    weight_format = WeightFormat.from_json(json.loads(layout))
-    stored = layout_of(weight_format)
-    weight = stored.unpack(dict(zip(stored.shapes(), storage, strict=True))).dequantize()
-    return x.float() @ weight.T
+class Trunk(Step):
+    """A step without its head: `(ids, positions, *caches) -> hidden [batch, T, width]`."""
+
+    def forward(self, ids: Tensor, positions: Tensor, *caches: Tensor) -> Tensor:
+        """See `Step`."""
+        decoder = self.model.get_decoder()  # type: ignore[operator]  # transformers' method
+        hidden: Tensor = decoder(**self.inputs(ids, positions, caches)).last_hidden_state
+        return hidden
 
 
-@packed_linear.register_fake
-def _packed_linear_shape(
-    x: Tensor, storage: list[Tensor], layer: str, layout: str, d_out: int
-) -> Tensor:
-    return x.new_empty((x.shape[0], d_out), dtype=torch.float32)
+class Head(nn.Module):
+    """What a model does after its trunk: `hidden [batch, T, width] -> logits [batch, T, vocab]`."""
 
-
-class PackedLinear(nn.Module):
-    """A linear layer that calls `trinity::packed_linear`, its bias added outside."""
-
-    def __init__(
-        self,
-        layer: str,
-        weight_format: WeightFormat,
-        bias: nn.Parameter | None,
-        tensors: Mapping[str, Tensor],
-    ) -> None:
-        """tensors: what `Layout.pack` gave, or tensors of those shapes on `meta`."""
+    def __init__(self, model: nn.Module) -> None:
+        """model: a Hugging Face decoder with a language-model head, in eval mode."""
         super().__init__()
-        self.layer, self.weight_format, self.bias = layer, weight_format, bias
-        self.layout = json.dumps(weight_format.to_json(), sort_keys=True)
-        self.names = tuple(tensors)
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
+        self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in] -> [..., out], the type of x"""
-        out, d_in = self.weight_format.shape
-        storage = [self.get_buffer(name) for name in self.names]
-        rows = x.reshape(-1, d_in).float()
-        y: Tensor = packed_linear(rows, storage, self.layer, self.layout, out)
-        y = y.reshape(*x.shape[:-1], out).to(x.dtype)
-        return y if self.bias is None else y + self.bias
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Float32 logits."""
+        with _trunk_that_gives(hidden, self.model):
+            logits: Tensor = self.model(input_ids=None, use_cache=False).logits.float()
+        return logits
+
+
+class LastHead(Head):
+    """`(hidden [batch, T, width], index [1]) -> logits of that position, [batch, 1, vocab]`."""
+
+    def forward(self, hidden: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
+        """Float32 logits."""
+        return super().forward(hidden.index_select(1, index))
+
+
+class _Given(nn.Module):
+    """A trunk that computes nothing."""
+
+    def __init__(self, output: "_TrunkOutput") -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, *_arguments: object, **_options: object) -> "_TrunkOutput":
+        return self.output
+
+
+@dataclass(frozen=True, eq=False)
+class _TrunkOutput:
+    """The least that heads of transformers ask of a trunk's output."""
+
+    last_hidden_state: Tensor
+    past_key_values: None = None
+    hidden_states: None = None
+    attentions: None = None
+    cross_attentions: None = None
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.last_hidden_state,)[index]
 
 
 @contextmanager
-def packed_linears(
-    model: nn.Module,
-    formats: Mapping[str, WeightFormat],
-    storage: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> Iterator[None]:
-    """Replace the named linear layers, and restore them.  Without `storage`, for shapes only."""
-    original = {name: _linear(model, name, formats[name]) for name in formats}
+def _trunk_that_gives(hidden: Tensor, model: nn.Module) -> Iterator[None]:
+    trunk = model.get_decoder()  # type: ignore[operator]  # transformers' method
+    name = next(name for name, module in model.named_modules() if module is trunk)
+    replace_layer(model, name, _Given(_TrunkOutput(hidden)))
     try:
-        for name, layer in original.items():
-            device = next(layer.parameters()).device
-            tensors = (
-                storage[name]
-                if storage
-                else {
-                    key: torch.zeros(shape, dtype=dtype, device=device)
-                    for key, (shape, dtype) in layout_of(formats[name]).shapes().items()
-                }
-            )
-            bias = layer.bias if isinstance(layer.bias, nn.Parameter) else None
-            _replace(model, name, PackedLinear(name, formats[name], bias, tensors))
         yield
     finally:
-        for name, layer in original.items():
-            _replace(model, name, layer)
+        replace_layer(model, name, trunk)
 
 
-class PackedEmbedding(nn.Module):
-    """An embedding whose table is stored in a narrower format that holds it exactly."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        """tensors: as `table_tensors` gives them   dtype: of what comes out"""
-        super().__init__()
-        self.dtype, self.quantized = dtype, "scale" in tensors
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids: int64 [...] -> [..., width]"""
-        flat = ids.reshape(-1)
-        rows = self.get_buffer("values").index_select(0, flat).to(self.dtype)
-        if self.quantized:
-            scale = self.get_buffer("scale").index_select(0, flat).to(self.dtype)
-            rows = (rows.view(*scale.shape, -1) * scale[..., None]).flatten(1)
-        return rows.view(*ids.shape, -1)
-
-
-def table_tensors(weight: Dense | Quantized) -> dict[str, Tensor]:
-    """What is stored of an embedding's table [vocab, width]: its values, or codes and scales."""
-    if isinstance(weight, Dense):
-        return {"values": weight.values}
-    return {"values": weight.codes, "scale": weight.scale}
-
-
-@contextmanager
-def packed_tables(model: nn.Module, tables: Mapping[str, WeightFormat]) -> Iterator[None]:
-    """Replace the named embeddings, for shapes only, and restore them."""
-    original = {name: model.get_submodule(name) for name in tables}
-    try:
-        for name, layer in original.items():
-            weight, found = layer.get_parameter("weight"), tables[name]
-            values = torch.zeros(found.shape, dtype=getattr(torch, found.dtype or "int8"))
-            tensors = {"values": values.to(weight.device)}
-            if found.grid:
-                scale = torch.zeros(
-                    found.grid.scale_shape, dtype=getattr(torch, found.grid.scale_dtype)
-                )
-                tensors["scale"] = scale.to(weight.device)
-            _replace(model, name, PackedEmbedding(tensors, weight.dtype))
-        yield
-    finally:
-        for name, layer in original.items():
-            _replace(model, name, layer)
-
-
-def export_step(
+def export_functions(
     model: nn.Module,
     formats: Mapping[str, WeightFormat],
     geometry: Geometry,
     shape: StepShape,
     tables: Mapping[str, WeightFormat] | None = None,
-) -> str:
-    """Stage torch: one step as text, parameters external, compressed linears opaque.
+) -> list[str]:
+    """Stage torch of the functions for steps of a length: parameters external, compressed linears
+    opaque.
 
+    One token: the whole step.  More: its trunk, the head for every position, and the head for one,
+    because a prompt's logits are wanted of its last position only.
     The numbers in `model` are not read: it may be on `meta`.
     tables: of embeddings that are stored narrower than the model has them, by name
     """
@@ -300,26 +259,49 @@ def export_step(
     positions = torch.arange(shape.tokens, device=device)
     cache = (shape.batch, geometry.kv_heads, shape.cache_length, geometry.head_dim)
     caches = [torch.zeros(cache, dtype=dtype, device=device) for _ in range(2 * geometry.layers)]
-    replaced = packed_linears(model, formats), packed_tables(model, tables or {})
-    with replaced[0], replaced[1], _evaluating(model), torch.no_grad():
-        try:
-            program = torch.export.export(
-                Step(model, geometry, shape), (ids, positions, *caches), strict=False
-            )
-        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-            kind = type(model).__name__
-            msg = f"{kind}: torch.export cannot trace a step of {shape.tokens} tokens: {error}"
-            raise LoweringError(msg) from error
+    step = (ids, positions, *caches)
+    with (
+        packed_linears(model, formats),
+        packed_tables(model, tables or {}),
+        _evaluating(model),
+        torch.no_grad(),
+    ):
+        if shape.tokens == 1:
+            return [_text(_exported(Step(model, geometry, shape), step), STEP, first)]
+        trunk = _exported(Trunk(model, geometry, shape), step)
+        hidden = torch.zeros(_output_shape(trunk), dtype=dtype, device=device)
+        found = {
+            "trunk": trunk,
+            "head": _exported(Head(model), (hidden,)),
+            "last": _exported(LastHead(model), (hidden, positions[:1])),
+        }
+        return [_text(program, f"{name}_{shape.tokens}", first) for name, program in found.items()]
+
+
+def _exported(module: nn.Module, arguments: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(module, arguments, strict=False)
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        shape = list(arguments[0].shape)
+        kind = type(module.model).__name__
+        msg = f"{kind}: torch.export cannot trace its {type(module).__name__} of {shape}: {error}"
+        raise LoweringError(msg) from error
+
+
+def _output_shape(program: torch.export.ExportedProgram) -> torch.Size:
+    """Of its only result."""
+    (name,) = program.graph_signature.user_outputs
+    (node,) = (node for node in program.graph.nodes if node.name == name)
+    shape: torch.Size = node.meta["val"].shape
+    return shape
+
+
+def _text(program: torch.export.ExportedProgram, name: str, first: Mapping[str, str]) -> str:
     return import_program(
         program,
-        step_name(shape.tokens),
+        name,
         lambda target: first.get(target.removeprefix("model."), target.removeprefix("model.")),
     )
-
-
-def step_name(tokens: int) -> str:
-    """The function of a module that takes this many tokens."""
-    return f"step_{tokens}"
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -329,31 +311,6 @@ def first_names(model: nn.Module) -> dict[str, str]:
         name: seen.setdefault(id(tensor), name)
         for name, tensor in model.named_parameters(remove_duplicate=False)
     }
-
-
-def _linear(model: nn.Module, name: str, weight_format: WeightFormat) -> nn.Module:
-    """The layer of that name; ConfigError if it cannot be replaced by this weight."""
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError as error:
-        msg = f"{name}: {type(model).__name__} has no such layer."
-        raise ConfigError(msg) from error
-    weight = getattr(layer, "weight", None)
-    shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
-    if hasattr(layer, "nf"):  # GPT-2's Conv1D keeps its weight as [in, out]
-        shape = shape[::-1]
-    if shape != weight_format.shape:
-        msg = (
-            f"{name}: the layer's weight is {list(shape)}, the compressed weight "
-            f"{list(weight_format.shape)}."
-        )
-        raise ConfigError(msg)
-    return layer
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The only import of the IREE runtime: compiled modules as functions of token ids."""
 
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trinity.lowering.compile import SCOPE
-from trinity.lowering.export import step_name
+from trinity.lowering.export import STEP
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError, LoweringError
 
@@ -146,8 +145,13 @@ class CompiledSession:
 
     def prefill(self, ids: Tensor) -> Tensor:
         """Append ids.  int64 [batch, seq] -> logits of the last position, float32 [batch, vocab]"""
-        (last,) = deque(self.feed(ids), maxlen=1)  # of a long prompt, one chunk's logits at a time
-        return last[:, -1]
+        loaded = self.model.loaded
+        for tokens, size in self._parts(ids, self.model.chunk):
+            found = self._run(tokens, size)
+        if size > 1:
+            last = torch.tensor([tokens.shape[1] - 1])
+            found = loaded.call(f"last_{size}", [found, loaded.put(last)])
+        return loaded.fetch(found)[:, -1]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append a token to each sequence.
@@ -156,14 +160,25 @@ class CompiledSession:
         wake threads that go on spinning for milliseconds on the processors that the module's own
         threads need in the next step.
         """
-        (logits,) = self.feed(tokens[:, None], chunk=1)
-        return logits[:, -1]
+        part = next(self._parts(tokens[:, None], 1))
+        return self.model.loaded.fetch(self._run(*part))[:, -1]
 
-    def feed(self, ids: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
+    def feed(self, ids: Tensor) -> Iterator[Tensor]:
         """Append ids in chunks, at least one.
 
         int64 [batch, seq] -> of each chunk, logits after every position, float32 [batch, chunk,
         vocab]
+        """
+        loaded = self.model.loaded
+        for tokens, size in self._parts(ids, self.model.chunk):
+            found = self._run(tokens, size)
+            if size > 1:
+                found = loaded.call(f"head_{size}", [found])
+            yield loaded.fetch(found)[:, : tokens.shape[1]]
+
+    def _parts(self, ids: Tensor, chunk: int) -> Iterator[tuple[Tensor, int]]:
+        """Ids of each step, int64 [batch, up to size], and its size; a step must run before the
+        next part is asked for.
         """
         sequences, count = ids.shape
         end, limit = self.length + count, self.model.max_length
@@ -180,22 +195,19 @@ class CompiledSession:
             )
             raise ConfigError(msg)
         while self.length < end:
-            size = chunk or self.model.chunk
-            if self.length + size > self.model.cache_length:
-                size = 1  # a padded step would write past the end of the caches
+            # A padded step must not write past the end of the caches.
+            size = chunk if self.length + chunk <= self.model.cache_length else 1
             start = count - (end - self.length)
-            yield self._run(ids[:, start : start + size], size)
+            yield ids[:, start : start + size], size
 
-    def _run(self, tokens: Tensor, size: int) -> Tensor:
+    def _run(self, tokens: Tensor, size: int) -> rt.HalBufferView:
         """One step, padded at its end: later positions overwrite what padding leaves in the
-        caches.  tokens: int64 [batch, up to size]
+        caches.  -> logits of one token, hidden states of more
         """
         count = tokens.shape[1]
         ids = torch.nn.functional.pad(tokens, (0, size - count))
         positions = torch.arange(self.length, self.length + size)
         loaded = self.model.loaded
-        logits = loaded.call(
-            step_name(size), [loaded.put(ids), loaded.put(positions), *self.caches]
-        )
         self.length += count
-        return loaded.fetch(logits)[:, :count]
+        name = STEP if size == 1 else f"trunk_{size}"
+        return loaded.call(name, [loaded.put(ids), loaded.put(positions), *self.caches])

@@ -21,10 +21,11 @@ from trinity.lowering.dialects import (
     merged,
     substitute_linears,
 )
-from trinity.lowering.export import Geometry, StepShape, export_step, table_tensors
+from trinity.lowering.export import Geometry, StepShape, export_functions
 from trinity.lowering.kernels.choose import host_flavour, storage_of
 from trinity.lowering.kernels.linear import LinearKernels, linear_kernels, with_kernels
 from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.packed import table_tensors
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight, Dense, Quantized, WeightFormat, format_of
@@ -167,11 +168,14 @@ def lower(
         raise ConfigError(msg)
     progress("export")
     formats = plan.linears
-    steps = [
-        export_step(model, formats, plan.geometry, plan.shape(tokens), plan.tables)
+    functions = [
+        function
         for tokens in plan.lengths
+        for function in export_functions(
+            model, formats, plan.geometry, plan.shape(tokens), plan.tables
+        )
     ]
-    torch_text = merged(steps, "torch")
+    torch_text = merged(functions, "torch")
     progress("annotate")
     annotated = call_linears(
         torch_text, lambda name, rows: annotated_call(name, formats[name], rows)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from trinity.lowering import attention, check, targets
 from trinity.lowering.compile import compile_text
-from trinity.lowering.export import packed_linears
 from trinity.lowering.invoke import CompiledModel, CompiledSession
 from trinity.lowering.lower import LoweredModel, Lowering, lower, write_parameters
+from trinity.lowering.packed import packed_linears
 from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
 from trinity.methods.formats import CompressedWeight, Quantized, format_of
 
