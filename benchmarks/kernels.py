@@ -25,6 +25,7 @@ from trinity.methods.formats import (
     CompressedWeight,
     FactorFormat,
     Grid,
+    InputFormat,
     Quantized,
     WeightFormat,
 )
@@ -78,24 +79,26 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
     grid = Grid(4, True, (out, d_in // GROUP), "float16")
     high = FactorFormat(grid=Grid(4, True, (out, 1), "float16"))
     low = FactorFormat(grid=Grid(4, True, (rank, d_in // GROUP), "float16"))
-    adapter = AdapterFormat(rank, None, high, low)
+    adapter, inputs = AdapterFormat(rank, None, high, low), InputFormat("int8", GROUP)
     return {
         "int4": WeightFormat(shape, None, grid),
         "2:4 int4": WeightFormat(shape, None, grid, NM(2, 4)),
         "int4 + adapter": WeightFormat(shape, None, grid, None, adapter),
         "2:4 int4 + adapter": WeightFormat(shape, None, grid, NM(2, 4), adapter),
+        "int4, int8 inputs": WeightFormat(shape, None, grid, inputs=inputs),
+        "2:4 int4, int8 inputs": WeightFormat(shape, None, grid, NM(2, 4), inputs=inputs),
         "float16": WeightFormat(shape, "float16"),
     }
 
 
-def torch_bfloat16(weight: CompressedWeight, x: Tensor) -> Product:
+def torch_bfloat16(_: WeightFormat, weight: CompressedWeight, x: Tensor) -> Product:
     """Dense bfloat16 in torch, on rotated copies."""
     dense, narrow = weight.dequantize().bfloat16(), x.bfloat16()
     copies = cycle([dense.clone() for _ in range(8)])
     return Product("torch-bfloat16", "reference", dense.nbytes, 8, lambda: narrow @ next(copies).T)
 
 
-def torch_int4(weight: CompressedWeight, x: Tensor) -> Product:
+def torch_int4(_: WeightFormat, weight: CompressedWeight, x: Tensor) -> Product:
     """torch's own int4 kernel for CPUs, with its bfloat16 activations and scales."""
     assert isinstance(weight, Quantized)
     codes = (weight.codes.to(torch.int32) + 8).contiguous()

@@ -1,6 +1,7 @@
 """The latency and memory suites of one checkpoint, its engines and its baseline in one process."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,7 +148,11 @@ class Bench:
         from trinity.harness import layer_bench
 
         measuring = self.measuring
-        formats = set(checkpoint.Checkpoint(measuring.subject.folder).formats.values())
+        compressed = checkpoint.Checkpoint(measuring.subject.folder)
+        formats = {
+            replace(found, inputs=compressed.inputs.get(name))
+            for name, found in compressed.formats.items()
+        }
         if self.spec.shapes != "model":
             shapes = layer_bench.SHAPES[self.spec.shapes]
             formats = {layer_bench.resized(f, shape) for f in formats for shape in shapes}

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,20 +98,23 @@ def plan_of(folder: Path, spec: LowerSpec, batch: int = 1) -> lowering.Lowering:
         {name: format_of(weight) for name, weight in of.items()}
         for of in (outside.heads, outside.tables)
     )
-    formats = compressed.formats
+    formats = {
+        name: replace(found, inputs=compressed.inputs.get(name))
+        for name, found in compressed.formats.items()
+    }
     return lowering.Lowering(config, formats, target, lengths, longest, dtype, batch, heads, tables)
 
 
 def check_inputs(inputs: Mapping[str, InputFormat], where: str) -> None:
-    """UnsupportedError where a model declares rounded inputs: modules would not round them."""
-    if inputs:
-        layer, rounded = next(iter(inputs.items()))
-        msg = (
-            f"{where}: the inputs of {layer} are {rounded.label}, and compiled modules read float "
-            f"inputs. Leave `lower:` out and evaluate it with the torch engine, or compress "
-            f"without `inputs`."
-        )
-        raise UnsupportedError(msg)
+    """UnsupportedError where a model declares inputs that modules cannot round."""
+    for layer, rounded in inputs.items():
+        if rounded.kind != "int8":
+            msg = (
+                f"{where}: the inputs of {layer} are {rounded.label}, and compiled modules round "
+                f"to int8 only. Leave `lower:` out and evaluate it with the torch engine, or "
+                f"compress with `inputs: {{kind: int8}}`."
+            )
+            raise UnsupportedError(msg)
 
 
 def compile_module(
@@ -164,7 +167,7 @@ def lower(
     torch_engine: made only if the comparison is not in the store   batch: sequences at once
     """
     # Imported here: a run whose comparison is in the store needs no runtime.
-    from trinity.lowering.check import MODEL_TOLERANCE, verify
+    from trinity.lowering.check import allowed, verify
 
     plan = plan_of(subject.folder, spec, batch)
     module = compile_module(subject.folder, plan, store, reporter)
@@ -181,8 +184,11 @@ def lower(
         model = torch_engine().model
         weights = dict(checkpoint.Checkpoint(subject.folder).weights())
         weights |= outside_of(subject.folder, plan.target).heads
-        errors = verify(compiled, model, weights, check_ids(plan))
-        write_json(place / REPORT, {"errors": errors, "tolerance": MODEL_TOLERANCE[model.dtype]})
+        inputs = checkpoint.Checkpoint(subject.folder).inputs
+        ids = check_ids(plan)
+        errors = verify(compiled, model, weights, ids, inputs)
+        tolerance = allowed(model, weights, ids, inputs)
+        write_json(place / REPORT, {"errors": errors, "tolerance": tolerance})
 
     verified = store.fetch("verification", inputs, write)
     report = read_json(verified / REPORT)

@@ -63,8 +63,8 @@ class Product:
         return timing.back_to_back(self.run) / self.calls
 
 
-# weight and input [rows, in] -> the product
-MakeProduct = Callable[[CompressedWeight, Tensor], Product]
+# format of the product, weight, and input [rows, in] -> the product
+MakeProduct = Callable[[WeightFormat, CompressedWeight, Tensor], Product]
 
 
 def bench_layers(
@@ -80,7 +80,7 @@ def bench_layers(
         for count in rows:
             x = torch.randn(count, weight_format.shape[1])
             dense = torch_product(weight, x)
-            products = [make(weight, x) for make in makers]
+            products = [make(weight_format, weight, x) for make in makers]
             found += _timed(products, dense, weight_format, count, repeats)
     return found
 
@@ -103,13 +103,13 @@ def iree_product(target: str) -> MakeProduct:
 
     place = targets.get(target)
 
-    def make(weight: CompressedWeight, x: Tensor) -> Product:
-        stored = storage_of(format_of(weight), place)
+    def make(weight_format: WeightFormat, weight: CompressedWeight, x: Tensor) -> Product:
+        stored = storage_of(weight_format, place)
         packed = list(stored.pack(weight).values())
         size = sum(t.nbytes for t in packed)
         copies = _copies(size)
         calls = min(copies, LONGEST_CHAIN)
-        module = chain_module(format_of(weight), place, len(x), calls)
+        module = chain_module(weight_format, place, len(x), calls)
         given = module.put(x)
         weights = [
             [module.put(t) for _ in range(calls) for t in packed]
@@ -184,7 +184,7 @@ def random_weight(weight_format: WeightFormat) -> CompressedWeight:
         assert not isinstance(factor, Adapted)  # a factor has no adapter
         factors.append(factor.values if isinstance(factor, Dense) else factor)
     made = Adapted(base, *factors)
-    if format_of(made) != weight_format:
+    if format_of(made) != replace(weight_format, inputs=None):
         msg = f"layers: no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)
     return made
@@ -221,8 +221,11 @@ def _timed(
         m = timing.measurement(
             product, name, "seconds", "s", samples, higher_is_better=False, details=details
         )
-        floor = max(product.read_bytes / bandwidth, 2 * rows * shape[0] * shape[1] / rate)
-        why = "the larger of stored bytes over read bandwidth and products over their rate"
+        floor = product.read_bytes / bandwidth
+        why = "stored bytes over read bandwidth"
+        if product is dense or not weight_format.inputs:
+            floor = max(floor, 2 * rows * shape[0] * shape[1] / rate)
+            why = f"the larger of {why} and products over their rate in float32"
         yield ceilings.with_share(m, floor, why)
         if product is not dense:
             yield timing.speedup(m, against)

@@ -17,7 +17,7 @@ from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type, 
 from trinity.lowering.dialects import LinearCall
 from trinity.lowering.kernels.choose import storage_of
 from trinity.lowering.kernels.panels import Panels
-from trinity.lowering.linalg import add_adapter, linear_function
+from trinity.lowering.linalg import add_adapter, linear_function, rounded_input
 from trinity.lowering.storage import Layout, layout_of
 from trinity.lowering.targets import Target
 from trinity.methods.formats import NM, WeightFormat
@@ -109,9 +109,12 @@ def annotated_function(layout: Layout, rows: int) -> str:
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
     arguments.append(f"%arg_weight: {weight_type(weight_format)}")
     arguments += [f"%arg_{name}: {tensor_type(*shapes[name])}" for name in layout.operand_tensors]
-    result = _contraction(build, layout, rows, _dense_weight(build, weight_format))
+    x = "%arg_x"
+    if weight_format.inputs:
+        x = rounded_input(build, rows, x, d_in, weight_format.inputs)
+    result = _contraction(build, layout, rows, x, _dense_weight(build, weight_format))
     if weight_format.adapter:
-        result = add_adapter(build, layout, rows, result)
+        result = add_adapter(build, layout, rows, x, result)
     return build.function(
         function_name(weight_format, rows), arguments, result, tensor_type((rows, out), "f32")
     )
@@ -140,10 +143,10 @@ def _dense_weight(build: Builder, weight_format: WeightFormat) -> Operand:
     return Operand("w", value, ("n", "k"), (out, d_in), "f32")
 
 
-def _contraction(build: Builder, layout: Layout, rows: int, weight: Operand) -> str:
+def _contraction(build: Builder, layout: Layout, rows: int, x: str, weight: Operand) -> str:
     """Sum over k of x times (w - zero point) times scale.  -> [rows, out]"""
     (out, d_in), grid = layout.format.shape, layout.format.grid
-    inputs = [Operand("x", "%arg_x", ("m", "k"), (rows, d_in), "f32"), weight]
+    inputs = [Operand("x", x, ("m", "k"), (rows, d_in), "f32"), weight]
     body: list[str] = []
     value = widen("w", weight.dtype, body)
     if grid:

@@ -1,6 +1,7 @@
 """Compiled against torch: whole models by their logits, single linears against float64."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -17,7 +18,7 @@ from trinity.lowering.packed import packed_linears
 from trinity.lowering.storage import layout_of
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError, LoweringError
-from trinity.methods.formats import CompressedWeight, WeightFormat, format_of
+from trinity.methods.formats import CompressedWeight, InputFormat, WeightFormat, format_of
 
 # Sums run in another order than torch's: float32 leaves about 1e-6 a layer, and a wrong formula
 # some thousand times that. Half precision rounds every activation, in other places than torch does.
@@ -27,19 +28,24 @@ LAYER_TOLERANCE = 1e-5  # products are float32 whatever the format
 
 
 def verify(
-    compiled: CompiledModel, model: nn.Module, weights: Mapping[str, CompressedWeight], ids: Tensor
+    compiled: CompiledModel,
+    model: nn.Module,
+    weights: Mapping[str, CompressedWeight],
+    ids: Tensor,
+    inputs: Mapping[str, InputFormat] | None = None,
 ) -> dict[str, float]:
     """Compare prefill and token-by-token decoding with torch on the same packed weights.
 
-    ids: int64 [batch, seq], seq >= 2; the second half is decoded.  -> relative errors of 'prefill'
-    and 'decode'
+    ids: int64 [batch, seq], seq >= 2; the second half is decoded.  inputs: what the model declares
+    that products round their inputs to, by layer  -> relative errors of 'prefill' and 'decode'
     LoweringError names the first wrong layer.
     """
+    inputs = inputs or {}
     count = ids.shape[1]
     if count < 2:
         msg = f"verify: {count} tokens are too few; at least one to prefill and one to decode."
         raise ConfigError(msg)
-    reference, half = torch_logits(model, weights, ids), count // 2
+    reference, half = torch_logits(model, weights, ids, inputs), count // 2
     session = compiled.session()
     decoded = [session.prefill(ids[:, :half])]
     decoded += [session.step(tokens) for tokens in ids[:, half:].unbind(1)]
@@ -47,50 +53,102 @@ def verify(
         "prefill": model_error(compiled.logits(ids), reference),
         "decode": model_error(torch.stack(decoded, dim=1), reference[:, half - 1 :]),
     }
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    tolerance = MODEL_TOLERANCE[dtype]
+    tolerance = allowed(model, weights, ids, inputs)
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
+    rows = [compiled.batch * length for length in compiled.meta["lengths"]]
     if wrong:
         found = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())
-        rows = [compiled.batch * length for length in compiled.meta["lengths"]]
-        where = blame(weights, compiled.target, rows)
+        where = blame(weights, compiled.target, rows, inputs)
         msg = (
-            f"{where}: compiled logits differ from torch by {found} of their norm, where "
-            f"{tolerance:.0e} "
-            f"is allowed in {dtype}. The {compiled.target.name} module is not used."
+            f"{where or 'outside the compressed linears (each agrees with float64)'}: compiled "
+            f"logits differ from torch by {found} of their norm, where {tolerance:.0e} "
+            f"is allowed. The {compiled.target.name} module is not used."
         )
         raise LoweringError(msg)
+    if inputs:
+        # Logits may differ by much here: one linear of each format is looked at by itself.
+        formats = formats_of(weights, inputs)
+        alike = {name: weights[name] for name in {f: n for n, f in formats.items()}.values()}
+        if where := blame(alike, compiled.target, rows, inputs):
+            msg = f"{where}: differs from float64. The {compiled.target.name} module is not used."
+            raise LoweringError(msg)
     return errors
 
 
-def blame(weights: Mapping[str, CompressedWeight], target: Target, counts: list[int]) -> str:
-    """The first linear whose own module is wrong, in the order of `weights`; else where it cannot
-    be.  counts: rows of the inputs that are tried
+def allowed(
+    model: nn.Module,
+    weights: Mapping[str, CompressedWeight],
+    ids: Tensor,
+    inputs: Mapping[str, InputFormat],
+) -> float:
+    """How far logits may be from torch's.
+
+    Where inputs are rounded, the last bit of a float decides which of two codes it gets, and two
+    programs that are both right differ by about what rounding does: by that much they may.
+    """
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    tolerance = MODEL_TOLERANCE[dtype]
+    if not inputs:
+        return tolerance
+    rounded, floats = (torch_logits(model, weights, ids, found) for found in (inputs, {}))
+    return max(tolerance, model_error(floats, rounded))
+
+
+def blame(
+    weights: Mapping[str, CompressedWeight],
+    target: Target,
+    counts: list[int],
+    inputs: Mapping[str, InputFormat] | None = None,
+) -> str | None:
+    """The first linear whose own module is wrong, in the order of `weights`.
+
+    counts: rows of the inputs that are tried
     """
     for layer, weight in weights.items():
         for rows in counts:
-            error = linear_error(weight, target, rows)
+            error = linear_error(weight, target, rows, (inputs or {}).get(layer))
             if not error <= LAYER_TOLERANCE:
                 return f"{layer} ({format_of(weight).label}, {rows} rows, error {error:.1e})"
-    return "outside the compressed linears (each agrees with float64)"
+    return None
 
 
-def torch_logits(model: nn.Module, weights: Mapping[str, CompressedWeight], ids: Tensor) -> Tensor:
+def formats_of(
+    weights: Mapping[str, CompressedWeight], inputs: Mapping[str, InputFormat]
+) -> dict[str, WeightFormat]:
+    """Formats of products: of weights, and what their inputs are rounded to."""
+    return {
+        name: replace(format_of(weight), inputs=inputs.get(name))
+        for name, weight in weights.items()
+    }
+
+
+def torch_logits(
+    model: nn.Module,
+    weights: Mapping[str, CompressedWeight],
+    ids: Tensor,
+    inputs: Mapping[str, InputFormat] | None = None,
+) -> Tensor:
     """Eager torch on packed weights.  ids: int64 [batch, seq] -> float32 [batch, seq, vocab]"""
-    formats = {name: format_of(weight) for name, weight in weights.items()}
+    formats = formats_of(weights, inputs or {})
     packed = {name: layout_of(formats[name]).pack(weight) for name, weight in weights.items()}
     with packed_linears(model, formats, packed), torch.no_grad():
         logits: Tensor = model(input_ids=ids).logits.float()
     return logits
 
 
-def linear_error(weight: CompressedWeight, target: Target, rows: int) -> float:
-    """Error of one compiled linear against float64, as a part of the largest output."""
-    weight_format = format_of(weight)
+def linear_error(
+    weight: CompressedWeight, target: Target, rows: int, inputs: InputFormat | None = None
+) -> float:
+    """Error of one compiled linear against float64, as a part of the largest output.
+
+    inputs: what its inputs are rounded to, in float64 too
+    """
+    weight_format = replace(format_of(weight), inputs=inputs)
     module = linear_module(weight_format, target, rows)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, weight.shape[1], generator=generator)
-    expected = x.double() @ weight.dequantize().double().T
+    rounded = inputs.rounded(x) if inputs else x
+    expected = rounded.double() @ weight.dequantize().double().T
     stored = storage_of(weight_format, target).pack(weight)
     arguments = [module.put(tensor) for tensor in (x, *stored.values())]
     found = module.fetch(module.call(function_name(weight_format, rows), arguments))

@@ -24,6 +24,7 @@ from trinity.lowering.builder import (
     widen,
 )
 from trinity.lowering.storage import Layout, Stream
+from trinity.methods.formats import InputFormat
 
 CONTRACT_ROWS = 8  # largest M for which unpacking once a row beats writing the dense weight
 
@@ -35,15 +36,50 @@ def linear_function(name: str, layout: Layout, rows: int) -> str:
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
     for tensor, (shape, dtype) in layout.shapes().items():
         arguments.append(f"%arg_{tensor}: {tensor_type(shape, dtype)}")
-    result = product_of(build, layout, rows, "%arg_x", "")
+    x = "%arg_x"
+    if layout.format.inputs:
+        x = rounded_input(build, rows, x, d_in, layout.format.inputs)
+    result = product_of(build, layout, rows, x, "")
     if layout.format.adapter:
-        result = add_adapter(build, layout, rows, result)
+        result = add_adapter(build, layout, rows, x, result)
     return build.function(name, arguments, result, tensor_type((rows, out), "f32"))
 
 
-def add_adapter(build: Builder, layout: Layout, rows: int, result: str) -> str:
-    """Result + (x A^T) B^T, of `%arg_x` and the stored factors.  -> [rows, out]"""
-    low = _factor_product(build, layout, "A", rows, "%arg_x", None)
+def rounded_input(build: Builder, rows: int, x: str, d_in: int, inputs: InputFormat) -> str:
+    """Every group of inputs as 8-bit integers times one scale, its largest over 127.
+
+    x: [rows, in] -> the same, as float32.  Equal to `InputFormat.rounded`.
+    """
+    size = inputs.group_size or d_in
+    shape, whole = (rows, d_in // size, size), [[rows], [d_in // size, size]]
+    value = build.expand(x, (rows, d_in), whole, "f32")
+    source = Operand("x", value, ("m", "g", "k"), shape, "f32")
+    output = Operand("out", build.zeros(shape[:2]), ("m", "g"), shape[:2], "f32")
+    body = [
+        "%magnitude = math.absf %in_x : f32",
+        "%yield = arith.maximumf %acc, %magnitude : f32",
+    ]
+    largest = build.generic("m g k", [source], output, "k", body)
+    body = [
+        "%zero = arith.constant 0.0 : f32",
+        "%one = arith.constant 1.0 : f32",
+        f"%limit = arith.constant {inputs.largest}.0 : f32",
+        "%some = arith.cmpf ogt, %in_largest, %zero : f32",
+        "%part = arith.divf %in_largest, %limit : f32",
+        "%step = arith.select %some, %part, %one : f32",
+        "%ratio = arith.divf %in_x, %step : f32",
+        "%code = math.roundeven %ratio : f32",
+        "%yield = arith.mulf %code, %step : f32",
+    ]
+    scale = Operand("largest", largest, ("m", "g"), shape[:2], "f32")
+    output = Operand("out", build.zeros(shape), ("m", "g", "k"), shape, "f32")
+    found = build.generic("m g k", [source, scale], output, "", body)
+    return build.collapse(found, whole, "f32")
+
+
+def add_adapter(build: Builder, layout: Layout, rows: int, x: str, result: str) -> str:
+    """Result + (x A^T) B^T, of the stored factors.  x: [rows, in] -> [rows, out]"""
+    low = _factor_product(build, layout, "A", rows, x, None)
     return _factor_product(build, layout, "B", rows, low, result)
 
 

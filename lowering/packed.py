@@ -14,11 +14,15 @@ from trinity.methods.formats import Dense, Quantized, WeightFormat
 
 @torch.library.custom_op("trinity::packed_linear", mutates_args=())
 def packed_linear(x: Tensor, storage: list[Tensor], layer: str, layout: str, d_out: int) -> Tensor:
-    """X W^T of a stored weight; in torch by dequantizing.  x: [rows, in] -> [rows, out], float32"""
+    """X W^T of a stored weight, X rounded if the format says so; in torch by dequantizing.
+
+    x: [rows, in] -> [rows, out], float32
+    """
     weight_format = WeightFormat.from_json(json.loads(layout))
     stored = layout_of(weight_format)
     weight = stored.unpack(dict(zip(stored.shapes(), storage, strict=True))).dequantize()
-    return x.float() @ weight.T
+    rounded = weight_format.inputs.rounded(x) if weight_format.inputs else x
+    return rounded.float() @ weight.T
 
 
 @packed_linear.register_fake

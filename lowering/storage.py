@@ -222,6 +222,14 @@ def layout_of(weight_format: WeightFormat) -> Layout:
             f"engine, or quantize with `group_fit: static` or without `act_order`."
         )
         raise UnsupportedError(msg)
+    inputs = weight_format.inputs
+    if inputs is not None and inputs.kind != "int8":
+        msg = (
+            f"format {weight_format.label}: compiled modules round inputs to int8 and not to "
+            f"{inputs.kind}. Compress with `inputs: {{kind: int8}}`, or evaluate it with the torch "
+            f"engine."
+        )
+        raise UnsupportedError(msg)
     layout = Layout(weight_format)
     if adapter := weight_format.adapter:
         if any(factor and factor.transposed for factor in (adapter.B, adapter.A)):

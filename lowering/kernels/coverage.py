@@ -7,7 +7,14 @@ from trinity.lowering.kernels.choose import storage_of
 from trinity.lowering.kernels.panels import Panels, refusal
 from trinity.lowering.storage import layout_of
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import AdapterFormat, FactorFormat, Grid, WeightFormat, parse_pattern
+from trinity.methods.formats import (
+    AdapterFormat,
+    FactorFormat,
+    Grid,
+    InputFormat,
+    WeightFormat,
+    parse_pattern,
+)
 
 SHAPE = (512, 1024)
 
@@ -26,6 +33,8 @@ def formats() -> Iterator[WeightFormat]:
     yield WeightFormat(SHAPE, None, Grid(4, False, group.scale_shape, "float16"))
     yield WeightFormat(SHAPE, None, Grid(4, True, (1, 1), "float32", input_scale="float16"))
     yield WeightFormat(SHAPE, None, Grid(4, False, group.scale_shape, "float16", indexed=True))
+    yield WeightFormat(SHAPE, None, group, inputs=InputFormat("int8", 128))
+    yield WeightFormat(SHAPE, None, group, inputs=InputFormat("fp8"))
     for pattern in ("1:4", "2:4", "4:8", "50%"):
         yield WeightFormat(SHAPE, None, group, parse_pattern(pattern))
     yield WeightFormat(SHAPE, None, Grid(8, True, group.scale_shape, "float16"), two_four)

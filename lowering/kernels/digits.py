@@ -3,20 +3,24 @@
 A block of activations becomes `x = step * q` with integers `q` of 24 bits, rounded once, to 2^-24
 of the block's largest activation, which is what float32 would round every partial sum to.  `q` is
 three signed digits; a product with codes is an exact integer dot product for each of them.
+
+Inputs that a model declares of 8 bits are one digit.
 """
 
-from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Kernel
-from trinity.lowering.kernels.panels import WORD
+from collections.abc import Sequence
 
-DIGITS = 3
+from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
+from trinity.lowering.kernels.panels import WORD
+from trinity.methods.formats.inputs import INT8_LARGEST
+
+EXACT = 3  # digits that are as accurate as float32
 LARGEST = 127 * 65536  # of a quantized activation, so that rounding cannot carry past digit 127
 CHUNK = 16  # inputs whose digits stand together: 4 words a digit
-SUMS = DIGITS + 1  # words at the end of a block: sums of its digits, and its step
 
 
-def block_words(block: int) -> int:
-    """Words that hold the digits of a block, their sums and the step."""
-    return block // CHUNK * WORD * DIGITS + SUMS
+def block_words(block: int, digits: int) -> int:
+    """Words that hold the digits of a block, the sum of each, and the step."""
+    return (block // CHUNK * WORD + 1) * digits + 1
 
 
 def prepare(rows: int, blocks: int, block: int) -> Kernel:
@@ -25,41 +29,93 @@ def prepare(rows: int, blocks: int, block: int) -> Kernel:
     One workgroup a row and block.
     """
     kernel = Kernel(f"prepare_{rows}x{blocks}x{block}")
-    words = block_words(block)
+    words = block_words(block, EXACT)
     x = kernel.binding((rows, blocks, block), "f32")
     out = kernel.binding((rows, blocks, words), "i32")
     here = [kernel.workgroup(1), kernel.workgroup(0)]
-    zeros, floats = kernel.constant(0, WORDS), kernel.constant("0.0", FLOATS)
+    floats = kernel.constant("0.0", FLOATS)
     with kernel.loop(block, LANES, [(floats, FLOATS)]) as loop:
-        part = kernel.value(f"math.absf {x.load([*here, loop.index], FLOATS)} : {FLOATS}")
-        largest = kernel.value(f"arith.maximumf {loop.carried[0]}, {part} : {FLOATS}")
-        loop.yielded = [largest]
+        loop.yielded = [_larger(kernel, loop.carried[0], x.load([*here, loop.index], FLOATS))]
     largest = kernel.value(f"vector.reduction <maximumf>, {loop.results[0]} : {FLOATS} into f32")
     smallest = kernel.constant("1.0e-30", "f32")  # a block of zeros has a step too
     largest = kernel.value(f"arith.maximumf {largest}, {smallest} : f32")
     limit = kernel.constant(f"{float(LARGEST)}", "f32")
     step = kernel.value(f"arith.divf {largest}, {limit} : f32")
     inverse = kernel.splat(kernel.value(f"arith.divf {limit}, {largest} : f32"), FLOATS)
-    with kernel.loop(block, LANES, [(zeros, WORDS)] * DIGITS) as loop:
+    _write(kernel, (x, out), here, (block, EXACT), ("arith.mulf", inverse), step)
+    return kernel
+
+
+def prepare_rounded(rows: int, blocks: int, block: int, group_blocks: int) -> Kernel:
+    """`[rows, blocks, block] f32 -> [rows, blocks, words] i32`: inputs that the model declares of 8
+    bits, as one digit, its sum, the step.
+
+    group_blocks: blocks that share a step, the largest of their inputs over 127
+    The same divisions and roundings as `InputFormat.rounded`, so that no code differs.
+    """
+    kernel = Kernel(f"prepare_rounded_{rows}x{blocks}x{block}_{group_blocks}")
+    x = kernel.binding((rows, blocks, block), "f32")
+    out = kernel.binding((rows, blocks, block_words(block, 1)), "i32")
+    row, own = kernel.workgroup(1), kernel.workgroup(0)
+    by = kernel.constant(group_blocks)
+    first = kernel.times(kernel.value(f"arith.divui {own}, {by} : index"), group_blocks)
+    with kernel.loop(group_blocks, 1, [(kernel.constant("0.0", FLOATS), FLOATS)]) as group:
+        other = kernel.value(f"arith.addi {first}, {group.index} : index")
+        with kernel.loop(block, LANES, [(group.carried[0], FLOATS)]) as loop:
+            values = x.load([row, other, loop.index], FLOATS)
+            loop.yielded = [_larger(kernel, loop.carried[0], values)]
+        group.yielded = loop.results
+    largest = kernel.value(f"vector.reduction <maximumf>, {group.results[0]} : {FLOATS} into f32")
+    limit = kernel.constant(f"{float(INT8_LARGEST)}", "f32")
+    step = kernel.value(f"arith.divf {largest}, {limit} : f32")
+    none = kernel.constant("0.0", "f32")
+    some = kernel.value(f"arith.cmpf ogt, {largest}, {none} : f32")
+    step = kernel.value(f"arith.select {some}, {step}, {kernel.constant('1.0', 'f32')} : f32")
+    by_step = "arith.divf", kernel.splat(step, FLOATS)
+    _write(kernel, (x, out), [row, own], (block, 1), by_step, step)
+    return kernel
+
+
+def _larger(kernel: Kernel, largest: str, values: str) -> str:
+    """The larger magnitudes."""
+    part = kernel.value(f"math.absf {values} : {FLOATS}")
+    return kernel.value(f"arith.maximumf {largest}, {part} : {FLOATS}")
+
+
+def _write(
+    kernel: Kernel,
+    buffers: tuple[Buffer, Buffer],
+    here: Sequence[str],
+    sizes: tuple[int, int],
+    scaled: tuple[str, str],
+    step: str,
+) -> None:
+    """The digits of one block, their sums, and the step.
+
+    buffers: floats, words   here: row and block   sizes: inputs, digits   scaled: the operation and
+    the other operand that make inputs the integers, not yet rounded
+    """
+    (x, out), (block, digits) = buffers, sizes
+    words, zeros = block_words(block, digits), kernel.constant(0, WORDS)
+    with kernel.loop(block, LANES, [(zeros, WORDS)] * digits) as loop:
         values = x.load([*here, loop.index], FLOATS)
-        values = kernel.value(f"arith.mulf {values}, {inverse} : {FLOATS}")
+        values = kernel.value(f"{scaled[0]} {values}, {scaled[1]} : {FLOATS}")
         values = kernel.value(f"math.roundeven {values} : {FLOATS}")
         rest = kernel.value(f"arith.fptosi {values} : {FLOATS} to {WORDS}")
         chunk = kernel.value(f"arith.divui {loop.index}, {kernel.constant(CHUNK)} : index")
-        place = kernel.times(chunk, WORD * DIGITS)
-        for i in range(DIGITS):
-            digit, rest = _low_digit(kernel, rest) if i < DIGITS - 1 else (rest, rest)
+        place = kernel.times(chunk, WORD * digits)
+        for i in range(digits):
+            digit, rest = _low_digit(kernel, rest) if i < digits - 1 else (rest, rest)
             narrow = kernel.value(f"arith.trunci {digit} : {WORDS} to vector<16xi8>")
             narrow = kernel.bitcast(narrow, "vector<16xi8>", "vector<4xi32>")
             out.store(narrow, [*here, kernel.add(place, WORD * i)], "vector<4xi32>")
             total = kernel.value(f"arith.addi {loop.carried[i]}, {digit} : {WORDS}")
             loop.yielded.append(total)
-    for i in range(DIGITS):
+    for i in range(digits):
         total = kernel.value(f"vector.reduction <add>, {loop.results[i]} : {WORDS} into i32")
-        out.store_scalar(total, [*here, kernel.constant(words - SUMS + i)])
+        out.store_scalar(total, [*here, kernel.constant(words - digits - 1 + i)])
     step = kernel.value(f"arith.bitcast {step} : f32 to i32")
     out.store_scalar(step, [*here, kernel.constant(words - 1)])
-    return kernel
 
 
 def _low_digit(kernel: Kernel, value: str) -> tuple[str, str]:

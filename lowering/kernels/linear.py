@@ -10,7 +10,7 @@ from trinity.lowering.kernels.emit import Kernel
 from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.kernels.product import write_product
 from trinity.lowering.kernels.terms import CodeTerm, Flavour, Term, ValueTerm
-from trinity.lowering.linalg import scaled_input
+from trinity.lowering.linalg import rounded_input, scaled_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
 # less is worth more than the faster digits.
@@ -33,9 +33,9 @@ def linear_kernels(name: str, panels: Panels, rows: int, flavour: Flavour) -> Li
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
     for tensor, of in panels.shapes().items():
         arguments.append(f"%arg_{tensor}: {tensor_type(*of)}")
-    base = _Use(panels, "", "%arg_x", d_in, flavour)
+    base = writer.use(panels, "", d_in, flavour)
     if adapter:
-        low = writer.product("A_", [_Use(adapter["A"], "A_", "%arg_x", d_in, flavour)])
+        low = writer.product("A_", [writer.use(adapter["A"], "A_", d_in, flavour)])
         rank = adapter["A"].panels * adapter["A"].rows
         if rows <= FUSED_ROWS:
             high = _Use(adapter["B"], "B_", low, rank, "floats")
@@ -79,6 +79,13 @@ class _Writer:
         self.build = Builder()
         self.executables: dict[str, str] = {}
 
+    def use(self, panels: Panels, prefix: str, d_in: int, flavour: Flavour) -> "_Use":
+        """Of the function's own input, rounded where its digits will not do that."""
+        inputs, x = panels.format.inputs, "%arg_x"
+        if inputs and not (flavour == "digits" and panels.rounded_blocks):
+            x = rounded_input(self.build, self.rows, x, d_in, inputs)
+        return _Use(panels, prefix, x, d_in, flavour)
+
     def product(self, prefix: str, uses: Sequence[_Use], start: str | None = None) -> str:
         """The sum of products with weights of the same outputs, and `start`.  -> [rows, padded
         out]
@@ -121,8 +128,12 @@ class _Writer:
         kind = tensor_type((rows, panels.blocks, panels.block), "f32")
         if use.flavour == "floats":
             return value, kind
-        prepared = tensor_type((rows, panels.blocks, digits.block_words(panels.block)), "i32")
-        kernel = digits.prepare(rows, panels.blocks, panels.block)
+        if shared := panels.rounded_blocks:
+            count, kernel = 1, digits.prepare_rounded(rows, panels.blocks, panels.block, shared)
+        else:
+            count, kernel = digits.EXACT, digits.prepare(rows, panels.blocks, panels.block)
+        words = digits.block_words(panels.block, count)
+        prepared = tensor_type((rows, panels.blocks, words), "i32")
         return self.dispatch(kernel, (panels.blocks, rows), [(value, kind)], prepared), prepared
 
     def in_blocks(self, value: str, panels: Panels) -> str:

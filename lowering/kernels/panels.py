@@ -23,7 +23,7 @@ scale for the tensor is repeated.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Literal
@@ -128,7 +128,28 @@ class Panels:
     @property
     def group_blocks(self) -> int:
         """Blocks of a scale group."""
-        return -(-self.group // LONGEST_BLOCK)
+        return -(-self.group // self._longest_block)
+
+    @property
+    def _longest_block(self) -> int:
+        """Rounded inputs that share a scale are a block, or several, if they may be."""
+        shared = self.format.inputs.group_size if self.format.inputs else None
+        fits = shared and shared < LONGEST_BLOCK and shared % (self.chunk * WORD) == 0
+        return shared if shared and fits else LONGEST_BLOCK
+
+    @property
+    def rounded_blocks(self) -> int:
+        """Blocks whose inputs, rounded to 8 bits, share a scale; 0 where none are, or blocks and
+        those groups cross.
+        """
+        inputs, grid = self.format.inputs, self.format.grid
+        if inputs is None or grid is None or grid.input_scale:
+            return 0
+        shared = inputs.group_size or self.format.shape[1]
+        if shared % self.group == 0:
+            return shared // self.group * self.group_blocks
+        even = self.group % shared == 0 and self.group // shared == self.group_blocks
+        return 1 if even and shared == self.block else 0
 
     @property
     def blocks(self) -> int:
@@ -210,7 +231,7 @@ class Panels:
 
     def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
         """The stored tensors of a weight of this format; `unpack` inverts it exactly."""
-        if format_of(weight) != self.format:
+        if format_of(weight) != replace(self.format, inputs=None):
             msg = f"panels of {self.format.label} cannot hold a weight of {format_of(weight).label}"
             raise ConfigError(msg)
         base = weight.base if isinstance(weight, Adapted) else weight

@@ -5,7 +5,8 @@
 **digits** (x86 with AVX-512 VNNI).  One instruction multiplies 64 codes with 64 digits of
 activations and adds exactly, so a block is three integer dot products and one float multiply-add:
 `y += scale * step * (65536 d2 + 256 d1 + d0)`.  Against widening codes to floats this is 9 instead
-of 24 vector operations for 128 weights of 4 bits.
+of 24 vector operations for 128 weights of 4 bits.  Inputs that a model declares of 8 bits are one
+digit, a third of the products.
 
 **floats** (any CPU).  Codes are widened to float32 and multiplied there: same storage, more work.
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from trinity.lowering.builder import MLIR_TYPES
-from trinity.lowering.kernels.digits import DIGITS, SUMS, block_words
+from trinity.lowering.kernels.digits import EXACT, block_words
 from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
 from trinity.lowering.kernels.panels import WORD, Panels, Plane
 
@@ -71,16 +72,19 @@ class ValueTerm:
 
 
 class CodeTerm:
-    """Activations in blocks, as floats or in digits, times codes."""
+    """Activations in blocks, as floats or in digits, times codes.
 
-    room = 8
+    digits: of an activation, three or, where a model declares inputs of 8 bits, one
+    """
 
     def __init__(self, kernel: Kernel, panels: Panels, rows: int, flavour: Flavour) -> None:
         """rows: M.  Binds the activations and the stored tensors."""
         self.kernel, self.panels, self.flavour = kernel, panels, flavour
+        self.digits = 1 if panels.rounded_blocks else EXACT
+        self.room = 16 if flavour == "digits" and self.digits == 1 else 8
         width, element = panels.block, "f32"
         if flavour == "digits":
-            width, element = block_words(panels.block), "i32"
+            width, element = block_words(panels.block, self.digits), "i32"
         self.buffers = {"x": kernel.binding((rows, panels.blocks, width), element)}
         for name, (shape, dtype) in panels.kernel_shapes().items():
             self.buffers[name] = kernel.binding(shape, MLIR_TYPES[dtype])
@@ -104,7 +108,7 @@ class CodeTerm:
                     at = r * len(vectors) + v
                     factor = scale
                     if self.flavour == "digits":
-                        step = self._header(rows[r], blocks.index, DIGITS)
+                        step = self._header(rows[r], blocks.index, self.digits)
                         step = kernel.value(f"arith.bitcast {step} : i32 to f32")
                         step = kernel.splat(step, FLOATS)
                         factor = kernel.value(f"arith.mulf {scale}, {step} : {FLOATS}")
@@ -154,7 +158,7 @@ class CodeTerm:
         """
         kernel, found = self.kernel, []
         for row in rows:
-            totals = [self._header(row, block, i) for i in range(DIGITS)]
+            totals = [self._header(row, block, i) for i in range(self.digits)]
             for zero in zeros:
                 for total in totals:
                     wide = kernel.splat(total, WORDS)
@@ -165,8 +169,8 @@ class CodeTerm:
 
     def _header(self, row: str, block: str, index: int) -> str:
         """One of a block's last words: the sum of digit `index`, or the step."""
-        last = block_words(self.panels.block) - SUMS
-        return self.buffers["x"].load_scalar([row, block, self.kernel.constant(last + index)])
+        first = block_words(self.panels.block, self.digits) - self.digits - 1
+        return self.buffers["x"].load_scalar([row, block, self.kernel.constant(first + index)])
 
     def _codes(self, panel: str, chunk: str, vector: str) -> dict[str, list[str]]:
         """The bytes of a chunk, by plane; one vector of bytes for each unit."""
@@ -292,15 +296,15 @@ class CodeTerm:
     ) -> None:
         """Add one word vector's products with every digit of every row."""
         kernel, (block, chunk, word) = self.kernel, at
-        first = kernel.times(chunk, self.panels.chunk // WORD * WORD * DIGITS)
-        offset = word // WORD * WORD * DIGITS + word % WORD
+        first = kernel.times(chunk, self.panels.chunk // WORD * WORD * self.digits)
+        offset = word // WORD * WORD * self.digits + word % WORD
         for r, row in enumerate(rows):
-            for i in range(DIGITS):
+            for i in range(self.digits):
                 place = kernel.add(first, offset + WORD * i)
                 x = kernel.splat(self.buffers["x"].load_scalar([row, block, place]), WORDS)
                 x = kernel.bitcast(x, WORDS, BYTES)
                 for v, code in enumerate(codes):
-                    n = (r * len(codes) + v) * DIGITS + i
+                    n = (r * len(codes) + v) * self.digits + i
                     sums[n] = kernel.value(
                         f'llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.512"'
                         f"({sums[n]}, {code}, {x}) : ({WORDS}, {BYTES}, {BYTES}) -> {WORDS}"
@@ -335,15 +339,15 @@ class CodeTerm:
                     sums[n] = kernel.value(f"vector.fma {value}, {x}, {sums[n]} : {FLOATS}")
 
     def _as_floats(self, sums: Sequence[str]) -> list[str]:
-        """Each three digits' sums as one float."""
+        """The sums of an activation's digits as one float."""
         kernel, found = self.kernel, []
-        for first in range(0, len(sums), DIGITS):
+        for first in range(0, len(sums), self.digits):
             parts = [
                 kernel.value(f"arith.sitofp {sums[first + i]} : {WORDS} to {FLOATS}")
-                for i in range(DIGITS)
+                for i in range(self.digits)
             ]
             whole = parts[0]
-            for i in range(1, DIGITS):
+            for i in range(1, self.digits):
                 weight = kernel.constant(f"{float(256**i)}", FLOATS)
                 whole = kernel.value(f"vector.fma {parts[i]}, {weight}, {whole} : {FLOATS}")
             found.append(whole)

@@ -22,6 +22,7 @@ from torch import Tensor
 from trinity.methods.errors import ConfigError, RecordError
 
 E4M3_BELOW = 488.0
+INT8_LARGEST = 127
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class InputFormat:
         if self.group_size is not None and (self.kind == "fp8" or self.group_size < 1):
             msg = f"inputs: group_size {self.group_size} does not go with {self.kind}."
             raise ConfigError(msg)
+
+    @property
+    def largest(self) -> int:
+        """The integer that the largest of a group becomes."""
+        return INT8_LARGEST
 
     @property
     def label(self) -> str:
@@ -88,5 +94,5 @@ def _fp8(x: Tensor) -> Tensor:
 def _int8(x: Tensor, group_size: int | None) -> Tensor:
     groups = x.reshape(*x.shape[:-1], -1, group_size or x.shape[-1])
     largest = groups.abs().amax(-1, keepdim=True)
-    scale = torch.where(largest > 0, largest / 127, 1.0)
-    return ((groups / scale).round().clamp(-128, 127) * scale).view(x.shape)
+    scale = torch.where(largest > 0, largest / INT8_LARGEST, 1.0)
+    return ((groups / scale).round() * scale).view(x.shape)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from trinity.methods.errors import ConfigError, RecordError
 from trinity.methods.formats.adapter import Adapted, AdapterFormat, FactorFormat
 from trinity.methods.formats.dense import Dense
+from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.sparse import Pattern, Sparse, parse_pattern
 
@@ -19,6 +20,8 @@ class WeightFormat:
 
     (The one exception: how many entries an unstructured mask keeps is in the mask.)
     shape: (out, in)   dtype: of float values, None where quantized
+    inputs: what a product rounds its inputs to, where the model declares that; a property of the
+        model and not of the weight, so no weight's own format has it
     """
 
     shape: tuple[int, int]
@@ -26,6 +29,7 @@ class WeightFormat:
     grid: Grid | None = None
     pattern: Pattern | None = None
     adapter: AdapterFormat | None = None
+    inputs: InputFormat | None = None
 
     @property
     def label(self) -> str:
@@ -45,6 +49,8 @@ class WeightFormat:
         if self.adapter:
             words.append(f"+ rank {self.adapter.rank}")
             words += self._factor_words()
+        if self.inputs:
+            words.append(f"with inputs {self.inputs.label}")
         return " ".join(words)
 
     def factor(self, name: Literal["A", "B"]) -> "WeightFormat":
@@ -55,10 +61,11 @@ class WeightFormat:
         (out, d_in), rank = self.shape, self.adapter.rank
         rows, columns = (out, rank) if name == "B" else (rank, d_in)
         found = self.adapter.B if name == "B" else self.adapter.A
+        inputs = self.inputs if name == "A" else None  # B reads what A gives
         if found is None:
-            return WeightFormat((rows, columns), self.adapter.dtype)
+            return WeightFormat((rows, columns), self.adapter.dtype, inputs=inputs)
         shape = (columns, rows) if found.transposed else (rows, columns)
-        return WeightFormat(shape, found.dtype, found.grid, found.pattern)
+        return WeightFormat(shape, found.dtype, found.grid, found.pattern, inputs=inputs)
 
     def _factor_words(self) -> list[str]:
         """Nothing for plain floats, else what both factors are, or each of them."""
@@ -80,6 +87,8 @@ class WeightFormat:
             data["pattern"] = str(self.pattern)
         if self.adapter:
             data["adapter"] = _adapter_json(self.adapter)
+        if self.inputs:
+            data["inputs"] = self.inputs.to_json()
         return data
 
     @staticmethod
@@ -90,7 +99,8 @@ class WeightFormat:
             grid = _read_grid(data["grid"]) if "grid" in data else None
             adapter = _read_adapter(data["adapter"]) if "adapter" in data else None
             pattern = parse_pattern(data["pattern"]) if "pattern" in data else None
-            return WeightFormat((out, d_in), data.get("dtype"), grid, pattern, adapter)
+            inputs = InputFormat.from_json(data["inputs"]) if "inputs" in data else None
+            return WeightFormat((out, d_in), data.get("dtype"), grid, pattern, adapter, inputs)
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             msg = (
                 f"weight format {data}: cannot be read ({error!r}). "

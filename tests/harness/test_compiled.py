@@ -22,12 +22,13 @@ def _run(
     steps: list[dict[str, Any]],
     engine: str = "torch",
     dtype: str = "float32",
+    inputs: dict[str, Any] | None = None,
     **bench: Any,
 ) -> Run:
     data: dict[str, Any] = {
         "name": "test",
         "model": {"id": "random:tiny-llama", "dtype": dtype},
-        "compress": {"steps": steps},
+        "compress": {"steps": steps, "inputs": inputs},
         "calibration": {"dataset": "pydoc", "samples": 2, "seqlen": 64, "rule": "concatenated"},
         "lower": {"target": "llvm-cpu", "length": 16, "context": 96},
         "evaluate": {
@@ -106,6 +107,16 @@ def test_the_engines_logits_are_the_same(store: StageStore) -> None:
     ids = torch.randint(0, 258, (50,), generator=torch.Generator().manual_seed(3))
     ours, expected = lowered.engine.logits(ids), measuring.torch_engine.logits(ids)
     assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_inputs_declared_of_eight_bits_are_rounded_in_the_module(store: StageStore) -> None:
+    steps = [{"method": "rtn", "bits": 4, "group_size": 16}]
+    run = _run(store, steps, inputs={"kind": "int8", "group_size": 16})
+    info = run.finish().record.lowering
+    assert info is not None
+    # Rounded otherwise than declared, logits would be as far off as rounding takes them.
+    assert max(info.logit_errors.values()) < info.tolerance / 4
+    assert info.tolerance > 1e-3
 
 
 @pytest.mark.parametrize("stage", ["torch", "annotated", "storage", "target"])

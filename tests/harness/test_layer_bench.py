@@ -49,7 +49,7 @@ def test_every_product_is_that_of_its_weight_on_every_copy() -> None:
     x = torch.randn(2, 48)
     expected = (x.double() @ weight.dequantize().double().T).float()
     for make in (layer_bench.torch_product, layer_bench.iree_product("llvm-cpu")):
-        product = make(weight, x)
+        product = make(FORMATS[3], weight, x)
         for _ in range(4):
             found = product.run()
             assert isinstance(found, torch.Tensor)

@@ -153,9 +153,9 @@ def test_the_simulation_rounds_the_input_of_every_declared_linear_and_of_no_othe
         assert torch.equal(simulated(ids).logits, plain(ids).logits)
 
 
-def test_rounded_inputs_are_not_lowered_and_that_is_said_first(tmp_path: Path) -> None:
-    compress = {"inputs": {"kind": "int8", "group_size": 16}}
-    with pytest.raises(UnsupportedError, match=r"int8 group 16, and compiled modules read float"):
+def test_fp8_inputs_are_not_lowered_and_that_is_said_first(tmp_path: Path) -> None:
+    compress = {"inputs": {"kind": "fp8"}}
+    with pytest.raises(UnsupportedError, match=r"fp8 tensor, and compiled modules round to int8"):
         _run(StageStore(tmp_path / "cache"), compress=compress, lower={"target": "llvm-cpu"})
 
 

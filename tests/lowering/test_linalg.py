@@ -8,7 +8,14 @@ import torch
 
 from trinity.lowering import annotate, check, dialects, targets
 from trinity.lowering.storage import layout_of
-from trinity.methods.formats import Adapted, CompressedWeight, Quantized, Sparse, format_of
+from trinity.methods.formats import (
+    Adapted,
+    CompressedWeight,
+    InputFormat,
+    Quantized,
+    Sparse,
+    format_of,
+)
 
 Make = Callable[..., CompressedWeight]
 ROWS = replace(targets.get("llvm-cpu"), kernels=False)  # storage in rows, no kernel of ours
@@ -44,6 +51,18 @@ def test_a_compiled_linear_is_the_float64_product_of_its_weight(
 ) -> None:
     weight = make_weight(shape, kind, pattern, rank, torch.float16)
     assert check.linear_error(weight, ROWS, rows) < 2e-6
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("group", [None, 16])
+def test_declared_eight_bit_inputs_are_rounded_as_in_torch(
+    make_weight: Make, group: int | None, rows: int
+) -> None:
+    weight, inputs = make_weight((24, 48), "int4 channel", "2:4", 5), InputFormat("int8", group)
+    assert check.linear_error(weight, ROWS, rows, inputs) < 2e-6
+    layout = layout_of(replace(format_of(weight), inputs=inputs))
+    text = dialects.verified(annotate.annotated_function(layout, rows), "annotated")
+    assert "math.roundeven" in text
 
 
 PACKED_ADAPTERS = [

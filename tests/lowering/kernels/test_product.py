@@ -15,7 +15,14 @@ from trinity.lowering.kernels.linear import linear_kernels, with_kernels
 from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.kernels.product import Tile, shares, tiles
 from trinity.lowering.targets import Target
-from trinity.methods.formats import Adapted, CompressedWeight, Quantized, Sparse, format_of
+from trinity.methods.formats import (
+    Adapted,
+    CompressedWeight,
+    InputFormat,
+    Quantized,
+    Sparse,
+    format_of,
+)
 
 Make = Callable[..., CompressedWeight]
 # A full panel, a low tile, tall tiles and what is left of them, workgroups that share the rows.
@@ -49,7 +56,8 @@ def worst_error(module: Loaded, panels: Panels, weight: CompressedWeight, x: tor
     errors = []
     for rows in ROWS:
         found = module.fetch(module.call(f"rows_{rows}", [module.put(x[:rows]), *stored]))
-        expected = x[:rows].double() @ weight.dequantize().double().T
+        rounded = panels.format.inputs.rounded(x[:rows]) if panels.format.inputs else x[:rows]
+        expected = rounded.double() @ weight.dequantize().double().T
         errors.append(relative_error(found, expected))
     return max(errors)
 
@@ -87,6 +95,48 @@ def test_a_packed_adapter_is_multiplied_packed(
     panels = Panels(format_of(weight))
     x = torch.randn(max(ROWS), 48)
     assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
+
+
+# Blocks and groups of inputs: several blocks share a scale, a block is a group, the whole token is
+# one, the two cross, and floats that have no blocks.
+ROUNDED = [
+    ((70, 256), "int4 group 64", "2:4", 5, 128, 2),
+    ((40, 512), "int4 tensor", None, 0, 128, 1),
+    ((40, 600), "int8 channel asymmetric", None, 0, None, 3),
+    ((40, 96), "int4 group 48", None, 3, 32, 0),
+    ((40, 64), "bfloat16", None, 0, 16, 0),
+]
+
+
+@pytest.mark.parametrize(("shape", "kind", "pattern", "rank", "group", "shared"), ROUNDED)
+def test_declared_eight_bit_inputs_are_rounded_as_in_torch(
+    make_weight: Make,
+    flavour: str,
+    shape: tuple[int, int],
+    kind: str,
+    pattern: str | None,
+    rank: int,
+    group: int | None,
+    shared: int,
+) -> None:
+    weight = make_weight(shape, kind, pattern, rank, torch.float16)
+    panels = Panels(replace(format_of(weight), inputs=InputFormat("int8", group)))
+    assert panels.rounded_blocks == shared
+    assert torch.equal(panels.unpack(panels.pack(weight)).dequantize(), weight.dequantize())
+    x = torch.randn(max(ROWS), shape[1])
+    x[:, 5] *= 1000
+    x[1] = 0
+    x[2, :16] = 0.5  # ties
+    assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
+
+
+def test_a_packed_adapter_reads_rounded_inputs_too(make_packed_adapter: Make, flavour: str) -> None:
+    weight = make_packed_adapter((40, 64), 16, "int4 group 32", "int4 group 16", "int4 group 32")
+    panels = Panels(replace(format_of(weight), inputs=InputFormat("int8", 32)))
+    assert panels.factors["A"].rounded_blocks == 1
+    assert (
+        worst_error(load(panels, flavour, CPU), panels, weight, torch.randn(max(ROWS), 64)) < 1e-6
+    )
 
 
 def test_scaled_inputs_are_multiplied_and_the_adapter_reads_them_unscaled(
