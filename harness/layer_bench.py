@@ -79,13 +79,13 @@ def bench_layers(
         weight = random_weight(weight_format)
         for count in rows:
             x = torch.randn(count, weight_format.shape[1])
-            dense = torch_product(weight, x)
+            dense = torch_product(weight_format, weight, x)
             products = [make(weight_format, weight, x) for make in makers]
             found += _timed(products, dense, weight_format, count, repeats)
     return found
 
 
-def torch_product(weight: CompressedWeight, x: Tensor) -> Product:
+def torch_product(_: WeightFormat, weight: CompressedWeight, x: Tensor) -> Product:
     """Dense float32 in torch, on rotated copies.  x: [rows, in]"""
     dense = weight.dequantize().float()
     count = _copies(dense.nbytes)
