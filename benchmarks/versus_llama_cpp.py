@@ -14,7 +14,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -64,6 +64,7 @@ PAIRS = [
     (DENSE, TORCH),
 ]
 CHECKED = 16  # tokens after the prompt whose logits are compared
+EXACTLY = f"{FLOATS}, attention in float32"
 # By default llama.cpp computes attention in float16.  Without that, its logits from a float32 file
 # are torch's but for rounding, which shows that the files hold the model.
 EXACT = {
@@ -171,11 +172,11 @@ def main() -> int:
     options = parse()
     hush_libraries()
     llama_cpp.llama_log_set(say_errors, None)
-    store = StageStore(default_root())
     try:
         check_threads()
-        with tempfile.TemporaryDirectory(dir=store.root) as folder:
-            found = measure(options, run_of(options, store), Path(folder))
+        run = run_of(options, StageStore(default_root()))
+        with tempfile.TemporaryDirectory(dir=run.store.root) as folder:
+            found = measure(options, run, Path(folder))
     except TrinityError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -208,6 +209,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def command(options: argparse.Namespace) -> str:
+    """The command line again, without the file."""
+    sizes = f"--prompt {options.prompt} --new {options.new} --repeats {options.repeats}"
+    return f"python benchmarks/versus_llama_cpp.py --model {options.model} {sizes}"
+
+
 def run_of(options: argparse.Namespace, store: StageStore) -> Run:
     """Our int4 model and its module; its `dense` is the model before compression."""
     rtn = {"method": "rtn", "group_size": gguf_model.GROUP}
@@ -228,17 +235,14 @@ def positions_of(options: argparse.Namespace) -> int:
 def measure(options: argparse.Namespace, run: Run, folder: Path) -> dict[str, Any]:
     """Check and time every candidate, as plain data.  folder: for GGUF files"""
     candidates = candidates_of(run, folder, positions_of(options))
-    ids = generate.fixed_tokens(
-        read_config(run.checkpoint).vocab_size, (1, options.prompt + CHECKED), seed=1
-    )
+    exact = LlamaCpp(folder / FLOATS, positions_of(options), EXACT)
+    untimed = {EXACTLY: replace(candidates[FLOATS], engine=exact)}
+    vocab_size = read_config(run.checkpoint).vocab_size
+    ids = generate.fixed_tokens(vocab_size, (1, options.prompt + CHECKED), seed=1)
     checked = {
         name: compared(c.engine, c.reference(), ids, options.prompt)
-        for name, c in candidates.items()
+        for name, c in (candidates | untimed).items()
     }
-    exact = LlamaCpp(folder / FLOATS, positions_of(options), EXACT)
-    checked[f"{FLOATS}, attention in float32"] = compared(
-        exact, candidates[FLOATS].reference(), ids, options.prompt
-    )
     engines = {name: c.engine for name, c in candidates.items()}
     engines[AGAIN] = engines[FAIR]
     workloads = {
@@ -257,7 +261,7 @@ def measure(options: argparse.Namespace, run: Run, folder: Path) -> dict[str, An
         ratios += ratios_of(workload, {name: m.samples for name, m in seconds.items()})
     return {
         "schema": "versus-llama-cpp/1",
-        "command": " ".join(["python", "benchmarks/versus_llama_cpp.py", *sys.argv[1:]]),
+        "command": command(options),
         "model": {"id": options.model, "label": run.source.label, "sha256": run.source.sha256},
         "checkpoints": {"int4": run.checkpoint.name, "float32": run.dense.checkpoint.name},
         "llama_cpp": {
