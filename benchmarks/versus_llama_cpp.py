@@ -27,6 +27,7 @@ from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
 from trinity.harness import recipe, statistics
+from trinity.harness.bench import bytes_a_token
 from trinity.harness.checkpoint import Checkpoint
 from trinity.harness.engine import Engine, MeasurementPath, TorchEngine
 from trinity.harness.latency import ceilings, generate, machine
@@ -48,20 +49,21 @@ except ImportError as error:
         "the project. Run `tox -e llama-cpp`, which compiles it; tox.ini has the flags."
     ) from error
 
-INT4, DENSE, TORCH, FLOATS = "IREE int4", "IREE float32", "torch float32", "llama.cpp F32"
-FAIR, AGAIN = "llama.cpp Q4_0, head F32", "llama.cpp Q4_0, head F32, again"
+INT4, DENSE, TORCH = "IREE int4", "IREE float32", "torch float32"
+FAIR, AGAIN = "llama.cpp Q4_0, head Q8_0", "llama.cpp Q4_0, head Q8_0, again"
+FAIR_DENSE, FLOATS = "llama.cpp F32, head Q8_0", "llama.cpp F32, head F32"
 # Linears and head of each GGUF file.  Q8_0 is the head that llama.cpp's own quantizer takes for
-# this model (Q6_K where 256 divides the width), float32 is what our modules have.
+# this model (Q6_K where 256 divides the width), and what our modules store where it is exact.
 FILES = {
-    FAIR: (Kind.Q4_0, Kind.F32),
-    "llama.cpp Q4_1, head F32": (Kind.Q4_1, Kind.F32),
-    "llama.cpp Q4_0, head Q8_0": (Kind.Q4_0, Kind.Q8_0),
+    FAIR: (Kind.Q4_0, Kind.Q8_0),
+    "llama.cpp Q4_1, head Q8_0": (Kind.Q4_1, Kind.Q8_0),
+    "llama.cpp Q4_0, head F32": (Kind.Q4_0, Kind.F32),
+    FAIR_DENSE: (Kind.F32, Kind.Q8_0),
     FLOATS: (Kind.F32, Kind.F32),
 }
 PAIRS = [
-    *((INT4, theirs) for theirs in (*FILES, TORCH) if theirs != FLOATS),
-    (DENSE, FLOATS),
-    (DENSE, TORCH),
+    *((INT4, theirs) for theirs in (*FILES, TORCH) if theirs not in (FAIR_DENSE, FLOATS)),
+    *((DENSE, theirs) for theirs in (FAIR_DENSE, FLOATS, TORCH)),
 ]
 CHECKED = 16  # tokens after the prompt whose logits are compared
 EXACTLY = f"{FLOATS}, attention in float32"
@@ -287,7 +289,7 @@ def candidates_of(run: Run, folder: Path, positions: int) -> dict[str, Candidate
     for name, measuring in {INT4: run.measuring, DENSE: run.dense.measuring}.items():
         lowered = measuring.lowered
         assert lowered is not None
-        size = lowered.parameters.stat().st_size
+        size = bytes_a_token(lowered.parameters, measuring.torch_engine.model)
         found[name] = Candidate(lowered.engine, lambda m=measuring: m.torch_engine, size)
     eager = run.dense.measuring.torch_engine
     size = sum(p.nbytes for p in eager.model.parameters())

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from safetensors import safe_open
@@ -185,20 +185,27 @@ class Bench:
     def _held_bytes(self, engine: str) -> int:
         """Bytes of the weights that one token reads; an embedding that is no head is not read."""
         model = self.measuring.torch_engine.model
+        if engine != "torch":
+            assert self.measuring.lowered is not None
+            return bytes_a_token(self.measuring.lowered.parameters, model)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         tied = head is not None and head.weight is embedding.weight
-        if engine == "torch":
-            held: int = sum(p.nbytes for p in model.parameters())
-            return held if tied else held - int(embedding.weight.nbytes)
-        lowered = self.measuring.lowered
-        assert lowered is not None
-        names = {id(module): name for name, module in model.named_modules()}
-        with safe_open(lowered.parameters, framework="pt") as stream:
-            sizes = {key: stream.get_tensor(key).nbytes for key in stream.keys()}  # noqa: SIM118  # not a dict
-        if any(key.startswith(f"{names.get(id(head))}.") for key in sizes):
-            table = f"{names[id(embedding)]}."
-            sizes = {key: size for key, size in sizes.items() if not key.startswith(table)}
-        return sum(sizes.values())
+        held: int = sum(p.nbytes for p in model.parameters())
+        return held if tied else held - int(embedding.weight.nbytes)
+
+
+def bytes_a_token(parameters: Path, model: Any) -> int:
+    """Bytes of a module's parameter file that one token reads; of an embedding that is no head it
+    is a row.  model: that it was made from (transformers has no common type)
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    with safe_open(parameters, framework="pt") as stream:
+        sizes = {key: stream.get_tensor(key).nbytes for key in stream.keys()}  # noqa: SIM118  # not a dict
+    if any(key.startswith(f"{names.get(id(head))}.") for key in sizes):
+        table = f"{names[id(embedding)]}."
+        sizes = {key: size for key, size in sizes.items() if not key.startswith(table)}
+    return sum(sizes.values())
 
 
 def check_batch(spec: BenchSpec, lower: LowerSpec | None, folder: Path, dtype: str) -> None:
