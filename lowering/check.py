@@ -10,11 +10,10 @@ from trinity.lowering.annotate import function_name
 from trinity.lowering.compile import compile_text, target_text
 from trinity.lowering.export import packed_linears
 from trinity.lowering.invoke import CompiledModel, Loaded
-from trinity.lowering.kernels.choose import host_flavour, storage_of
-from trinity.lowering.kernels.linear import linear_kernels, with_kernels
-from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.kernels.choose import kernels_of, storage_of
+from trinity.lowering.kernels.linear import with_kernels
 from trinity.lowering.linalg import linear_function
-from trinity.lowering.storage import layout_of
+from trinity.lowering.storage import Layout, layout_of
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError, LoweringError
 from trinity.methods.formats import CompressedWeight, WeightFormat, format_of
@@ -53,7 +52,7 @@ def verify(
     if wrong:
         found = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())
         rows = [compiled.batch * length for length in compiled.meta["lengths"]]
-        where = blame(weights, compiled.target, rows)
+        where = blame(weights, compiled.target, rows, str(dtype).removeprefix("torch."))
         msg = (
             f"{where}: compiled logits differ from torch by {found} of their norm, where "
             f"{tolerance:.0e} "
@@ -63,13 +62,15 @@ def verify(
     return errors
 
 
-def blame(weights: Mapping[str, CompressedWeight], target: Target, counts: list[int]) -> str:
+def blame(
+    weights: Mapping[str, CompressedWeight], target: Target, counts: list[int], dtype: str
+) -> str:
     """The first linear whose own module is wrong, in the order of `weights`; else where it cannot
-    be.  counts: rows of the inputs that are tried
+    be.  counts: rows of the inputs that are tried   dtype: of the model
     """
     for layer, weight in weights.items():
         for rows in counts:
-            error = linear_error(weight, target, rows)
+            error = linear_error(weight, target, rows, dtype)
             if not error <= LAYER_TOLERANCE:
                 return f"{layer} ({format_of(weight).label}, {rows} rows, error {error:.1e})"
     return "outside the compressed linears (each agrees with float64)"
@@ -84,12 +85,18 @@ def torch_logits(model: nn.Module, weights: Mapping[str, CompressedWeight], ids:
     return logits
 
 
-def linear_error(weight: CompressedWeight, target: Target, rows: int) -> float:
-    """Error of one compiled linear against float64, as a part of the largest output."""
+def linear_error(
+    weight: CompressedWeight, target: Target, rows: int, dtype: str = "float32"
+) -> float:
+    """Error of one compiled linear against float64, as a part of the largest output.
+
+    dtype: of the model, whose inputs are numbers of that type
+    """
     weight_format = format_of(weight)
-    module = linear_module(weight_format, target, rows)
+    module = linear_module(weight_format, target, rows, dtype)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, weight.shape[1], generator=generator)
+    x = x.to(getattr(torch, dtype)).float()
     expected = x.double() @ weight.dequantize().double().T
     stored = storage_of(weight_format, target).pack(weight)
     arguments = [module.put(tensor) for tensor in (x, *stored.values())]
@@ -98,19 +105,23 @@ def linear_error(weight: CompressedWeight, target: Target, rows: int) -> float:
 
 
 @lru_cache(maxsize=64)
-def linear_module(weight_format: WeightFormat, target: Target, rows: int) -> Loaded:
+def linear_module(
+    weight_format: WeightFormat, target: Target, rows: int, dtype: str = "float32"
+) -> Loaded:
     """One linear of a format, compiled by itself; its storage comes as arguments."""
-    return Loaded(compile_text(linear_text(weight_format, target, rows), target), target)
+    return Loaded(compile_text(linear_text(weight_format, target, rows, dtype), target), target)
 
 
-def linear_text(weight_format: WeightFormat, target: Target, rows: int) -> str:
-    """Stage target of a module with one linear as its public function."""
+def linear_text(
+    weight_format: WeightFormat, target: Target, rows: int, dtype: str = "float32"
+) -> str:
+    """Stage target of a module with one linear as its public function.  dtype: of the model"""
     stored, name = storage_of(weight_format, target), function_name(weight_format, rows)
-    if isinstance(stored, Panels):
-        kernels = linear_kernels(name, stored, rows, host_flavour())
-        text = with_kernels("module {\n}\n", [kernels])
-    else:
+    if isinstance(stored, Layout):
         text = f"module {{\n{linear_function(name, stored, rows)}}}\n"
+    else:
+        kernels = kernels_of(stored, name, rows, dtype)
+        text = with_kernels("module {\n}\n", [kernels] if kernels else [])
     return target_text(text.replace("func.func private", "func.func", 1), target)
 
 

@@ -11,7 +11,7 @@ from trinity.lowering.storage import layout_of
 from trinity.methods.formats import Adapted, CompressedWeight, Quantized, Sparse, format_of
 
 Make = Callable[..., CompressedWeight]
-ROWS = replace(targets.get("llvm-cpu"), kernels=False)  # storage in rows, no kernel of ours
+ROWS = replace(targets.get("llvm-cpu"), kernels=None)  # storage in rows, no kernel of ours
 
 FORMATS = [
     ((24, 40), "float32", None, 0),

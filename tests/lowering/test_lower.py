@@ -273,11 +273,13 @@ def test_a_linear_that_is_wrong_by_itself_is_named_first(
 ) -> None:
     wrong = "model.layers.0.self_attn.v_proj"
 
-    def error(weight: CompressedWeight, _target: object, _rows: int) -> float:
+    def error(weight: CompressedWeight, _target: object, _rows: int, _dtype: str) -> float:
         return 1.0 if weight is packed.weights[wrong] else 0.0
 
     monkeypatch.setattr(check, "linear_error", error)
-    assert check.blame(packed.weights, packed.plan.target, [1]).startswith(f"{wrong} (2:4 int4")
+    assert check.blame(packed.weights, packed.plan.target, [1], "float32").startswith(
+        f"{wrong} (2:4 int4"
+    )
 
 
 def test_a_fingerprint_depends_on_formats_and_sizes_and_not_on_numbers(
