@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from trinity.lowering.kernels.cuda.tiles import Tiles, refusal, two_of_four
 from trinity.methods.errors import ConfigError
@@ -61,13 +62,29 @@ def test_a_mask_is_filled_up_to_two_of_four_from_behind() -> None:
     assert torch.equal(two_of_four(kept), filled)
 
 
+def kept_entries(words: Tensor, selector: int) -> Tensor:
+    """Which kept entry of its row stands at every input of a sparse product, -1 where none does.
+
+    From the PTX ISA: the metadata of inputs 16 h to 16 h + 15 is with thread 2 f + h of every four,
+    f being the selector; row g in the lower half of its word, row g + 8 in the upper, two bits an
+    entry.  words: int32, one a lane  ->  [16, 32]
+    """
+    found = torch.full((16, 32), -1)
+    for row in range(16):
+        for half in range(2):
+            bits = int(words[row % 8 * 4 + 2 * selector + half]) >> (16 * (row // 8))
+            for entry in range(8):
+                place = bits >> (2 * entry) & 3
+                found[row, 16 * half + 4 * (entry // 2) + place] = 8 * half + entry
+    return found
+
+
 def read_as_operands(stored: dict[str, Tensor], panel: int, unit: int, tile: int) -> Tensor:
     """The 16 x 128 (2:4) or 16 x 64 raw codes of one unit, as `mma` and `mma.sp` read them.
 
-    Written from the PTX ISA, lane by lane: elements a0 to a7 of a lane are in row g where the
-    index is 0, 1, 4 or 5 and in row g + 8 elsewhere, in column 2 t + (i mod 2), 8 further from a4
-    on.  The metadata of inputs 16 h to 16 h + 15 of a product are with thread 2 f + h of every
-    four, row g in the lower half, row g + 8 in the upper.  What 2:4 removes is -1.
+    From the PTX ISA, lane by lane: elements a0 to a7 of a lane are in row g where the index is 0,
+    1, 4 or 5 and in row g + 8 elsewhere, in column 2 t + (i mod 2), 8 further from a4 on.  What 2:4
+    removes is -1.
     """
     codes = stored["tile_codes"][panel, unit, tile].contiguous().view(torch.int32)  # [lane, word]
     kept = torch.zeros(4, 16, 16, dtype=torch.int64)
@@ -83,17 +100,33 @@ def read_as_operands(stored: dict[str, Tensor], panel: int, unit: int, tile: int
     if "tile_places" not in stored:
         return kept.permute(1, 0, 2).reshape(16, 64)
     places = stored["tile_places"][panel, unit].contiguous().view(torch.int32)  # [lane, word]
-    full = torch.full((16, 4, 32), -1)
-    for step in range(4):
-        selector, word = step % 2, 2 * tile + step // 2
-        for row in range(16):
-            for half in range(2):
-                bits = int(places[row % 8 * 4 + 2 * selector + half, word]) >> (16 * (row // 8))
-                for entry in range(8):
-                    place = bits >> (2 * entry) & 3
-                    column = 16 * half + 4 * (entry // 2) + place
-                    full[row, step, column] = kept[step, row, 8 * half + entry]
-    return full.view(16, 128)
+    return torch.cat(
+        [
+            expanded(kept[step], kept_entries(places[:, 2 * tile + step // 2], step % 2))
+            for step in range(4)
+        ],
+        dim=1,
+    )
+
+
+def expanded(kept: Tensor, entries: Tensor) -> Tensor:
+    """Kept numbers at their inputs, -1 elsewhere.  [16, 16], [16, 32] -> [16, 32]"""
+    return torch.where(entries >= 0, kept.gather(1, entries.clamp(min=0)), -1)
+
+
+def test_metadata_is_read_as_torch_orders_it_for_the_same_instruction() -> None:
+    """An oracle from elsewhere: the order that torch's sparse products take from CUTLASS."""
+    mask = torch.rand(32, 16, 4).argsort(-1) < 2
+    dense = torch.randint(1, 1000, (32, 64)) * mask.view(32, 64)
+    kept, metadata = sparse_semi_structured_from_dense_cutlass(dense.half())
+    words = metadata.flatten().view(torch.int32).view(2, 32)  # 32 rows a lane, by 32 inputs
+    for block in range(2):
+        for tile in range(2):  # of 16 rows: the selector
+            rows = slice(16 * tile, 16 * tile + 16)
+            values = kept[rows, 16 * block : 16 * block + 16].long()
+            found = expanded(values, kept_entries(words[block], tile))
+            expected = dense[rows, 32 * block : 32 * block + 32]
+            assert torch.equal(found.clamp(min=0), expected)
 
 
 @pytest.mark.parametrize("pattern", [None, "2:4"])
