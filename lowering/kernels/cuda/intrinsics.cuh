@@ -1,7 +1,7 @@
 // The instructions that C++ has no words for, one function each.
 //
-// A test compiles the kernels for the CPU and puts `emulation.h` in the place of this file: the same
-// functions, written from the PTX ISA's description of them and from nothing here.
+// A test compiles the kernels for the CPU and puts `emulation.h` in the place of this file: the
+// same functions, written from the PTX ISA's description of them and from nothing here.
 #pragma once
 #ifdef TRINITY_EMULATED
 #include "emulation.h"

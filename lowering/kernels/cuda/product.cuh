@@ -1,8 +1,8 @@
 // y = W x [+ B t], or t = A x, for some tokens: the body of every entry (`ENTRY` at the end).
 //
 // WIDE: activations are float32, as three bfloat16 digits each; else the first term's are float16.
-// TILES: tokens of a block, by eight.  t is float32 always, and is written as digits, in the order in
-// which B's product reads it.  The sums of the warps that share a panel meet in shared memory.
+// TILES: tokens of a block, by eight.  t is float32 always, and is written as digits, in the order
+// in which B's product reads it.  The sums of the warps that share a panel meet in shared memory.
 #pragma once
 #include "terms.cuh"
 
@@ -18,8 +18,8 @@ __device__ __forceinline__ void write_digits(uint16_t* out, float value, int pan
   }
 }
 
-// rows: outputs; digits: whether `out` is t, uint16 [panels, digits, tokens, 32], and not y, float32
-// [tokens, rows]
+// rows: outputs; digits: whether `out` is t, uint16 [panels, digits, tokens, 32], and not y,
+// float32 [tokens, rows]
 struct Shape {
   int rows, tokens, digits;
 };
@@ -75,7 +75,8 @@ __device__ __forceinline__ void product(uint4* shared, const Term& first, const 
 }
 
 #define ENTRY(NAME, WIDE, TILES)                                                                  \
-  extern "C" __global__ void __launch_bounds__(Block<TILES>::WARPS * 32, TILES == 2 ? 2 : 1) NAME( \
+  extern "C" __global__ void __launch_bounds__(Block<TILES>::WARPS * 32, Block<TILES>::RESIDENT)  \
+      NAME(                                                                                       \
       const uint4* __restrict__ x0, const uint4* __restrict__ weight0,                            \
       const uint4* __restrict__ places0, const void* __restrict__ scale0,                         \
       const uint32_t* __restrict__ zero0, const uint4* __restrict__ x1,                           \

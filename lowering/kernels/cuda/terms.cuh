@@ -1,10 +1,10 @@
 // What a product adds up: packed weights times activations, for one panel of outputs.
 //
-// A warp owns 32 outputs, two tiles of 16, and every so many-th unit of their inputs.  The weight is
-// the A operand of the tensor cores' product, so its 16 rows are outputs and few tokens waste little.
-// Activations come in the order of the B operand, ready to be loaded 16 bytes a thread
-// (`activations` in linear.py).  Every weight becomes a whole number in float16 or bfloat16, exactly;
-// scales are applied to sums over 32 inputs, in float32.
+// A warp owns 32 outputs, two tiles of 16, and every so many-th unit of their inputs.  The weight
+// is the A operand of the tensor cores' product, so its 16 rows are outputs and few tokens waste
+// little.  Activations come in the order of the B operand, ready to be loaded 16 bytes a thread
+// (`activations` in linear.py).  A code less its zero point is a whole number, exact in float16 and
+// bfloat16; scales are applied to sums over 32 inputs, in float32.
 //
 // Bytes in flight.  A GPU needs bandwidth times latency of them: 2.2 MB at 3.35 TB/s and 650 ns, 17
 // KB on each of 132 multiprocessors.  Warps keep 24 KB of weights or more on the way (`Block`), in
@@ -26,6 +26,7 @@ struct Block {
   static constexpr int PANELS = TILES == 1 ? 1 : 2;
   static constexpr int SHARES = WARPS / PANELS;         // warps that share the inputs of a panel
   static constexpr int RING = TILES == 1 ? 192 : 288;   // 16-byte words of a warp, some units
+  static constexpr int RESIDENT = TILES == 2 ? 2 : 1;   // blocks that registers must leave room for
 };
 
 enum Kind { NONE, CODES, TWO_FOUR, FLOAT16, BFLOAT16 };
@@ -48,6 +49,10 @@ struct Term {
 struct Place {
   int lane, panel, first, stride, column, tokens;
 };
+
+__device__ __forceinline__ uint32_t word_of(const uint4& words, int index) {
+  return index == 0 ? words.x : index == 1 ? words.y : index == 2 ? words.z : words.w;
+}
 
 __device__ __forceinline__ float top_digit(float value) {
   return __uint_as_float(__float_as_uint(value) & 0xFFFF0000u);
@@ -76,9 +81,9 @@ struct Activations {
 };
 
 // Scales of this thread's four outputs, g, g + 8, g + 16 and g + 24, in one group of inputs, and
-// their zero points, a byte each.
+// their zero points, a byte each.  As they are stored: nothing waits for them before `decode`.
 struct Grid {
-  float scale[4];
+  uint4 scales;
   uint32_t zeros;
 
   __device__ __forceinline__ void load(const Term& term, const Place& at, int group) {
@@ -86,42 +91,41 @@ struct Grid {
     if (group >= groups) return;
     const int row = (at.panel * groups + group) * 8 + at.lane / 4;
     if (term.scale_type == SCALE_F32) {
-      const float4 found = __ldg(static_cast<const float4*>(term.scale) + row);
-      scale[0] = found.x, scale[1] = found.y, scale[2] = found.z, scale[3] = found.w;
+      scales = __ldg(static_cast<const uint4*>(term.scale) + row);
     } else {
-      const uint2 found = __ldg(static_cast<const uint2*>(term.scale) + row);
-      const uint32_t words[4] = {found.x, found.x >> 16, found.y, found.y >> 16};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        scale[i] = term.scale_type == SCALE_F16 ? half_to_float(words[i] & 0xFFFFu)
-                                                : __uint_as_float(words[i] << 16);
-      }
+      const uint2 halves = __ldg(static_cast<const uint2*>(term.scale) + row);
+      scales.x = halves.x, scales.y = halves.y;
     }
     zeros = term.zero_point ? __ldg(term.zero_point + row) : 0x08080808u;
   }
-};
 
-// What `unpacked` adds for the zero point of each of this thread's outputs.
-template <Type TYPE>
-__device__ __forceinline__ void minus_zeros(uint32_t (&minus)[4], uint32_t zeros) {
+  // Scales as float32, and what `unpacked` adds for the zero points.
+  template <Type TYPE>
+  __device__ __forceinline__ void decode(float (&scale)[4], uint32_t (&minus)[4],
+                                         int scale_type) const {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t zero = (zeros >> 8 * i) & 0xFFu;
-    if constexpr (TYPE == Type::BF16) {
-      minus[i] = 0xC300C300u + zero * 0x00010001u;  // -(128 + zero)
-    } else if (i % 2) {
-      minus[i] = 0xD400D400u + zero * 0x00100010u;  // -(64 + zero)
-    } else {
-      minus[i] = 0xE400E400u + zero * 0x00010001u;  // -(1024 + zero)
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t half = (i < 2 ? scales.x : scales.y) >> 16 * (i % 2) & 0xFFFFu;
+      scale[i] = scale_type == SCALE_F32   ? __uint_as_float(word_of(scales, i))
+                 : scale_type == SCALE_F16 ? half_to_float(half)
+                                           : __uint_as_float(half << 16);
+      const uint32_t zero = (zeros >> 8 * i) & 0xFFu;
+      if constexpr (TYPE == Type::BF16) {
+        minus[i] = 0xC300C300u + zero * 0x00010001u;  // -(128 + zero)
+      } else if (i % 2) {
+        minus[i] = 0xD400D400u + zero * 0x00100010u;  // -(64 + zero)
+      } else {
+        minus[i] = 0xE400E400u + zero * 0x00010001u;  // -(1024 + zero)
+      }
     }
   }
-}
+};
 
 // Eight codes of a word, less their zero points, as the A operand: two of each of four registers,
 // which are outputs g and g + 8 at the lower inputs, then at the upper.
 //
-// A code in the lowest bits of 1024 makes it 1024 + code, one that stands four bits higher 1024 + 16
-// code, a sixteenth of which is 64 + code.  A bfloat16 has room for one code: 128 + code.
+// A code in the lowest bits of 1024 makes it 1024 + code, one that stands four bits higher 1024 +
+// 16 code, a sixteenth of which is 64 + code.  A bfloat16 has room for one code: 128 + code.
 template <Type TYPE>
 __device__ __forceinline__ void unpacked(uint32_t (&a)[4], uint32_t word, uint32_t low,
                                          uint32_t high) {
@@ -139,10 +143,6 @@ __device__ __forceinline__ void unpacked(uint32_t (&a)[4], uint32_t word, uint32
       a[i] = multiply_add<TYPE>(((word >> 4 * i) & 0x000F000Fu) | OFFSET, ONE, i % 2 ? high : low);
     }
   }
-}
-
-__device__ __forceinline__ uint32_t word_of(const uint4& words, int index) {
-  return index == 0 ? words.x : index == 1 ? words.y : index == 2 ? words.z : words.w;
 }
 
 // Copy this thread's part of 1 KB of a weight into the ring.
@@ -178,6 +178,7 @@ __device__ void add_codes(float (&sums)[2][TILES][4], uint4* ring, const Term& t
   }
   Activations<WIDE, TILES> x, next_x;
   Grid grid, next_grid;
+  float scale[4];
   uint32_t minus[4];
   int next_group = at.first * BLOCKS / term.span;
   next_x.load(term, at, at.first * BLOCKS);
@@ -188,7 +189,7 @@ __device__ void add_codes(float (&sums)[2][TILES][4], uint4* ring, const Term& t
     fetch_unit<SPARSE>(ring + free * WORDS, term, at, unit + (DEPTH - 1) * at.stride, units);
     int left = (next_group + 1) * term.span - unit * BLOCKS;  // blocks of the group, from here on
     grid = next_grid;
-    minus_zeros<TYPE>(minus, grid.zeros);
+    grid.decode<TYPE>(scale, minus, term.scale_type);
     next_group = (unit + at.stride) * BLOCKS / term.span;
     next_grid.load(term, at, next_group);
     await_batches<DEPTH - 1>();
@@ -203,7 +204,7 @@ __device__ void add_codes(float (&sums)[2][TILES][4], uint4* ring, const Term& t
       if (block >= term.blocks) continue;
       if (b && --left == 0) {  // a group ends within this unit
         grid.load(term, at, block / term.span);
-        minus_zeros<TYPE>(minus, grid.zeros);
+        grid.decode<TYPE>(scale, minus, term.scale_type);
         left = term.span;
       }
 #pragma unroll
@@ -235,7 +236,7 @@ __device__ void add_codes(float (&sums)[2][TILES][4], uint4* ring, const Term& t
         for (int n = 0; n < TILES; ++n) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            sums[tile][n][i] += grid.scale[2 * tile + i / 2] * found[n][i];
+            sums[tile][n][i] += scale[2 * tile + i / 2] * found[n][i];
           }
         }
       }

@@ -1,10 +1,11 @@
-// CUDA for one CPU thread: what the kernels' source needs to compile with a C++ compiler and to run.
+// CUDA for one CPU thread: what the kernels' source needs to be C++ and to run.
 //
-// Every thread of a block is a fiber; a fiber runs until it waits for its warp or its block.  Blocks
-// run one after another.  The matrix products are written from the PTX ISA's description of fragments
-// and metadata ("Matrix Fragments for mma.m16n8k16 with floating point type", "... for sparse
-// mma.m16n8k32 with .f16 and .bf16 types"), and sums are cut off, not rounded, as tensor cores do.
-// Copies to shared memory happen when they are waited for, so that reading too early shows.
+// Every thread of a block is a fiber; a fiber runs until it waits for its warp or its block.
+// Blocks run one after another.  The matrix products are written from the PTX ISA's description of
+// fragments and metadata ("Matrix Fragments for mma.m16n8k16 with floating point type", "... for
+// sparse mma.m16n8k32 with .f16 and .bf16 types"), and sums are cut off, not rounded, as tensor
+// cores do.  Copies to shared memory happen when they are waited for, so that reading too early
+// shows.
 #pragma once
 #include <ucontext.h>
 
@@ -34,9 +35,6 @@ struct alignas(16) uint4 {
 };
 struct alignas(8) uint2 {
   uint32_t x, y;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
 };
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -301,7 +299,7 @@ Value __ldg(const Value* from) {
 inline float __uint_as_float(uint32_t bits) { return emulation::from_bits(bits); }
 inline uint32_t __float_as_uint(float value) { return emulation::bits_of(value); }
 
-// --- what `intrinsics.cuh` has ---------------------------------------------------------------------
+// --- what `intrinsics.cuh` has ------------------------------------------------------------------
 
 enum class Type { F16, BF16 };
 

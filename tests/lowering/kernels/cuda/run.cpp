@@ -1,6 +1,6 @@
-// Runs one kernel on the CPU.  Reads from standard input its name, the threads of a block, its grid,
-// its constants, and its buffers, the last of which it writes; that one goes to standard output.
-// Each buffer is a block of memory of its own and of its exact size, so that a sanitizer sees every
+// Runs one kernel on the CPU.  Reads from standard input its name, the threads of a block, its
+// grid, its constants, and its buffers, the last of which it writes; that one goes to standard
+// output.  Each buffer is memory of its own and of its exact size, so that a sanitizer sees every
 // access outside.
 #include <iostream>
 #include <map>
