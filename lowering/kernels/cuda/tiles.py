@@ -53,30 +53,25 @@ AS_TWO_FOUR = (NM(2, 4), NM(1, 2))  # two of every four consecutive inputs
 
 def refusal(weight_format: WeightFormat) -> str | None:
     """Why tiles cannot hold a format, or None."""
-    if weight_format.dtype and weight_format.pattern is None:
-        return "floats have nothing to unpack"
     for name in FACTORS if weight_format.adapter else ():
-        if reason := _factor_refusal(name, weight_format.factor(name)):
+        factor = Tiles(weight_format.factor(name))
+        reason = _refusal(factor.format)
+        if reason is None and name == "B" and factor.groups > 1 and factor.group % BLOCK:
+            # Its inputs are the other factor's outputs, which stand without gaps.
+            reason = f"scale groups of {factor.group} inputs, not of whole {BLOCK}"
+        if reason:
             return f"adapter {name}: {reason}"
     return _refusal(weight_format)
 
 
 def _refusal(weight_format: WeightFormat) -> str | None:
-    if weight_format.grid is None:
+    """As `refusal`, for a weight without adapter."""
+    if weight_format.grid:
+        bits = weight_format.grid.bits
+        return None if bits == BITS else f"codes of {bits} bits"
+    if weight_format.pattern:
         return "masked floats"
-    bits = weight_format.grid.bits
-    return None if bits == BITS else f"codes of {bits} bits"
-
-
-def _factor_refusal(name: FactorName, factor: WeightFormat) -> str | None:
-    if factor.dtype and factor.pattern is None:
-        return None if factor.dtype in HALF else factor.dtype
-    reason = _refusal(factor)
-    tiles = Tiles(factor)
-    if reason is None and name == "B" and tiles.groups > 1 and tiles.group % BLOCK:
-        # Its inputs are the other factor's outputs, which stand without gaps.
-        reason = f"scale groups of {tiles.group} inputs, not of whole {BLOCK}"
-    return reason
+    return None if weight_format.dtype in HALF else "float32 has nothing to unpack"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ Make = Callable[..., CompressedWeight]
 ROWS = (1, 3, 16, 17)  # every entry, full and not
 FORMATS = [
     ((5, 7), "int4 tensor", None, 0),  # one panel, one block, most of both padding
+    ((33, 100), "float16", None, 0),
+    ((5, 40), "bfloat16", None, 3),
     ((70, 172), "int4 channel asymmetric", None, 0),
     ((70, 300), "int4 group 150", None, 3),  # groups padded, adapter of float16
     ((40, 192), "int4 group 32 asymmetric", None, 17),

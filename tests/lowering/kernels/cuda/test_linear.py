@@ -29,6 +29,7 @@ CUDA, CPU = targets.get("cuda"), targets.get("llvm-cpu")
 CPU_FREE = replace(CPU, flags=())  # whose device the flags of a test may choose
 ENTRY = re.compile(rb"\.entry (product_f\d+_\d)\(")
 FORMATS = [
+    ("float16", None, 3),
     ("int4 group 16", None, 0),
     ("int4 channel asymmetric", None, 0),
     ("int4 tensor", None, 3),

@@ -14,6 +14,8 @@ from trinity.methods.formats import CompressedWeight, Quantized, Sparse, format_
 Make = Callable[..., CompressedWeight]
 
 HELD = [
+    ((5, 7), "float16", None, 0),
+    ((40, 100), "bfloat16", None, 3),
     ((5, 7), "int4 tensor", None, 0),
     ((5, 7), "int4 channel asymmetric", None, 3),
     ((70, 172), "int4 group 43", None, 20),
@@ -150,7 +152,7 @@ def test_tensor_cores_read_every_code_in_its_place(make_weight: Make, pattern: s
 @pytest.mark.parametrize(
     ("kind", "pattern", "rank", "reason"),
     [
-        ("float16", None, 3, "floats have nothing to unpack"),
+        ("float32", None, 3, "float32 has nothing to unpack"),
         ("float16", "2:4", 0, "masked floats"),
         ("int8 channel", None, 0, "codes of 8 bits"),
         ("int3 channel", "2:4", 0, "codes of 3 bits"),
@@ -165,7 +167,7 @@ def test_what_tiles_do_not_hold_is_said(
 @pytest.mark.parametrize(
     ("high", "low", "reason"),
     [
-        ("float32", "int4 channel", "adapter B: float32"),
+        ("float32", "int4 channel", "adapter B: float32 has nothing to unpack"),
         ("int4 channel", "int8 channel", "adapter A: codes of 8 bits"),
         ("int4 group 8", "int4 channel", "adapter B: scale groups of 8 inputs, not of whole 32"),
     ],
