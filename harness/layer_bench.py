@@ -99,7 +99,7 @@ def iree_product(target: str) -> MakeProduct:
     from trinity.lowering import targets
     from trinity.lowering.chain import CHAIN, chain_module
     from trinity.lowering.kernels.choose import storage_of
-    from trinity.lowering.kernels.panels import Panels
+    from trinity.lowering.storage import Layout
 
     place = targets.get(target)
 
@@ -118,7 +118,7 @@ def iree_product(target: str) -> MakeProduct:
         rotated = cycle(weights)
         return Product(
             "iree",
-            "kernel" if isinstance(stored, Panels) else "compiled",
+            "compiled" if isinstance(stored, Layout) else "kernel",
             size,
             calls * len(weights),
             # Fetching the result waits for it.

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from trinity.harness import checkpoint
 from trinity.harness.models import DTYPES, dtype_name, read_config, skeleton
+from trinity.lowering.kernels.choose import storage_of
+from trinity.lowering.storage import Layout
 from trinity.lowering.targets import Target
-from trinity.methods.formats import Dense, Quantized
+from trinity.methods.formats import Dense, Quantized, format_of
 
 GROUP, LARGEST = 32, 127  # of 8-bit tensors as GGUF publishes them (Q8_0)
 
@@ -29,14 +31,16 @@ class Outside:
 
 
 def outside_of(folder: Path, target: Target) -> Outside:
-    """Of a checkpoint on a target; empty where the target has no kernel that widens in products."""
-    if not target.kernels or DTYPES[dtype_name(read_config(folder))] != torch.float32:
+    """Of a checkpoint on a target; empty where the target has no kernel for such a head."""
+    if target.kernels is None or DTYPES[dtype_name(read_config(folder))] != torch.float32:
         return Outside({}, {})
     model = model_outside(folder)
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
     heads, tables = {}, {}
     if isinstance(head, nn.Linear) and (narrow := narrowed(head.weight.detach())):
+        if isinstance(storage_of(format_of(narrow), target), Layout):
+            return Outside({}, {})
         heads[names[id(head)]] = narrow
     # Subclasses compute more than a row of their table.
     if type(table) is nn.Embedding and (narrow := narrowed(table.weight.detach())):

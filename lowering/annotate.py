@@ -16,7 +16,6 @@ from dataclasses import replace
 from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type, widen
 from trinity.lowering.dialects import LinearCall
 from trinity.lowering.kernels.choose import storage_of
-from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.linalg import add_adapter, linear_function, rounded_input
 from trinity.lowering.storage import Layout, layout_of
 from trinity.lowering.targets import Target
@@ -66,9 +65,9 @@ def storage_call(layer: str, weight_format: WeightFormat, rows: int, target: Tar
     stored, name = storage_of(weight_format, target), function_name(weight_format, rows)
     operands = [(f"{layer}.{key}", tensor_type(*of)) for key, of in stored.shapes().items()]
     call = replace(annotated_call(layer, weight_format, rows), operands=tuple(operands))
-    if isinstance(stored, Panels):
-        return replace(call, text=call.declaration)
-    return replace(call, text=linear_function(name, stored, rows))
+    if isinstance(stored, Layout):
+        return replace(call, text=linear_function(name, stored, rows))
+    return replace(call, text=call.declaration)
 
 
 def quantized_type(weight_format: WeightFormat) -> str | None:

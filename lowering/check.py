@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from trinity.lowering.annotate import function_name
 from trinity.lowering.compile import compile_text, target_text
 from trinity.lowering.invoke import CompiledModel, Loaded
-from trinity.lowering.kernels.choose import host_flavour, storage_of
-from trinity.lowering.kernels.linear import linear_kernels, with_kernels
-from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.kernels.choose import kernels_of, storage_of
+from trinity.lowering.kernels.linear import with_kernels
 from trinity.lowering.linalg import linear_function
 from trinity.lowering.packed import packed_linears
-from trinity.lowering.storage import layout_of
+from trinity.lowering.storage import Layout, layout_of
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError, LoweringError
 from trinity.methods.formats import CompressedWeight, InputFormat, WeightFormat, format_of
@@ -58,7 +57,7 @@ def verify(
     rows = [compiled.batch * length for length in compiled.meta["lengths"]]
     if wrong:
         found = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())
-        where = blame(weights, compiled.target, rows, inputs)
+        where = blame(weights, compiled.target, rows, dtype_of(model), inputs)
         msg = (
             f"{where or 'outside the compressed linears (each agrees with float64)'}: compiled "
             f"logits differ from torch by {found} of their norm, where {tolerance:.0e} "
@@ -69,7 +68,7 @@ def verify(
         # Logits may differ by much here: one linear of each format is looked at by itself.
         formats = formats_of(weights, inputs)
         alike = {name: weights[name] for name in {f: n for n, f in formats.items()}.values()}
-        if where := blame(alike, compiled.target, rows, inputs):
+        if where := blame(alike, compiled.target, rows, dtype_of(model), inputs):
             msg = f"{where}: differs from float64. The {compiled.target.name} module is not used."
             raise LoweringError(msg)
     return errors
@@ -86,27 +85,33 @@ def allowed(
     Where inputs are rounded, the last bit of a float decides which of two codes it gets, and two
     programs that are both right differ by about what rounding does: by that much they may.
     """
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    tolerance = MODEL_TOLERANCE[dtype]
+    tolerance = MODEL_TOLERANCE[getattr(torch, dtype_of(model))]
     if not inputs:
         return tolerance
     rounded, floats = (torch_logits(model, weights, ids, found) for found in (inputs, {}))
     return max(tolerance, model_error(floats, rounded))
 
 
+def dtype_of(model: nn.Module) -> str:
+    """Of a model's float parameters."""
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return str(dtype).removeprefix("torch.")
+
+
 def blame(
     weights: Mapping[str, CompressedWeight],
     target: Target,
     counts: list[int],
+    dtype: str,
     inputs: Mapping[str, InputFormat] | None = None,
 ) -> str | None:
     """The first linear whose own module is wrong, in the order of `weights`.
 
-    counts: rows of the inputs that are tried
+    counts: rows of the inputs that are tried   dtype: of the model
     """
     for layer, weight in weights.items():
         for rows in counts:
-            error = linear_error(weight, target, rows, (inputs or {}).get(layer))
+            error = linear_error(weight, target, rows, dtype, (inputs or {}).get(layer))
             if not error <= LAYER_TOLERANCE:
                 return f"{layer} ({format_of(weight).label}, {rows} rows, error {error:.1e})"
     return None
@@ -137,16 +142,22 @@ def torch_logits(
 
 
 def linear_error(
-    weight: CompressedWeight, target: Target, rows: int, inputs: InputFormat | None = None
+    weight: CompressedWeight,
+    target: Target,
+    rows: int,
+    dtype: str = "float32",
+    inputs: InputFormat | None = None,
 ) -> float:
     """Error of one compiled linear against float64, as a part of the largest output.
 
-    inputs: what its inputs are rounded to, in float64 too
+    dtype: of the model, whose inputs are numbers of that type
+    inputs: what they are rounded to, in float64 too
     """
     weight_format = replace(format_of(weight), inputs=inputs)
-    module = linear_module(weight_format, target, rows)
+    module = linear_module(weight_format, target, rows, dtype)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, weight.shape[1], generator=generator)
+    x = x.to(getattr(torch, dtype)).float()
     rounded = inputs.rounded(x) if inputs else x
     expected = rounded.double() @ weight.dequantize().double().T
     stored = storage_of(weight_format, target).pack(weight)
@@ -156,19 +167,23 @@ def linear_error(
 
 
 @lru_cache(maxsize=64)
-def linear_module(weight_format: WeightFormat, target: Target, rows: int) -> Loaded:
+def linear_module(
+    weight_format: WeightFormat, target: Target, rows: int, dtype: str = "float32"
+) -> Loaded:
     """One linear of a format, compiled by itself; its storage comes as arguments."""
-    return Loaded(compile_text(linear_text(weight_format, target, rows), target), target)
+    return Loaded(compile_text(linear_text(weight_format, target, rows, dtype), target), target)
 
 
-def linear_text(weight_format: WeightFormat, target: Target, rows: int) -> str:
-    """Stage target of a module with one linear as its public function."""
+def linear_text(
+    weight_format: WeightFormat, target: Target, rows: int, dtype: str = "float32"
+) -> str:
+    """Stage target of a module with one linear as its public function.  dtype: of the model"""
     stored, name = storage_of(weight_format, target), function_name(weight_format, rows)
-    if isinstance(stored, Panels):
-        kernels = linear_kernels(name, stored, rows, host_flavour())
-        text = with_kernels("module {\n}\n", [kernels])
-    else:
+    if isinstance(stored, Layout):
         text = f"module {{\n{linear_function(name, stored, rows)}}}\n"
+    else:
+        kernels = kernels_of(stored, name, rows, dtype)
+        text = with_kernels("module {\n}\n", [kernels] if kernels else [])
     return target_text(text.replace("func.func private", "func.func", 1), target)
 
 

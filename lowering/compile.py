@@ -13,6 +13,7 @@ from trinity.lowering.targets import Target
 from trinity.methods.errors import LoweringError
 
 SCOPE = "model"  # scope of every parameter
+OBJECTS = Path(__file__).parent / "kernels" / "cuda"  # code that is made already, by name
 COMMON_FLAGS = (
     "--iree-input-type=torch",
     # Unpacking a weight depends on constants alone.  Hoisted, it would run once at load time and
@@ -28,6 +29,8 @@ def compile_text(text: str, target: Target, extra: Sequence[str] = ()) -> bytes:
         source, module = Path(folder, "module.mlir"), Path(folder, "module.vmfb")
         source.write_text(text, encoding="utf-8")
         command = [compiler(), str(source), *COMMON_FLAGS, *target.flags, *extra, "-o", str(module)]
+        # Where kernels in files are.  No flag of the target's: a cache key names no folder.
+        command.append(f"--iree-hal-executable-object-search-path={OBJECTS}")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             msg = f"target {target.name}: iree-compile refused the module. {complaint(done.stderr)}"

@@ -22,10 +22,10 @@ from trinity.lowering.dialects import (
     substitute_linears,
 )
 from trinity.lowering.export import Geometry, StepShape, export_functions
-from trinity.lowering.kernels.choose import host_flavour, storage_of
-from trinity.lowering.kernels.linear import LinearKernels, linear_kernels, with_kernels
-from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.kernels.choose import host_flavour, kernels_of, storage_of
+from trinity.lowering.kernels.linear import LinearKernels, with_kernels
 from trinity.lowering.packed import table_tensors
+from trinity.lowering.storage import Layout
 from trinity.lowering.targets import Target
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight, Dense, Quantized, WeightFormat, format_of
@@ -85,8 +85,8 @@ class Lowering:
     def kernels(self) -> bool:
         """Whether kernels of ours compute every product with a packed weight."""
         packed = [f for f in self.formats.values() if f.grid or f.pattern or f.adapter]
-        return bool(packed) and all(
-            isinstance(storage_of(found, self.target), Panels) for found in packed
+        return bool(packed) and not any(
+            isinstance(storage_of(found, self.target), Layout) for found in packed
         )
 
     @property
@@ -115,7 +115,7 @@ class Lowering:
                 "name": self.target.name,
                 "flags": [*COMMON_FLAGS, *self.target.flags],
                 "device": self.target.device,
-                "kernels": host_flavour() if self.target.kernels else None,
+                "kernels": host_flavour() if self.target.kernels == "vector" else None,
             },
             "host": host_cpu() if "host" in " ".join(self.target.flags) else None,
             "heads": {name: self.heads[name].to_json() for name in sorted(self.heads)},
@@ -185,9 +185,11 @@ def lower(
 
     def stored_call(layer: str, rows: int) -> LinearCall:
         call = storage_call(layer, formats[layer], rows, plan.target)
-        panels = storage_of(formats[layer], plan.target)
-        if isinstance(panels, Panels) and call.function not in kernels:
-            kernels[call.function] = linear_kernels(call.function, panels, rows, host_flavour())
+        if call.function not in kernels:
+            storage = storage_of(formats[layer], plan.target)
+            found = kernels_of(storage, call.function, rows, plan.dtype)
+            if found is not None:
+                kernels[call.function] = found
         return call
 
     stored = substitute_linears(annotated, stored_call)
@@ -257,7 +259,8 @@ def write_parameters(
 def source_hash() -> str:
     """Hash of this package's sources: a change of the compiler's own code makes new modules."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    sources = Path(__file__).parent.rglob("*")
+    for path in sorted(path for path in sources if path.suffix in (".py", ".ptx")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

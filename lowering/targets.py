@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from typing import Literal
 
 from trinity.methods.errors import ConfigError, MachineError, nearest
 
@@ -19,7 +20,8 @@ class Target:
     missing: what a machine without the device lacks
     device: an MLIR attribute that describes the device, where no flag can
     embeds: bytes that every module for it contains
-    kernels: whether our kernels for CPUs are used where a format has one
+    kernels: which kernels of ours are used where they hold a format: those in the `vector` dialect,
+    for CPUs, or those in CUDA
     """
 
     name: str
@@ -28,7 +30,7 @@ class Target:
     missing: str
     device: str | None = None
     embeds: bytes | None = None
-    kernels: bool = False
+    kernels: Literal["vector", "cuda"] | None = None
 
     def available(self) -> bool:
         """Whether this machine has the device."""
@@ -58,6 +60,18 @@ VULKAN_DEVICE = (
     "max_workgroup_memory_bytes = 16384, max_workgroup_counts = [65535, 65535, 65535]>>}>]> "
     ": !hal.device"
 )
+# sm_80, as this compiler describes it; the PTX of our kernels is attached to this very attribute.
+# It knows no newer server GPU; the driver compiles the PTX inside for those.
+CUDA_CODE = (
+    '#hal.executable.target<"cuda", "cuda-nvptx-fb", {iree_codegen.target_info = '
+    '#iree_gpu.target<arch = "sm_80", features = "+ptx76", '
+    "wgp = <compute = fp64|fp32|fp16|int64|int32|int16|int8, storage = b64|b32|b16|b8, "
+    "subgroup = shuffle|arithmetic, dot = dp4xi8toi32, mma = [<NV_MMA_SYNC_F32_16x8x16_F16>, "
+    "<NV_MMA_SYNC_F16_16x8x16_F16>, <NV_MMA_SYNC_F32_16x8x16_BF16>, "
+    "<NV_WMMA_F32_16x16x16_F16>, <NV_WMMA_F16_16x16x16_F16>], subgroup_size_choices = [32], "
+    "max_workgroup_sizes = [1024, 1024, 1024], max_thread_count_per_workgroup = 1024, "
+    "max_workgroup_memory_bytes = 166912, max_workgroup_counts = [2147483647, 65535, 65535]>>}>"
+)
 # The default way to distribute sums over lanes fails ("failed to distribute") on contractions
 # of few rows that unpack 2:4 metadata.
 NO_REDUCTION_DISTRIBUTION = "--iree-codegen-llvmgpu-use-reduction-vector-distribution=false"
@@ -74,7 +88,7 @@ BUILT_IN = {
             ),
             "local-task",
             "the IREE runtime lists no local-task device; reinstall iree-base-runtime.",
-            kernels=True,
+            kernels="vector",
         ),
         Target(
             "vulkan",
@@ -86,15 +100,12 @@ BUILT_IN = {
         ),
         Target(
             "cuda",
-            # This compiler knows no newer server GPU; the driver compiles the PTX inside for those.
-            (
-                "--iree-hal-target-device=cuda",
-                "--iree-cuda-target=sm_80",
-                NO_REDUCTION_DISTRIBUTION,
-            ),
+            (NO_REDUCTION_DISTRIBUTION,),
             "cuda",
             "no NVIDIA GPU with a working driver (libcuda.so.1).",
+            device=f'#hal.device.target<"cuda", [{CUDA_CODE}]> : !hal.device',
             embeds=b"sm_80",
+            kernels="cuda",
         ),
         Target(
             "rocm",

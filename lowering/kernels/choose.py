@@ -4,6 +4,10 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from trinity.lowering.kernels.cuda import tiles
+from trinity.lowering.kernels.cuda.linear import tile_kernels
+from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.kernels.linear import LinearKernels, linear_kernels
 from trinity.lowering.kernels.panels import Panels, refusal
 from trinity.lowering.kernels.terms import Flavour
 from trinity.lowering.storage import Layout, layout_of
@@ -13,12 +17,37 @@ from trinity.methods.formats import WeightFormat
 DIGIT_FEATURES = frozenset({"avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi2"})
 
 
-def storage_of(weight_format: WeightFormat, target: Target) -> Layout | Panels:
-    """Panels where the target has kernels for the format, else rows; UnsupportedError otherwise."""
+Storage = Layout | Panels | Tiles
+"""In rows, which the compiler's own code reads, or in the order of a kernel of ours."""
+
+
+def storage_of(weight_format: WeightFormat, target: Target) -> Storage:
+    """That of the target's kernels where they hold the format, else rows; UnsupportedError
+    otherwise.
+    """
     layout = layout_of(weight_format)
-    if target.kernels and refusal(weight_format) is None:
-        return Panels(weight_format)
-    return layout
+    if refused(weight_format, target) is not None:
+        return layout
+    return Tiles(weight_format) if target.kernels == "cuda" else Panels(weight_format)
+
+
+def refused(weight_format: WeightFormat, target: Target) -> str | None:
+    """Why a target has no kernel of ours for a format, or None."""
+    if target.kernels is None:
+        return "no kernels of ours"
+    return (tiles.refusal if target.kernels == "cuda" else refusal)(weight_format)
+
+
+def kernels_of(stored: Storage, name: str, rows: int, dtype: str) -> LinearKernels | None:
+    """The kernels of a linear, and the function `name` that calls them; None without.
+
+    dtype: of the model
+    """
+    if isinstance(stored, Tiles):
+        return tile_kernels(name, stored, rows, dtype)
+    if isinstance(stored, Panels):
+        return linear_kernels(name, stored, rows, host_flavour())
+    return None
 
 
 @cache

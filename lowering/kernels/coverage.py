@@ -1,11 +1,10 @@
 """Which code multiplies with which format on which target: the table of docs/kernels.md."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from trinity.lowering import targets
-from trinity.lowering.kernels.choose import storage_of
-from trinity.lowering.kernels.panels import Panels, refusal
-from trinity.lowering.storage import layout_of
+from trinity.lowering.kernels.choose import refused, storage_of
+from trinity.lowering.storage import Layout, layout_of
 from trinity.methods.errors import UnsupportedError
 from trinity.methods.formats import (
     AdapterFormat,
@@ -47,24 +46,38 @@ def formats() -> Iterator[WeightFormat]:
 
 
 def markdown() -> str:
-    """The table: a row a format, a column a target."""
+    """The table: a row a format, a column a target; bits as the targets with kernels store them."""
     names = sorted(targets.BUILT_IN)
+    own = [name for name in names if targets.BUILT_IN[name].kernels]
     lines = [
-        f"| format | {' | '.join(names)} | bits per weight in panels | why no kernel |",
+        f"| format | {' | '.join(names)} | bits per weight: {', '.join(own)} | why no kernel |",
         f"|---|{'---|' * len(names)}---:|---|",
     ]
     for found in formats():
         cells = [_code(found, targets.BUILT_IN[name]) for name in names]
-        reason = _refused(found) or refusal(found) or ""
-        bits = "" if reason else f"{Panels(found).bits():.2f}"
-        lines.append(f"| {found.label} | {' | '.join(cells)} | {bits} | {reason} |")
+        bits = ", ".join(_bits(found, targets.BUILT_IN[name]) for name in own)
+        lines.append(f"| {found.label} | {' | '.join(cells)} | {bits} | {_reasons(found, own)} |")
     return "\n".join(lines) + "\n"
+
+
+def _bits(weight_format: WeightFormat, target: targets.Target) -> str:
+    """Stored bits per weight where a kernel reads them, else a dash."""
+    has_kernel = _code(weight_format, target) == "kernel"
+    return f"{storage_of(weight_format, target).bits():.2f}" if has_kernel else "–"
+
+
+def _reasons(weight_format: WeightFormat, own: Sequence[str]) -> str:
+    """Why no module holds a format, or which targets with kernels have none for it and why."""
+    if reason := _refused(weight_format):
+        return reason
+    found = {name: refused(weight_format, targets.BUILT_IN[name]) for name in own}
+    return "; ".join(f"{name}: {reason}" for name, reason in found.items() if reason)
 
 
 def _code(weight_format: WeightFormat, target: targets.Target) -> str:
     if _refused(weight_format):
         return "refused"
-    return "kernel" if isinstance(storage_of(weight_format, target), Panels) else "compiled"
+    return "compiled" if isinstance(storage_of(weight_format, target), Layout) else "kernel"
 
 
 def _refused(weight_format: WeightFormat) -> str | None:

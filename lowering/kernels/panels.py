@@ -324,7 +324,7 @@ class Panels:
         )
         if pattern is None:
             return base
-        return Sparse(base, _mask_of(base.dequantize(), pattern) if mask is None else mask, pattern)
+        return Sparse(base, mask_of(base.dequantize(), pattern) if mask is None else mask, pattern)
 
     def _words(self, entries: Tensor, padding: Tensor | None = None) -> Tensor:
         """[out, in] -> [panels, words, vectors, 64]; outputs and inputs padded with zeros."""
@@ -387,7 +387,7 @@ def _unpack_lanes(packed: Tensor, plane: Plane) -> Tensor:
     return torch.stack(moved, dim=2).flatten(1, 2)
 
 
-def _mask_of(values: Tensor, pattern: Pattern) -> Tensor:
+def mask_of(values: Tensor, pattern: Pattern) -> Tensor:
     """A mask of the pattern that keeps all that is not zero."""
     kept = values != 0
     if not isinstance(pattern, NM):

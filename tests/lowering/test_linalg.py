@@ -18,7 +18,7 @@ from trinity.methods.formats import (
 )
 
 Make = Callable[..., CompressedWeight]
-ROWS = replace(targets.get("llvm-cpu"), kernels=False)  # storage in rows, no kernel of ours
+ROWS = replace(targets.get("llvm-cpu"), kernels=None)  # storage in rows, no kernel of ours
 
 FORMATS = [
     ((24, 40), "float32", None, 0),
@@ -59,7 +59,7 @@ def test_declared_eight_bit_inputs_are_rounded_as_in_torch(
     make_weight: Make, group: int | None, rows: int
 ) -> None:
     weight, inputs = make_weight((24, 48), "int4 channel", "2:4", 5), InputFormat("int8", group)
-    assert check.linear_error(weight, ROWS, rows, inputs) < 2e-6
+    assert check.linear_error(weight, ROWS, rows, inputs=inputs) < 2e-6
     layout = layout_of(replace(format_of(weight), inputs=inputs))
     text = dialects.verified(annotate.annotated_function(layout, rows), "annotated")
     assert "math.roundeven" in text

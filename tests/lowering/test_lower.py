@@ -315,7 +315,7 @@ def test_a_linear_that_is_wrong_by_itself_is_named_first(
         return 1.0 if weight is packed.weights[wrong] else 0.0
 
     monkeypatch.setattr(check, "linear_error", error)
-    found = check.blame(packed.weights, packed.plan.target, [1])
+    found = check.blame(packed.weights, packed.plan.target, [1], "float32")
     assert str(found).startswith(f"{wrong} (2:4 int4")
 
 

@@ -1,0 +1,3 @@
+#include "product.cuh"
+
+ENTRY(product_f16_2, false, 2)

@@ -1,0 +1,3 @@
+#include "product.cuh"
+
+ENTRY(product_f32_4, true, 4)

@@ -1,0 +1,328 @@
+"""Storage for our CUDA kernels: weights in the order in which tensor cores take them.
+
+A *panel* is 32 outputs, a *unit* as many inputs as 32 lanes hold in 16 bytes each for two tiles of
+16 outputs: 64 for 4-bit codes, 128 where 2:4 keeps half of them, 32 for half-precision values.
+Inputs run in *blocks* of 32; every scale group is padded to whole blocks, the last unit to its end.
+
+| tensor          | shape, type                                            | when            |
+|-----------------|--------------------------------------------------------|-----------------|
+| tile_codes      | [panels, units, 2 tiles, 32 lanes, 16 bytes], uint8    | 4 bits          |
+| tile_places     | [panels, units, 32 lanes, 16 bytes], uint8             | 4 bits, 2:4     |
+| tile_values     | [panels, units, 2 steps, 2 tiles, 32 lanes, 8]         | half precision  |
+| tile_scale      | [panels, groups, 8, 4], float                          | 4 bits          |
+| tile_zero_point | shape of tile_scale, uint8                             | asymmetric      |
+| input_scale     | [in], float                                            | scaled inputs   |
+| B_..., A_...    | those of the adapter's factors                         | adapter         |
+
+Lane `4 g + t` holds outputs `g` and `g + 8` of a tile: of every 16 inputs (kept ones, if 2:4) those
+at `2t`, `2t + 1`, `2t + 8` and `2t + 9`, eight codes to a 32-bit word, or eight values.  Scale
+`[g, i]` is that of output `8 i + g`.  Places are the operand of `mma.sp` as the PTX ISA has it: two
+bits an entry, two entries of every four inputs, in ascending order.  1:2 is stored as 2:4, which it
+is; any other mask as codes that mean zero.  One scale for the tensor is repeated for every output.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from trinity.lowering.kernels.panels import FACTORS, FactorName, mask_of
+from trinity.lowering.storage import raw_codes
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import (
+    NM,
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Factor,
+    Quantized,
+    Sparse,
+    WeightFormat,
+    format_of,
+)
+
+PANEL = 32  # outputs of a panel
+BLOCK = 32  # inputs whose activations stand together
+BITS = 4
+HALF = ("float16", "bfloat16")
+AS_TWO_FOUR = (NM(2, 4), NM(1, 2))  # two of every four consecutive inputs
+
+
+def refusal(weight_format: WeightFormat) -> str | None:
+    """Why tiles cannot hold a format, or None."""
+    if weight_format.inputs:
+        return "inputs of 8 bits"
+    for name in FACTORS if weight_format.adapter else ():
+        factor = Tiles(weight_format.factor(name))
+        reason = _refusal(factor.format)
+        if reason is None and name == "B" and factor.groups > 1 and factor.group % BLOCK:
+            # Its inputs are the other factor's outputs, which stand without gaps.
+            reason = f"scale groups of {factor.group} inputs, not of whole {BLOCK}"
+        if reason:
+            return f"adapter {name}: {reason}"
+    return _refusal(weight_format)
+
+
+def _refusal(weight_format: WeightFormat) -> str | None:
+    """As `refusal`, for a weight without adapter."""
+    if weight_format.grid:
+        bits = weight_format.grid.bits
+        return None if bits == BITS else f"codes of {bits} bits"
+    if weight_format.pattern:
+        return "masked floats"
+    return None if weight_format.dtype in HALF else "float32 has nothing to unpack"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Where the entries of a weight of one format stand in tiles."""
+
+    format: WeightFormat
+
+    @property
+    def panels(self) -> int:
+        """Panels of the weight; the last may be padding in part."""
+        return -(-self.format.shape[0] // PANEL)
+
+    @property
+    def groups(self) -> int:
+        """Scale groups of a row."""
+        return self.format.grid.scale_shape[1] if self.format.grid else 1
+
+    @property
+    def group(self) -> int:
+        """Inputs of a scale group."""
+        return self.format.shape[1] // self.groups
+
+    @property
+    def span(self) -> int:
+        """Blocks of a scale group."""
+        return -(-self.group // BLOCK)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return self.groups * self.span
+
+    @property
+    def two_four(self) -> bool:
+        """Whether two of four codes are stored."""
+        return self.format.pattern in AS_TWO_FOUR
+
+    @property
+    def unit(self) -> int:
+        """Inputs of a unit."""
+        if self.format.grid is None:
+            return BLOCK
+        return 4 * BLOCK if self.two_four else 2 * BLOCK
+
+    @property
+    def units(self) -> int:
+        """Units of a row; the last may be padding in part."""
+        return -(-self.blocks * BLOCK // self.unit)
+
+    @cached_property
+    def factors(self) -> "dict[FactorName, Tiles]":
+        """Tiles of the adapter's factors, by name."""
+        if self.format.adapter is None:
+            return {}
+        return {name: Tiles(self.format.factor(name)) for name in FACTORS}
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of every stored tensor, in the order of a linear function's arguments."""
+        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        lead = (self.panels, self.units)
+        if self.format.dtype:
+            found["tile_values"] = ((*lead, 2, 2, 32, 8), getattr(torch, self.format.dtype))
+        if grid := self.format.grid:
+            found["tile_codes"] = ((*lead, 2, 32, 16), torch.uint8)
+            if self.two_four:
+                found["tile_places"] = ((*lead, 32, 16), torch.uint8)
+            shape = (self.panels, self.groups, 8, PANEL // 8)
+            found["tile_scale"] = (shape, getattr(torch, grid.scale_dtype))
+            if not grid.symmetric:
+                found["tile_zero_point"] = (shape, torch.uint8)
+            if grid.input_scale:
+                found["input_scale"] = (self.format.shape[1:], getattr(torch, grid.input_scale))
+        for name, factor in self.factors.items():
+            found |= {f"{name}_{key}": of for key, of in factor.shapes().items()}
+        return found
+
+    def bits(self) -> float:
+        """Stored bits per weight, padding and everything else included."""
+        stored = sum(prod(shape) * dtype.itemsize for shape, dtype in self.shapes().values())
+        return 8 * stored / prod(self.format.shape)
+
+    def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
+        """The stored tensors of a weight of this format; `unpack` inverts it exactly."""
+        if format_of(weight) != self.format:
+            msg = f"tiles of {self.format.label} cannot hold a weight of {format_of(weight).label}"
+            raise ConfigError(msg)
+        base = weight.base if isinstance(weight, Adapted) else weight
+        mask = None
+        if isinstance(base, Sparse):
+            mask, base = base.mask, base.values
+        found: dict[str, Tensor] = {}
+        if isinstance(base, Dense):
+            found["tile_values"] = self._pack_values(base.values)
+        else:
+            found |= self._pack_codes(base, mask)
+        if isinstance(weight, Adapted):
+            for name, factor in self.factors.items():
+                values = getattr(weight, name)
+                packed = factor.pack(Dense(values) if isinstance(values, Tensor) else values)
+                found |= {f"{name}_{key}": tensor for key, tensor in packed.items()}
+        return {name: found[name].contiguous() for name in self.shapes()}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """The weight that `pack` stored.
+
+        A mask without places comes back as the entries that are not zero, and as many others as N:M
+        asks for.
+        """
+        base: Dense | Quantized | Sparse
+        if self.format.dtype:
+            base = Dense(self._unpack_values(tensors["tile_values"]))
+        else:
+            base = self._unpack_codes(tensors)
+        if not self.factors:
+            return base
+        return Adapted(base, *(self._unpack_factor(name, tensors) for name in FACTORS))
+
+    def _unpack_factor(self, name: FactorName, tensors: Mapping[str, Tensor]) -> Factor:
+        factor = self.factors[name]
+        found = factor.unpack({key: tensors[f"{name}_{key}"] for key in factor.shapes()})
+        if isinstance(found, Dense):
+            return found.values
+        assert not isinstance(found, Adapted)  # a factor has no adapter
+        return found
+
+    def _pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+        codes, found = self._padded(raw_codes(base, mask)), {}
+        if mask is not None and self.two_four:
+            kept = two_of_four(self._padded(mask))
+            found["tile_places"] = self._pack_places(kept)
+            codes = codes[kept].view(len(codes), -1)
+        found["tile_codes"] = self._pack_nibbles(codes)
+        grid_shape = (self.format.shape[0], self.groups)
+        found["tile_scale"] = self._by_lane(base.scale.expand(grid_shape))
+        if base.zero_point is not None:
+            found["tile_zero_point"] = self._by_lane(base.zero_point.expand(grid_shape))
+        if base.input_scale is not None:
+            found["input_scale"] = base.input_scale
+        return found
+
+    def _unpack_codes(self, tensors: Mapping[str, Tensor]) -> Quantized | Sparse:
+        grid, pattern = self.format.grid, self.format.pattern
+        if grid is None:
+            msg = f"format {self.format.label} is not quantized"
+            raise AssertionError(msg)
+        rows, _ = grid.scale_shape
+        codes, mask, zero_point = self._unpack_nibbles(tensors["tile_codes"]), None, None
+        if not grid.symmetric:
+            zero_point = self._from_lanes(tensors["tile_zero_point"])[:rows].contiguous()
+        if self.two_four:
+            kept = self._unpack_places(tensors["tile_places"])
+            full = torch.zeros(kept.shape, dtype=torch.uint8)
+            full[kept] = codes.flatten()
+            codes, mask = full, self._cut(kept)
+        codes = self._cut(codes)
+        if grid.symmetric:
+            codes = (codes.to(torch.int16) - 2 ** (grid.bits - 1)).to(torch.int8)
+        if mask is not None:
+            codes = codes * mask
+        base = Quantized(
+            codes,
+            self._from_lanes(tensors["tile_scale"])[:rows].contiguous(),
+            zero_point,
+            grid.bits,
+            input_scale=tensors.get("input_scale"),
+        )
+        if pattern is None:
+            return base
+        return Sparse(base, mask_of(base.dequantize(), pattern) if mask is None else mask, pattern)
+
+    def _padded(self, entries: Tensor) -> Tensor:
+        """[out, in] -> [panels 32, units unit]; outputs, groups and the last unit padded."""
+        out, span = self.format.shape[0], self.span * BLOCK
+        full = torch.zeros(self.panels * PANEL, self.groups, span, dtype=entries.dtype)
+        full[:out, :, : self.group] = entries.reshape(out, self.groups, self.group)
+        return torch.nn.functional.pad(
+            full.flatten(1), (0, self.units * self.unit - self.groups * span)
+        )
+
+    def _cut(self, padded: Tensor) -> Tensor:
+        """Inverse of `_padded`."""
+        span = self.span * BLOCK
+        full = padded[: self.format.shape[0], : self.groups * span]
+        grouped = full.reshape(-1, self.groups, span)[:, :, : self.group]
+        return grouped.reshape(self.format.shape).contiguous()
+
+    def _pack_values(self, values: Tensor) -> Tensor:
+        # row: tile, half, g   input: unit, step, upper, t, e
+        split = self._padded(values).view(self.panels, 2, 2, 8, self.units, 2, 2, 4, 2)
+        lanes = split.permute(0, 4, 5, 1, 3, 7, 6, 2, 8)
+        return lanes.reshape(self.shapes()["tile_values"][0])
+
+    def _unpack_values(self, stored: Tensor) -> Tensor:
+        lanes = stored.view(self.panels, self.units, 2, 2, 8, 4, 2, 2, 2)
+        split = lanes.permute(0, 3, 7, 4, 1, 2, 6, 5, 8)
+        return self._cut(split.reshape(self.panels * PANEL, self.units * self.unit))
+
+    def _pack_nibbles(self, codes: Tensor) -> Tensor:
+        """[rows, stored inputs] -> tile_codes"""
+        # row: tile, half, g   stored input: unit, step, upper, t, e
+        split = codes.view(self.panels, 2, 2, 8, self.units, 4, 2, 4, 2)
+        low, high = split.permute(0, 4, 1, 3, 7, 5, 8, 6, 2).unbind(-1)
+        return (low | high << 4).reshape(self.shapes()["tile_codes"][0])
+
+    def _unpack_nibbles(self, stored: Tensor) -> Tensor:
+        """Inverse of `_pack_nibbles`."""
+        split = torch.stack([stored & 15, stored >> 4], dim=-1)
+        split = split.view(self.panels, self.units, 2, 8, 4, 4, 2, 2, 2)
+        return split.permute(0, 2, 8, 3, 1, 5, 7, 4, 6).reshape(self.panels * PANEL, -1)
+
+    def _pack_places(self, kept: Tensor) -> Tensor:
+        """bool [rows, inputs], two of every four -> tile_places"""
+        words = kept.view(len(kept), -1, 4)
+        places = torch.arange(4, dtype=torch.uint8).expand(words.shape)[words]
+        first, second = places.view(len(kept), -1, 2).unbind(-1)
+        # row: tile, half, g   word of four: unit, product's pair, selector, thread, two, one
+        split = (first | second << 2).view(self.panels, 2, 2, 8, self.units, 2, 2, 2, 2, 2)
+        low, high = split.permute(0, 4, 3, 6, 7, 1, 5, 2, 8, 9).unbind(-1)
+        return (low | high << 4).reshape(self.shapes()["tile_places"][0])
+
+    def _unpack_places(self, stored: Tensor) -> Tensor:
+        """Inverse of `_pack_places`."""
+        split = torch.stack([stored & 15, stored >> 4], dim=-1)
+        split = split.view(self.panels, self.units, 8, 2, 2, 2, 2, 2, 2, 2)
+        words = split.permute(0, 5, 7, 2, 1, 6, 3, 4, 8, 9).reshape(self.panels * PANEL, -1)
+        kept = torch.zeros(*words.shape, 4, dtype=torch.bool)
+        for place in (words & 3, words >> 2):
+            kept.scatter_(2, place.long()[..., None], True)
+        return kept.flatten(1)
+
+    def _by_lane(self, values: Tensor) -> Tensor:
+        """[out, groups] -> [panels, groups, 8, 4], outputs padded with zeros."""
+        full = torch.zeros(self.panels * PANEL, self.groups, dtype=values.dtype)
+        full[: len(values)] = values
+        return full.view(self.panels, 4, 8, self.groups).permute(0, 3, 2, 1)
+
+    def _from_lanes(self, stored: Tensor) -> Tensor:
+        """Inverse of `_by_lane`."""
+        rows = stored.permute(0, 3, 2, 1).reshape(self.panels * PANEL, self.groups)
+        return rows[: self.format.shape[0]].contiguous()
+
+
+def two_of_four(kept: Tensor) -> Tensor:
+    """A mask that keeps all that `kept` does and, at the ends of padded groups, places of padding.
+
+    kept: bool [rows, inputs], two of every four at most, and of every four without padding  ->
+    exactly two of every four
+    """
+    words = kept.view(len(kept), -1, 4)
+    rank = words.to(torch.uint8) * 4 + torch.arange(4, dtype=torch.uint8)
+    return torch.zeros_like(words).scatter_(2, rank.topk(2).indices, True).view(kept.shape)

@@ -1,0 +1,62 @@
+"""CUDA kernels on a GPU: what the other tests of this folder look at without one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trinity.lowering import check, targets
+from trinity.lowering.invoke import CompiledModel
+from trinity.lowering.lower import Lowering, lower, write_parameters
+from trinity.methods.formats import CompressedWeight, format_of
+
+Make = Callable[..., CompressedWeight]
+CUDA = targets.get("cuda")
+
+
+@pytest.fixture(autouse=True)
+def _device() -> None:
+    if not CUDA.available():
+        pytest.skip("no NVIDIA GPU with a working driver")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kind", "pattern", "rank"),
+    [
+        ("int4 group 128", None, 0),
+        ("int4 channel asymmetric", None, 20),
+        ("int4 group 128", "2:4", 0),
+        ("int4 tensor", "2:4", 64),
+    ],
+)
+def test_a_kernel_is_the_float64_product_of_its_weight(
+    make_weight: Make, kind: str, pattern: str | None, rank: int, dtype: str
+) -> None:
+    weight = make_weight((1000, 2560), kind, pattern, rank, torch.float16)
+    for rows in (1, 3, 16, 17, 64):
+        assert check.linear_error(weight, CUDA, rows, dtype) < check.LAYER_TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_decoder_equals_torch(
+    make_decoder: Callable[[str], nn.Module],
+    compress_block: Callable[..., dict[str, CompressedWeight]],
+    tmp_path: Path,
+    dtype: str,
+) -> None:
+    model = make_decoder("llama").to(getattr(torch, dtype))
+    weights = compress_block(model, 0, "int4 group 16", "2:4", 3, torch.float16)
+    weights |= compress_block(model, 1, "int4 channel asymmetric")
+    formats = {name: format_of(weight) for name, weight in weights.items()}
+    plan = Lowering(model.config, formats, CUDA, (1, 16), 32, dtype)
+    lowered = lower(model, plan)
+    lowered.save(tmp_path)
+    path = tmp_path / "parameters.safetensors"
+    write_parameters(path, model, weights, lowered.parameters, CUDA)
+    ids = torch.randint(3, 64, (1, 21))
+    assert check.verify(CompiledModel(tmp_path, path, CUDA), model, weights, ids)
