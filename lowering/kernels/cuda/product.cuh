@@ -28,7 +28,7 @@ template <bool WIDE, int TILES>
 __device__ __forceinline__ void product(uint4* shared, const Term& first, const Term& second,
                                         const Shape& shape, void* out) {
   using Here = Block<TILES>;
-  constexpr int PITCH = PANEL + 1;  // of a token's sums, so that two tokens lie in other banks
+  constexpr int PITCH = PANEL + 4;  // of a token's sums: a warp's stores meet 32 different banks
   const int rows = shape.rows, tokens = shape.tokens;
   const int warp = threadIdx.x / 32;
   const int column = blockIdx.y * TILES * 8;
