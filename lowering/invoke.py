@@ -1,6 +1,7 @@
 """The only import of the IREE runtime: compiled modules as functions of token ids."""
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -145,12 +146,11 @@ class CompiledSession:
 
     def prefill(self, ids: Tensor) -> Tensor:
         """Append ids.  int64 [batch, seq] -> logits of the last position, float32 [batch, vocab]"""
-        loaded = self.model.loaded
-        for tokens, size in self._parts(ids, self.model.chunk):
-            found = self._run(tokens, size)
+        loaded, parts = self.model.loaded, self._parts(ids, self.model.chunk)
+        steps = ((self._run(tokens, size), tokens.shape[1], size) for tokens, size in parts)
+        ((found, count, size),) = deque(steps, maxlen=1)
         if size > 1:
-            last = torch.tensor([tokens.shape[1] - 1])
-            found = loaded.call(f"last_{size}", [found, loaded.put(last)])
+            found = loaded.call(f"last_{size}", [found, loaded.put(torch.tensor([count - 1]))])
         return loaded.fetch(found)[:, -1]
 
     def step(self, tokens: Tensor) -> Tensor:
