@@ -4,7 +4,7 @@ Every accuracy cell has its interval and a verdict against the dense row of the 
 test, Holm's correction over the table); the last columns say what may be said against the paper.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,7 @@ def _caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
         lines.append(
             f"Rows of the paper's table that are not implemented yet: {', '.join(table.missing)}."
         )
-    lines.append(_made_by(record))
+    lines += _made_by(judged.cells)
     return lines
 
 
@@ -205,12 +205,25 @@ def _timed(record: Record) -> str:
     )
 
 
-def _made_by(record: Record) -> str:
+def _made_by(cells: Sequence[Cell]) -> list[str]:
+    """The machine and the code; where rows differ in that, which rows were made by which."""
+    rows: dict[str, list[str]] = {}
+    for cell in cells:
+        rows.setdefault(_machine(cell.record), []).append(_row_name(cell))
+    if len(rows) == 1:
+        return [f"Machine: {machine}" for machine in rows]
+    return [
+        f"Machine, {len(names)} row{'s' * (len(names) > 1)} ({'; '.join(names)}): {machine}"
+        for machine, names in rows.items()
+    ]
+
+
+def _machine(record: Record) -> str:
     environment = record.environment
     packages = environment["packages"]
     dirty = " with local changes" if environment["dirty"] else ""
     return (
-        f"Machine: {environment['cpu']}, {environment['cores']} cores; trinity "
+        f"{environment['cpu']}, {environment['cores']} cores; trinity "
         f"{packages['compression-trinity']}, torch {packages['torch']}, IREE "
         f"{packages['iree-base-compiler']}; commit {(environment['commit'] or 'none')[:12]}"
         f"{dirty}; {record.date}; record schema {record.schema_version}."
@@ -344,11 +357,13 @@ def _markdown(
     lines += ["## Records", ""]
     cells = [judged.cells[index] for _, indices in parts for index in indices]
     lines += [
-        f"- {cell.row.label}, {cell.row.quantization}, {cell.pattern or 'dense'}: "
-        f"[`{cell.record_path}`](../../{cell.record_path})"
-        for cell in cells
+        f"- {_row_name(cell)}: [`{cell.record_path}`](../../{cell.record_path})" for cell in cells
     ]
     return "\n".join(lines) + "\n"
+
+
+def _row_name(cell: Cell) -> str:
+    return f"{cell.row.label}, {cell.row.quantization}, {cell.pattern or 'dense'}"
 
 
 def _bar(values: list[str]) -> str:

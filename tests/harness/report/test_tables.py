@@ -47,6 +47,20 @@ def test_every_cell_traces_to_its_record() -> None:
         assert name in rendered.csv
 
 
+def test_rows_of_other_commits_are_named_beside_them() -> None:
+    cells = _cells()
+    assert "Machine: " in tables.render(SLIM, TABLE, "embedded", cells).markdown
+    newer = {**cells[2].record.environment, "commit": "feedfacefeedface"}
+    record = cells[2].record.model_copy(update={"environment": newer})
+    cells[2] = tables.Cell(cells[2].row, cells[2].pattern, record, cells[2].record_path)
+    lines = tables.render(SLIM, TABLE, "embedded", cells).markdown.splitlines()
+    one, other = (line for line in lines if "Machine, " in line)
+    assert "2 rows (Dense" in one
+    assert "1 row (SLiM-LoRA" in other
+    assert "feedfacefeed" in other
+    assert "feedfacefeed" not in one
+
+
 def test_rows_of_the_markdown_have_as_many_cells_as_the_head() -> None:
     rendered = tables.render(SLIM, TABLE, "embedded", _cells())
     counts = {line.count("|") for line in rendered.markdown.splitlines() if line.startswith("|")}
