@@ -67,7 +67,7 @@ class _Use:
     @property
     def stored(self) -> list[tuple[str, str]]:
         """The stored tensors that its kernel reads, and their types."""
-        shapes = self.panels.kernel_shapes().items()
+        shapes = self.panels.own_shapes().items()
         return [(f"%arg_{self.prefix}{key}", tensor_type(*of)) for key, of in shapes]
 
 

@@ -23,32 +23,17 @@ scale for the tensor is repeated.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from math import prod
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trinity.lowering.kernels.emit import LANES
+from trinity.lowering.kernels.stored import FACTORS, Codes, KernelStorage, Shapes
 from trinity.lowering.storage import raw_codes
-from trinity.methods.errors import ConfigError
-from trinity.methods.formats import (
-    NM,
-    Adapted,
-    CompressedWeight,
-    Dense,
-    Factor,
-    Pattern,
-    Quantized,
-    Sparse,
-    WeightFormat,
-    format_of,
-)
+from trinity.methods.formats import NM, Quantized, WeightFormat
 
-FactorName = Literal["B", "A"]
-FACTORS: tuple[FactorName, ...] = ("B", "A")
 WORD = 4  # inputs of one 32-bit lane of a dot product
 LONGEST_BLOCK = 256  # inputs that share one activation scale: a sum of 24-bit products stays exact
 
@@ -86,7 +71,7 @@ def _refusal(weight_format: WeightFormat) -> str | None:
 
 
 @dataclass(frozen=True)
-class Panels:
+class Panels(KernelStorage):
     """Where the entries of a weight of one format stand in panels."""
 
     format: WeightFormat
@@ -114,16 +99,6 @@ class Panels:
         if bits == 3:
             return (Plane("panel_codes", 2, 0), Plane("panel_codes_high", 1, 2))
         return (Plane("panel_codes", bits, 0),) if bits else ()
-
-    @property
-    def groups(self) -> int:
-        """Scale groups of a row."""
-        return self.format.grid.scale_shape[1] if self.format.grid else 1
-
-    @property
-    def group(self) -> int:
-        """Inputs of a scale group."""
-        return self.format.shape[1] // self.groups
 
     @property
     def group_blocks(self) -> int:
@@ -189,16 +164,9 @@ class Panels:
         full = LANES * WORD
         return full * self.sparse.n // self.sparse.m if self.sparse else full
 
-    @cached_property
-    def factors(self) -> "dict[FactorName, Panels]":
-        """Panels of the adapter's factors, by name."""
-        if self.format.adapter is None:
-            return {}
-        return {name: Panels(self.format.factor(name)) for name in FACTORS}
-
-    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of every stored tensor, in the order of a linear function's arguments."""
-        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    def own_shapes(self) -> Shapes:
+        """See `KernelStorage`."""
+        found: Shapes = {}
         if self.format.dtype:
             dtype = getattr(torch, self.format.dtype)
             found["panel_values"] = ((self.panels, self.format.shape[1], self.rows), dtype)
@@ -212,68 +180,18 @@ class Panels:
             found["panel_scale"] = (shape, getattr(torch, grid.scale_dtype))
             if not grid.symmetric:
                 found["panel_zero_point"] = (shape, torch.uint8)
-            if grid.input_scale:
-                found["input_scale"] = (self.format.shape[1:], getattr(torch, grid.input_scale))
-        for name, factor in self.factors.items():
-            found |= {f"{name}_{key}": of for key, of in factor.shapes().items()}
         return found
 
-    def kernel_shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """The stored tensors that this weight's own kernel reads, its adapter's left out."""
-        others = {f"{name}_{key}" for name, of in self.factors.items() for key in of.shapes()}
-        found = self.shapes()
-        return {key: found[key] for key in found if key not in others | {"input_scale"}}
+    def pack_values(self, values: Tensor) -> dict[str, Tensor]:
+        """See `KernelStorage`."""
+        return {"panel_values": self._by_panel(values)}
 
-    def bits(self) -> float:
-        """Stored bits per weight, padding and everything else included."""
-        stored = sum(prod(shape) * dtype.itemsize for shape, dtype in self.shapes().values())
-        return 8 * stored / prod(self.format.shape)
+    def unpack_values(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `KernelStorage`."""
+        return self._from_panels(tensors["panel_values"])
 
-    def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
-        """The stored tensors of a weight of this format; `unpack` inverts it exactly."""
-        if format_of(weight) != replace(self.format, inputs=None):
-            msg = f"panels of {self.format.label} cannot hold a weight of {format_of(weight).label}"
-            raise ConfigError(msg)
-        base = weight.base if isinstance(weight, Adapted) else weight
-        mask = None
-        if isinstance(base, Sparse):
-            mask, base = base.mask, base.values
-        found: dict[str, Tensor] = {}
-        if isinstance(base, Dense):
-            found["panel_values"] = self._by_panel(base.values)
-        else:
-            found |= self._pack_codes(base, mask)
-        if isinstance(weight, Adapted):
-            for name, factor in self.factors.items():
-                values = getattr(weight, name)
-                packed = factor.pack(Dense(values) if isinstance(values, Tensor) else values)
-                found |= {f"{name}_{key}": tensor for key, tensor in packed.items()}
-        return {name: found[name].contiguous() for name in self.shapes()}
-
-    def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
-        """The weight that `pack` stored.
-
-        A mask without bitmap comes back as the entries that are not zero, and as many others as
-        N:M asks for.
-        """
-        base: Dense | Quantized | Sparse
-        if self.format.dtype:
-            base = Dense(self._from_panels(tensors["panel_values"]))
-        else:
-            base = self._unpack_codes(tensors)
-        if not self.factors:
-            return base
-        return Adapted(base, *(self._unpack_factor(name, tensors) for name in FACTORS))
-
-    def _unpack_factor(self, name: FactorName, tensors: Mapping[str, Tensor]) -> Factor:
-        factor = self.factors[name]
-        found = factor.unpack({key: tensors[f"{name}_{key}"] for key in factor.shapes()})
-        if isinstance(found, Dense):
-            return found.values
-        assert not isinstance(found, Adapted)  # a factor has no adapter
-        return found
-
-    def _pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+    def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+        """See `KernelStorage`."""
         words = self._words(raw_codes(base, mask))
         found = {}
         if mask is not None and self.sparse:
@@ -287,15 +205,10 @@ class Panels:
         if base.zero_point is not None:
             zeros = base.zero_point.expand(self.format.shape[0], self.groups)
             found["panel_zero_point"] = self._by_panel(zeros)
-        if base.input_scale is not None:
-            found["input_scale"] = base.input_scale
         return found
 
-    def _unpack_codes(self, tensors: Mapping[str, Tensor]) -> Quantized | Sparse:
-        grid, pattern = self.format.grid, self.format.pattern
-        if grid is None:
-            msg = f"format {self.format.label} is not quantized"
-            raise AssertionError(msg)
+    def unpack_codes(self, tensors: Mapping[str, Tensor]) -> Codes:
+        """See `KernelStorage`."""
         words = torch.zeros((self.panels, self.words, self.vectors, self.kept), dtype=torch.uint8)
         for plane in self.planes:
             words |= _unpack_lanes(tensors[plane.name], plane) << plane.shift
@@ -305,26 +218,13 @@ class Panels:
             full = torch.zeros(kept.shape, dtype=torch.uint8)
             full[kept] = words.flatten()
             words, mask = full, self._matrix(kept)
-        codes, scale = self._matrix(words), self._from_panels(tensors["panel_scale"])
-        rows, _ = grid.scale_shape
-        zero_point = None
-        if grid.symmetric:
-            offset = 2 ** (grid.bits - 1)
-            codes = (codes.to(torch.int16) - offset).to(torch.int8)
-            if mask is not None:
-                codes = codes * mask
-        else:
-            zero_point = self._from_panels(tensors["panel_zero_point"])[:rows].contiguous()
-        base = Quantized(
-            codes,
-            scale[:rows].contiguous(),
-            zero_point,
-            grid.bits,
-            input_scale=tensors.get("input_scale"),
+        zeros = tensors.get("panel_zero_point")
+        return Codes(
+            self._matrix(words),
+            mask,
+            self._from_panels(tensors["panel_scale"]),
+            None if zeros is None else self._from_panels(zeros),
         )
-        if pattern is None:
-            return base
-        return Sparse(base, mask_of(base.dequantize(), pattern) if mask is None else mask, pattern)
 
     def _words(self, entries: Tensor, padding: Tensor | None = None) -> Tensor:
         """[out, in] -> [panels, words, vectors, 64]; outputs and inputs padded with zeros."""
@@ -385,16 +285,6 @@ def _unpack_lanes(packed: Tensor, plane: Plane) -> Tensor:
     """Inverse of `_pack_lanes`."""
     moved = [(packed >> (plane.bits * i)) & (2**plane.bits - 1) for i in range(plane.lanes)]
     return torch.stack(moved, dim=2).flatten(1, 2)
-
-
-def mask_of(values: Tensor, pattern: Pattern) -> Tensor:
-    """A mask of the pattern that keeps all that is not zero."""
-    kept = values != 0
-    if not isinstance(pattern, NM):
-        return kept
-    groups = kept.view(values.shape[0], -1, pattern.m)
-    first = groups.to(torch.uint8).argsort(dim=2, descending=True, stable=True)[..., : pattern.n]
-    return torch.zeros_like(groups).scatter_(2, first, True).view(values.shape)
 
 
 def _bitmap(kept: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class CodeTerm:
         if flavour == "digits":
             width, element = block_words(panels.block, self.digits), "i32"
         self.buffers = {"x": kernel.binding((rows, panels.blocks, width), element)}
-        for name, (shape, dtype) in panels.kernel_shapes().items():
+        for name, (shape, dtype) in panels.own_shapes().items():
             self.buffers[name] = kernel.binding(shape, MLIR_TYPES[dtype])
 
     def added(

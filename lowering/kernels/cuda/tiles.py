@@ -23,26 +23,13 @@ is; any other mask as codes that mean zero.  One scale for the tensor is repeate
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
 
 import torch
 from torch import Tensor
 
-from trinity.lowering.kernels.panels import FACTORS, FactorName, mask_of
+from trinity.lowering.kernels.stored import FACTORS, Codes, KernelStorage, Shapes
 from trinity.lowering.storage import raw_codes
-from trinity.methods.errors import ConfigError
-from trinity.methods.formats import (
-    NM,
-    Adapted,
-    CompressedWeight,
-    Dense,
-    Factor,
-    Quantized,
-    Sparse,
-    WeightFormat,
-    format_of,
-)
+from trinity.methods.formats import NM, Quantized, WeightFormat
 
 PANEL = 32  # outputs of a panel
 BLOCK = 32  # inputs whose activations stand together
@@ -77,7 +64,7 @@ def _refusal(weight_format: WeightFormat) -> str | None:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiles(KernelStorage):
     """Where the entries of a weight of one format stand in tiles."""
 
     format: WeightFormat
@@ -86,16 +73,6 @@ class Tiles:
     def panels(self) -> int:
         """Panels of the weight; the last may be padding in part."""
         return -(-self.format.shape[0] // PANEL)
-
-    @property
-    def groups(self) -> int:
-        """Scale groups of a row."""
-        return self.format.grid.scale_shape[1] if self.format.grid else 1
-
-    @property
-    def group(self) -> int:
-        """Inputs of a scale group."""
-        return self.format.shape[1] // self.groups
 
     @property
     def span(self) -> int:
@@ -124,16 +101,9 @@ class Tiles:
         """Units of a row; the last may be padding in part."""
         return -(-self.blocks * BLOCK // self.unit)
 
-    @cached_property
-    def factors(self) -> "dict[FactorName, Tiles]":
-        """Tiles of the adapter's factors, by name."""
-        if self.format.adapter is None:
-            return {}
-        return {name: Tiles(self.format.factor(name)) for name in FACTORS}
-
-    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of every stored tensor, in the order of a linear function's arguments."""
-        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    def own_shapes(self) -> Shapes:
+        """See `KernelStorage`."""
+        found: Shapes = {}
         lead = (self.panels, self.units)
         if self.format.dtype:
             found["tile_values"] = ((*lead, 2, 2, 32, 8), getattr(torch, self.format.dtype))
@@ -145,62 +115,23 @@ class Tiles:
             found["tile_scale"] = (shape, getattr(torch, grid.scale_dtype))
             if not grid.symmetric:
                 found["tile_zero_point"] = (shape, torch.uint8)
-            if grid.input_scale:
-                found["input_scale"] = (self.format.shape[1:], getattr(torch, grid.input_scale))
-        for name, factor in self.factors.items():
-            found |= {f"{name}_{key}": of for key, of in factor.shapes().items()}
         return found
 
-    def bits(self) -> float:
-        """Stored bits per weight, padding and everything else included."""
-        stored = sum(prod(shape) * dtype.itemsize for shape, dtype in self.shapes().values())
-        return 8 * stored / prod(self.format.shape)
+    def pack_values(self, values: Tensor) -> dict[str, Tensor]:
+        """See `KernelStorage`."""
+        # row: tile, half, g   input: unit, step, upper, t, e
+        split = self._padded(values).view(self.panels, 2, 2, 8, self.units, 2, 2, 4, 2)
+        lanes = split.permute(0, 4, 5, 1, 3, 7, 6, 2, 8)
+        return {"tile_values": lanes.reshape(self.own_shapes()["tile_values"][0])}
 
-    def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
-        """The stored tensors of a weight of this format; `unpack` inverts it exactly."""
-        if format_of(weight) != self.format:
-            msg = f"tiles of {self.format.label} cannot hold a weight of {format_of(weight).label}"
-            raise ConfigError(msg)
-        base = weight.base if isinstance(weight, Adapted) else weight
-        mask = None
-        if isinstance(base, Sparse):
-            mask, base = base.mask, base.values
-        found: dict[str, Tensor] = {}
-        if isinstance(base, Dense):
-            found["tile_values"] = self._pack_values(base.values)
-        else:
-            found |= self._pack_codes(base, mask)
-        if isinstance(weight, Adapted):
-            for name, factor in self.factors.items():
-                values = getattr(weight, name)
-                packed = factor.pack(Dense(values) if isinstance(values, Tensor) else values)
-                found |= {f"{name}_{key}": tensor for key, tensor in packed.items()}
-        return {name: found[name].contiguous() for name in self.shapes()}
+    def unpack_values(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `KernelStorage`."""
+        lanes = tensors["tile_values"].view(self.panels, self.units, 2, 2, 8, 4, 2, 2, 2)
+        split = lanes.permute(0, 3, 7, 4, 1, 2, 6, 5, 8)
+        return self._cut(split.reshape(self.panels * PANEL, self.units * self.unit))
 
-    def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
-        """The weight that `pack` stored.
-
-        A mask without places comes back as the entries that are not zero, and as many others as N:M
-        asks for.
-        """
-        base: Dense | Quantized | Sparse
-        if self.format.dtype:
-            base = Dense(self._unpack_values(tensors["tile_values"]))
-        else:
-            base = self._unpack_codes(tensors)
-        if not self.factors:
-            return base
-        return Adapted(base, *(self._unpack_factor(name, tensors) for name in FACTORS))
-
-    def _unpack_factor(self, name: FactorName, tensors: Mapping[str, Tensor]) -> Factor:
-        factor = self.factors[name]
-        found = factor.unpack({key: tensors[f"{name}_{key}"] for key in factor.shapes()})
-        if isinstance(found, Dense):
-            return found.values
-        assert not isinstance(found, Adapted)  # a factor has no adapter
-        return found
-
-    def _pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+    def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+        """See `KernelStorage`."""
         codes, found = self._padded(raw_codes(base, mask)), {}
         if mask is not None and self.two_four:
             kept = two_of_four(self._padded(mask))
@@ -211,39 +142,23 @@ class Tiles:
         found["tile_scale"] = self._by_lane(base.scale.expand(grid_shape))
         if base.zero_point is not None:
             found["tile_zero_point"] = self._by_lane(base.zero_point.expand(grid_shape))
-        if base.input_scale is not None:
-            found["input_scale"] = base.input_scale
         return found
 
-    def _unpack_codes(self, tensors: Mapping[str, Tensor]) -> Quantized | Sparse:
-        grid, pattern = self.format.grid, self.format.pattern
-        if grid is None:
-            msg = f"format {self.format.label} is not quantized"
-            raise AssertionError(msg)
-        rows, _ = grid.scale_shape
-        codes, mask, zero_point = self._unpack_nibbles(tensors["tile_codes"]), None, None
-        if not grid.symmetric:
-            zero_point = self._from_lanes(tensors["tile_zero_point"])[:rows].contiguous()
+    def unpack_codes(self, tensors: Mapping[str, Tensor]) -> Codes:
+        """See `KernelStorage`."""
+        codes, mask = self._unpack_nibbles(tensors["tile_codes"]), None
         if self.two_four:
             kept = self._unpack_places(tensors["tile_places"])
             full = torch.zeros(kept.shape, dtype=torch.uint8)
             full[kept] = codes.flatten()
             codes, mask = full, self._cut(kept)
-        codes = self._cut(codes)
-        if grid.symmetric:
-            codes = (codes.to(torch.int16) - 2 ** (grid.bits - 1)).to(torch.int8)
-        if mask is not None:
-            codes = codes * mask
-        base = Quantized(
-            codes,
-            self._from_lanes(tensors["tile_scale"])[:rows].contiguous(),
-            zero_point,
-            grid.bits,
-            input_scale=tensors.get("input_scale"),
+        zeros = tensors.get("tile_zero_point")
+        return Codes(
+            self._cut(codes),
+            mask,
+            self._from_lanes(tensors["tile_scale"]),
+            None if zeros is None else self._from_lanes(zeros),
         )
-        if pattern is None:
-            return base
-        return Sparse(base, mask_of(base.dequantize(), pattern) if mask is None else mask, pattern)
 
     def _padded(self, entries: Tensor) -> Tensor:
         """[out, in] -> [panels 32, units unit]; outputs, groups and the last unit padded."""
@@ -261,23 +176,12 @@ class Tiles:
         grouped = full.reshape(-1, self.groups, span)[:, :, : self.group]
         return grouped.reshape(self.format.shape).contiguous()
 
-    def _pack_values(self, values: Tensor) -> Tensor:
-        # row: tile, half, g   input: unit, step, upper, t, e
-        split = self._padded(values).view(self.panels, 2, 2, 8, self.units, 2, 2, 4, 2)
-        lanes = split.permute(0, 4, 5, 1, 3, 7, 6, 2, 8)
-        return lanes.reshape(self.shapes()["tile_values"][0])
-
-    def _unpack_values(self, stored: Tensor) -> Tensor:
-        lanes = stored.view(self.panels, self.units, 2, 2, 8, 4, 2, 2, 2)
-        split = lanes.permute(0, 3, 7, 4, 1, 2, 6, 5, 8)
-        return self._cut(split.reshape(self.panels * PANEL, self.units * self.unit))
-
     def _pack_nibbles(self, codes: Tensor) -> Tensor:
         """[rows, stored inputs] -> tile_codes"""
         # row: tile, half, g   stored input: unit, step, upper, t, e
         split = codes.view(self.panels, 2, 2, 8, self.units, 4, 2, 4, 2)
         low, high = split.permute(0, 4, 1, 3, 7, 5, 8, 6, 2).unbind(-1)
-        return (low | high << 4).reshape(self.shapes()["tile_codes"][0])
+        return (low | high << 4).reshape(self.own_shapes()["tile_codes"][0])
 
     def _unpack_nibbles(self, stored: Tensor) -> Tensor:
         """Inverse of `_pack_nibbles`."""
@@ -293,7 +197,7 @@ class Tiles:
         # row: tile, half, g   word of four: unit, product's pair, selector, thread, two, one
         split = (first | second << 2).view(self.panels, 2, 2, 8, self.units, 2, 2, 2, 2, 2)
         low, high = split.permute(0, 4, 3, 6, 7, 1, 5, 2, 8, 9).unbind(-1)
-        return (low | high << 4).reshape(self.shapes()["tile_places"][0])
+        return (low | high << 4).reshape(self.own_shapes()["tile_places"][0])
 
     def _unpack_places(self, stored: Tensor) -> Tensor:
         """Inverse of `_pack_places`."""
