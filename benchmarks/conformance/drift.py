@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 from cases import CASES
+from compare import same
 from given import run_of
 from torch import Tensor
 
+from trinity.harness.checkpoint import Checkpoint
 from trinity.harness.progress import Reporter
 from trinity.harness.quiet import hush_libraries
 from trinity.harness.records.environment import environment
 from trinity.harness.run import Run
 from trinity.harness.store import StageStore, default_root, write_json
+from trinity.methods.formats import CompressedWeight
 
 COMPARED = ("gptq", "sparsegpt-2of4")  # whose whole models differ from those of others
 
@@ -49,42 +52,61 @@ class Reordered(Run):
         return ids, {**described, "ids_sha256": digest, "order": self.seed}
 
 
-def measure(orders: int) -> dict[str, dict[str, list[float]]]:
-    """Values of every accuracy measurement by case and name, one an order."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for case in COMPARED:
-        first = run_of(case)
-        for seed in range(orders):
-            print(f"{case}: order {seed + 1} of {orders}", file=sys.stderr)
-            for m in Reordered(first, seed).finish().record.measurements:
-                if m.value is not None:
-                    found.setdefault(case, {}).setdefault(m.name, []).append(m.value)
-    return found
+def measure(case: str, orders: int) -> dict[str, Any]:
+    """Values of every accuracy measurement, one an order, and the share of equal codes or masks
+    that each further order has with the first, by layer.
+    """
+    values: dict[str, list[float]] = {}
+    shares: list[dict[str, float]] = []
+    run = run_of(case)
+    reference: dict[str, CompressedWeight] = {}
+    for seed in range(orders):
+        print(f"{case}: order {seed + 1} of {orders}", file=sys.stderr)
+        ordered = Reordered(run, seed)
+        for m in ordered.finish().record.measurements:
+            if m.value is not None:
+                values.setdefault(m.name, []).append(m.value)
+        weights = Checkpoint(ordered.checkpoint).weights()
+        if not seed:
+            reference = dict(weights)
+            continue
+        shares.append({name: same(reference[name], w.dequantize()) for name, w in weights})
+    return {"values": values, "same": shares}
+
+
+def share(found: dict[str, Any], block: int) -> float:
+    """Mean share of equal codes or masks in a block, of all orders against the first."""
+    blocks = sorted({int(name.split(".")[2]) for one in found["same"] for name in one})
+    prefix = f"model.layers.{blocks[block]}."
+    return statistics.fmean(
+        value for one in found["same"] for name, value in one.items() if name.startswith(prefix)
+    )
 
 
 def main() -> None:
     """A Markdown table on stdout, a record in --json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--orders", type=int, default=5)
+    parser.add_argument("--orders", type=int, default=5, help="at least 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the record")
     options = parser.parse_args()
     hush_libraries()
     torch.set_grad_enabled(False)
-    found = measure(options.orders)
-    print("| case | measured | least | median | largest | largest to least |")
-    print("|---|---|---:|---:|---:|---:|")
-    for case, by_name in found.items():
-        for name, values in by_name.items():
-            middle, ratio = statistics.median(values), max(values) / min(values)
-            ends = f"{min(values):.2f} | {middle:.2f} | {max(values):.2f}"
-            print(f"| {case} | {name} | {ends} | {ratio:.3f} |")
+    found = {case: measure(case, options.orders) for case in COMPARED}
+    print("| case | same in the first and the last block | measured | each order | spread |")
+    print("|---|---|---|---|---:|")
+    for case, of in found.items():
+        shares = f"{share(of, 0):.2%}, {share(of, -1):.1%}"
+        for name, values in of["values"].items():
+            each = ", ".join(f"{value:.1f}" for value in values)
+            ratio = max(values) / min(values)
+            print(f"| {case} | {shares} | {name} | {each} | {ratio:.3f} |")
     if options.json:
         command = f"python benchmarks/conformance/drift.py --orders {options.orders}"
         data = {
             "schema": "conformance-drift/1",
             "command": command,
             "cases": {case: CASES[case] for case in COMPARED},
-            "values": found,
+            "found": found,
             "environment": environment(),
         }
         write_json(options.json, data)
