@@ -25,6 +25,7 @@ from trinity.lowering.builder import (
 )
 from trinity.lowering.storage import Layout, Stream
 from trinity.methods.formats import InputFormat
+from trinity.methods.formats.inputs import INT8_LARGEST
 
 CONTRACT_ROWS = 8  # largest M for which unpacking once a row beats writing the dense weight
 
@@ -63,7 +64,7 @@ def rounded_input(build: Builder, rows: int, x: str, d_in: int, inputs: InputFor
     body = [
         "%zero = arith.constant 0.0 : f32",
         "%one = arith.constant 1.0 : f32",
-        f"%limit = arith.constant {inputs.largest}.0 : f32",
+        f"%limit = arith.constant {INT8_LARGEST}.0 : f32",
         "%some = arith.cmpf ogt, %in_largest, %zero : f32",
         "%part = arith.divf %in_largest, %limit : f32",
         "%step = arith.select %some, %part, %one : f32",

@@ -22,7 +22,7 @@ from torch import Tensor
 from trinity.methods.errors import ConfigError, RecordError
 
 E4M3_BELOW = 488.0
-INT8_LARGEST = 127
+INT8_LARGEST = 127  # what the largest of a group becomes
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,6 @@ class InputFormat:
         if self.group_size is not None and (self.kind == "fp8" or self.group_size < 1):
             msg = f"inputs: group_size {self.group_size} does not go with {self.kind}."
             raise ConfigError(msg)
-
-    @property
-    def largest(self) -> int:
-        """The integer that the largest of a group becomes."""
-        return INT8_LARGEST
 
     @property
     def label(self) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trinity.lowering import annotate, check, dialects, targets
+from trinity.lowering.compile import compile_text
 from trinity.lowering.storage import layout_of
 from trinity.methods.formats import (
     Adapted,
@@ -63,6 +64,21 @@ def test_declared_eight_bit_inputs_are_rounded_as_in_torch(
     layout = layout_of(replace(format_of(weight), inputs=inputs))
     text = dialects.verified(annotate.annotated_function(layout, rows), "annotated")
     assert "math.roundeven" in text
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_declared_eight_bit_inputs_are_rounded_on_vulkan(make_weight: Make, rows: int) -> None:
+    vulkan = targets.get("vulkan")
+    if not vulkan.available():
+        pytest.skip("no Vulkan device (Debian's mesa-vulkan-drivers has one that runs on the CPU)")
+    weight = make_weight((24, 48), "int4 channel", "2:4", 5)
+    assert check.linear_error(weight, vulkan, rows, inputs=InputFormat("int8", 16)) < 2e-6
+
+
+def test_declared_eight_bit_inputs_compile_for_cuda(make_weight: Make) -> None:
+    weight, cuda = make_weight((24, 48), "int4 channel", "2:4", 5), targets.get("cuda")
+    declared = replace(format_of(weight), inputs=InputFormat("int8", 16))
+    assert compile_text(check.linear_text(declared, cuda, 9), cuda)
 
 
 PACKED_ADAPTERS = [
