@@ -19,7 +19,7 @@ from trinity.harness.models import dtype_name, read_config
 from trinity.harness.progress import Reporter
 from trinity.harness.records import record
 from trinity.harness.records.measurement import Measurement
-from trinity.harness.report import tables
+from trinity.harness.report.judged import Cell
 from trinity.harness.repro import Reproduced, planned_rows, write_table
 from trinity.harness.run import Run
 from trinity.harness.store import MANIFEST, StageStore, make_folder
@@ -237,7 +237,7 @@ def render_tables(paper_name: str, profile_name: str, out: Path) -> list[Reprodu
                 # A row that has come to compress otherwise is another row, whatever its name.
                 if (name := planned[0].name) in newest and _compress(newest[name][1]) in compress:
                     path, found = newest[name]
-                    cells.append(tables.Cell(row, pattern, found, str(path.relative_to(out))))
+                    cells.append(Cell(row, pattern, found, str(path.relative_to(out))))
             # Tables share dense rows: one alone says nothing of this table.
             if any(cell.row.steps for cell in cells):
                 results.append(write_table(definition, key, profile_name, cells, out, ""))

@@ -17,6 +17,7 @@ from trinity.harness.progress import Reporter
 from trinity.harness.recipe import Recipe
 from trinity.harness.records import record
 from trinity.harness.report import tables
+from trinity.harness.report.judged import Cell
 from trinity.harness.store import StageStore, write_text
 from trinity.methods.errors import ConfigError, MachineError
 
@@ -160,7 +161,7 @@ def _missing_models(profile: Profile) -> list[str]:
 
 def _cells(
     recipes: list[tuple[Row, str | None, Recipe]], out: Path, store: StageStore, reporter: Reporter
-) -> list[tables.Cell]:
+) -> list[Cell]:
     # All rows are checked before the first is run: an error in the last must not cost an hour.
     for _, _, recipe in recipes:
         run.Run(recipe, store, reporter)
@@ -169,7 +170,7 @@ def _cells(
         reporter.say(f"row {number} of {len(recipes)}: {recipe.name}")
         finished = run.Run(recipe, store, reporter).finish()
         path = record.write(finished.record, out)
-        cells.append(tables.Cell(row, pattern, finished.record, str(path.relative_to(out))))
+        cells.append(Cell(row, pattern, finished.record, str(path.relative_to(out))))
     return cells
 
 
@@ -177,7 +178,7 @@ def write_table(
     definition: Paper,
     table_name: str,
     profile_name: str,
-    cells: list[tables.Cell],
+    cells: list[Cell],
     out: Path,
     part: str,
 ) -> Reproduced:

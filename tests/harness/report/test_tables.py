@@ -8,6 +8,7 @@ from tests.harness.records.test_record import make_record
 from trinity.harness import paper
 from trinity.harness.records.measurement import Interval, Measurement, SeedSpread
 from trinity.harness.report import tables
+from trinity.harness.report.judged import Cell
 
 SLIM = paper.load("slim")
 TABLE = SLIM.tables["table1"]
@@ -30,13 +31,13 @@ def _measured(name: str, samples: list[float], **details: Any) -> Measurement:
     )
 
 
-def _cells(**changes: Any) -> list[tables.Cell]:
+def _cells(**changes: Any) -> list[Cell]:
     rows = {row.name: row for row in TABLE.rows}
     found = make_record(**changes)
     return [
-        tables.Cell(rows["dense"], None, found, "v1/a.json"),
-        tables.Cell(rows["slim-lora"], "2:4", found, "v1/b.json"),
-        tables.Cell(rows["slim-lora"], "50%", found, "v1/c.json"),
+        Cell(rows["dense"], None, found, "v1/a.json"),
+        Cell(rows["slim-lora"], "2:4", found, "v1/b.json"),
+        Cell(rows["slim-lora"], "50%", found, "v1/c.json"),
     ]
 
 
@@ -52,7 +53,7 @@ def test_rows_of_other_commits_are_named_beside_them() -> None:
     assert "Machine: " in tables.render(SLIM, TABLE, "embedded", cells).markdown
     newer = {**cells[2].record.environment, "commit": "feedfacefeedface"}
     record = cells[2].record.model_copy(update={"environment": newer})
-    cells[2] = tables.Cell(cells[2].row, cells[2].pattern, record, cells[2].record_path)
+    cells[2] = Cell(cells[2].row, cells[2].pattern, record, cells[2].record_path)
     lines = tables.render(SLIM, TABLE, "embedded", cells).markdown.splitlines()
     one, other = (line for line in lines if "Machine, " in line)
     assert "2 rows (Dense" in one
@@ -102,8 +103,8 @@ def test_latex_escapes_what_latex_reads() -> None:
 def _compared(dense: list[Measurement], row: list[Measurement]) -> tables.Rendered:
     rows = {row.name: row for row in TABLE.rows}
     cells = [
-        tables.Cell(rows["dense"], None, make_record(measurements=dense), "v1/a.json"),
-        tables.Cell(rows["slim-lora"], "2:4", make_record(measurements=row), "v1/b.json"),
+        Cell(rows["dense"], None, make_record(measurements=dense), "v1/a.json"),
+        Cell(rows["slim-lora"], "2:4", make_record(measurements=row), "v1/b.json"),
     ]
     return tables.render(SLIM, TABLE, "embedded", cells)
 
