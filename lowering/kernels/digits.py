@@ -29,10 +29,17 @@ def prepare(rows: int, blocks: int, block: int) -> Kernel:
     One workgroup a row and block.
     """
     kernel = Kernel(f"prepare_{rows}x{blocks}x{block}")
-    words = block_words(block, EXACT)
     x = kernel.binding((rows, blocks, block), "f32")
-    out = kernel.binding((rows, blocks, words), "i32")
-    here = [kernel.workgroup(1), kernel.workgroup(0)]
+    out = kernel.output((rows, blocks, block_words(block, EXACT)), "i32")
+    write_exact(kernel, (x, out), (kernel.workgroup(1), kernel.workgroup(0)), block)
+    return kernel
+
+
+def write_exact(
+    kernel: Kernel, buffers: tuple[Buffer, Buffer], here: tuple[str, str], block: int
+) -> None:
+    """One block of `prepare`.  buffers: floats, words   here: row and block"""
+    x, _ = buffers
     floats = kernel.constant("0.0", FLOATS)
     with kernel.loop(block, LANES, [(floats, FLOATS)]) as loop:
         loop.yielded = [_larger(kernel, loop.carried[0], x.load([*here, loop.index], FLOATS))]
@@ -42,8 +49,7 @@ def prepare(rows: int, blocks: int, block: int) -> Kernel:
     limit = kernel.constant(f"{float(LARGEST)}", "f32")
     step = kernel.value(f"arith.divf {largest}, {limit} : f32")
     inverse = kernel.splat(kernel.value(f"arith.divf {limit}, {largest} : f32"), FLOATS)
-    _write(kernel, (x, out), here, (block, EXACT), ("arith.mulf", inverse), step)
-    return kernel
+    _write(kernel, buffers, here, (block, EXACT), ("arith.mulf", inverse), step)
 
 
 def prepare_rounded(rows: int, blocks: int, block: int, group_blocks: int) -> Kernel:
@@ -51,12 +57,27 @@ def prepare_rounded(rows: int, blocks: int, block: int, group_blocks: int) -> Ke
     bits, as one digit, its sum, the step.
 
     group_blocks: blocks that share a step, the largest of their inputs over 127
-    The same divisions and roundings as `InputFormat.rounded`, so that no code differs.
     """
     kernel = Kernel(f"prepare_rounded_{rows}x{blocks}x{block}_{group_blocks}")
     x = kernel.binding((rows, blocks, block), "f32")
-    out = kernel.binding((rows, blocks, block_words(block, 1)), "i32")
-    row, own = kernel.workgroup(1), kernel.workgroup(0)
+    out = kernel.output((rows, blocks, block_words(block, 1)), "i32")
+    here = kernel.workgroup(1), kernel.workgroup(0)
+    write_rounded(kernel, (x, out), here, block, group_blocks)
+    return kernel
+
+
+def write_rounded(
+    kernel: Kernel,
+    buffers: tuple[Buffer, Buffer],
+    here: tuple[str, str],
+    block: int,
+    group_blocks: int,
+) -> None:
+    """One block of `prepare_rounded`.  buffers: floats, words   here: row and block
+
+    The same divisions and roundings as `InputFormat.rounded`, so that no code differs.
+    """
+    (x, _), (row, own) = buffers, here
     by = kernel.constant(group_blocks)
     first = kernel.times(kernel.value(f"arith.divui {own}, {by} : index"), group_blocks)
     with kernel.loop(group_blocks, 1, [(kernel.constant("0.0", FLOATS), FLOATS)]) as group:
@@ -72,8 +93,7 @@ def prepare_rounded(rows: int, blocks: int, block: int, group_blocks: int) -> Ke
     some = kernel.value(f"arith.cmpf ogt, {largest}, {none} : f32")
     step = kernel.value(f"arith.select {some}, {step}, {kernel.constant('1.0', 'f32')} : f32")
     by_step = "arith.divf", kernel.splat(step, FLOATS)
-    _write(kernel, (x, out), [row, own], (block, 1), by_step, step)
-    return kernel
+    _write(kernel, buffers, here, (block, 1), by_step, step)
 
 
 def _larger(kernel: Kernel, largest: str, values: str) -> str:

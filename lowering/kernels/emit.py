@@ -31,6 +31,7 @@ class Kernel:
         self.name = name
         self.lines: list[str] = []
         self.bindings: list[str] = []
+        self.outputs: list[str] = []
         self._constants: dict[str, str] = {}
         self._depth, self._count = 3, 0
 
@@ -56,12 +57,24 @@ class Kernel:
         return self._constants.setdefault(text, f"%k{len(self._constants)}")
 
     def binding(self, shape: Sequence[int], element: str) -> "Buffer":
-        """The next argument, as a buffer."""
-        argument = f"%arg{len(self.bindings)}"
-        self.bindings.append(argument)
+        """The next operand of the dispatch, as a buffer."""
+        self.bindings.append(f"%arg{len(self.bindings)}")
+        return self.region(self.bindings[-1], 0, shape, element)
+
+    def output(self, shape: Sequence[int], element: str) -> "Buffer":
+        """The next result of the dispatch that is not an operand written in place."""
+        return self.region(self.output_argument(), 0, shape, element)
+
+    def output_argument(self) -> str:
+        """As `output`, of which regions are taken later."""
+        self.outputs.append(f"%out{len(self.outputs)}")
+        return self.outputs[-1]
+
+    def region(self, argument: str, offset: int, shape: Sequence[int], element: str) -> "Buffer":
+        """A part of an argument, from a byte on, as a buffer."""
         kind = f"memref<{'x'.join([*map(str, shape), element])}>"
-        zero = self.constant(0)
-        name = self.value(f"stream.binding.subspan {argument}[{zero}] : !stream.binding -> {kind}")
+        start = self.constant(offset)
+        name = self.value(f"stream.binding.subspan {argument}[{start}] : !stream.binding -> {kind}")
         return Buffer(self, name, kind, prod(shape[2:]) * int(element.lstrip("bfi")) // 8)
 
     def workgroup(self, axis: int) -> str:
@@ -85,6 +98,24 @@ class Kernel:
         """A scalar in every lane of a vector type."""
         return self.value(f"vector.broadcast {scalar} : {kind.split('x')[1][:-1]} to {kind}")
 
+    def sum_of(self, vector: str) -> str:
+        """The lanes of a vector of floats, added in halves: in order it would take as many steps
+        as there are lanes.  -> f32
+        """
+        lanes = LANES
+        while lanes > 1:
+            half, kind = lanes // 2, f"vector<{lanes}xf32>"
+            low, high = (
+                self.value(
+                    f"vector.shuffle {vector}, {vector} {list(range(first, first + half))} "
+                    f": {kind}, {kind}"
+                )
+                for first in (0, half)
+            )
+            lanes = half
+            vector = self.value(f"arith.addf {low}, {high} : vector<{lanes}xf32>")
+        return self.value(f"vector.extract {vector}[0] : f32 from vector<1xf32>")
+
     def bitcast(self, vector: str, source: str, target: str) -> str:
         """The same bits as another vector type."""
         if source == target:
@@ -93,16 +124,20 @@ class Kernel:
 
     @contextmanager
     def loop(
-        self, stop: int, step: int = 1, carried: Sequence[tuple[str, str]] = ()
+        self,
+        stop: int | str,
+        step: int = 1,
+        carried: Sequence[tuple[str, str]] = (),
+        start: int | str = 0,
     ) -> Iterator[Loop]:
-        """`for index in range(0, stop, step)`; carried: (start, type) pairs, one result each.
+        """`for index in range(start, stop, step)`; carried: (start, type) pairs, one result each.
 
         The body sets `yielded`.
         """
         loop = Loop(self.fresh(), [self.fresh() for _ in carried])
         types = ", ".join(kind for _, kind in carried)
-        head = f"scf.for {loop.index} = {self.constant(0)} to {self.constant(stop)}"
-        head += f" step {self.constant(step)}"
+        first, last = (at if isinstance(at, str) else self.constant(at) for at in (start, stop))
+        head = f"scf.for {loop.index} = {first} to {last} step {self.constant(step)}"
         if carried:
             result = self.fresh()
             starts = [start for start, _ in carried]
@@ -117,9 +152,39 @@ class Kernel:
         self._depth -= 1
         self.line("}")
 
+    @contextmanager
+    def when(self, condition: str) -> Iterator[None]:
+        """What is written inside runs only where an i1 holds."""
+        self.line(f"scf.if {condition} {{")
+        self._depth += 1
+        yield
+        self._depth -= 1
+        self.line("}")
+
+    @contextmanager
+    def repeat(self, value: str, condition: str) -> Iterator[str]:
+        """`while condition: body`; the condition and the body see a new `value` every time.
+
+        value, condition: expressions, of an index and, with `{}` for that index, of an i1
+        """
+        seen, met, inside = self.fresh(), self.fresh(), self.fresh()
+        self.line("scf.while : () -> index {")
+        self.line(f"  {seen}_word = {value}")
+        self.line(f"  {seen} = arith.index_cast {seen}_word : i32 to index")
+        self.line(f"  {met} = {condition.format(seen)}")
+        self.line(f"  scf.condition({met}) {seen} : index")
+        self.line("} do {")
+        self.line(f"^bb0({inside}: index):")
+        self._depth += 1
+        yield inside
+        self.line("scf.yield")
+        self._depth -= 1
+        self.line("}")
+
     def text(self) -> str:
         """The kernel as a `stream.executable` with a grid of two axes."""
-        arguments = ", ".join(f"{name}: !stream.binding" for name in self.bindings)
+        names = [*self.bindings, *self.outputs]
+        arguments = ", ".join(f"{name}: !stream.binding" for name in names)
         constants = [f"      {name} = {text}" for text, name in self._constants.items()]
         body = "\n".join([*constants, *self.lines])
         return (

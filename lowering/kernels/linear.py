@@ -8,8 +8,8 @@ from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type
 from trinity.lowering.kernels import digits
 from trinity.lowering.kernels.emit import Kernel
 from trinity.lowering.kernels.panels import Panels
-from trinity.lowering.kernels.product import write_product
-from trinity.lowering.kernels.terms import CodeTerm, Flavour, Term, ValueTerm
+from trinity.lowering.kernels.product import product_grid, write_product
+from trinity.lowering.kernels.terms import CodeTerm, Flavour, Term, ValueTerm, prepared
 from trinity.lowering.linalg import rounded_input, scaled_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
@@ -95,17 +95,25 @@ class _Writer:
         operands: list[tuple[str, str]] = []
         for use in uses:
             if use.panels.format.dtype:
-                terms.append(ValueTerm(kernel, use.panels, self.rows, use.stride))
-                x = (use.x, tensor_type((self.rows, use.stride), "f32"))
+                shape, element = (self.rows, use.stride), "f32"
+                x = (use.x, tensor_type(shape, element))
+                terms.append(ValueTerm(kernel, use.panels, kernel.binding(shape, element)))
             else:
-                terms.append(CodeTerm(kernel, use.panels, self.rows, use.flavour))
                 x = self.activations(use)
+                given = kernel.binding(*prepared(use.panels, self.rows, use.flavour))
+                terms.append(CodeTerm(kernel, use.panels, given, use.flavour))
             operands += [x, *use.stored]
         panels = uses[0].panels
-        outputs = tensor_type((self.rows, panels.panels * panels.rows), "f32")
+        shape = (self.rows, panels.panels * panels.rows)
+        outputs = tensor_type(shape, "f32")
+        y0 = None
         if start is not None:
             operands.append((start, outputs))
-        grid = write_product(kernel, terms, self.rows, start is not None)
+            y0 = kernel.binding(shape, "f32")
+        y = kernel.output(shape, "f32")
+        grid = product_grid(terms, self.rows)
+        places = kernel.workgroup(0), kernel.workgroup(1) if grid[1] > 1 else None
+        write_product(kernel, terms, self.rows, places, (y0, y))
         return self.dispatch(kernel, grid, operands, outputs)
 
     def activations(self, use: _Use) -> tuple[str, str]:
@@ -129,12 +137,11 @@ class _Writer:
         if use.flavour == "floats":
             return value, kind
         if shared := panels.rounded_blocks:
-            count, kernel = 1, digits.prepare_rounded(rows, panels.blocks, panels.block, shared)
+            kernel = digits.prepare_rounded(rows, panels.blocks, panels.block, shared)
         else:
-            count, kernel = digits.EXACT, digits.prepare(rows, panels.blocks, panels.block)
-        words = digits.block_words(panels.block, count)
-        prepared = tensor_type((rows, panels.blocks, words), "i32")
-        return self.dispatch(kernel, (panels.blocks, rows), [(value, kind)], prepared), prepared
+            kernel = digits.prepare(rows, panels.blocks, panels.block)
+        words = tensor_type(*prepared(panels, rows, use.flavour))
+        return self.dispatch(kernel, (panels.blocks, rows), [(value, kind)], words), words
 
     def in_blocks(self, value: str, panels: Panels) -> str:
         """`[rows, in] -> [rows, blocks, block]`; every scale group is padded to whole blocks."""

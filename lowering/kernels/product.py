@@ -7,7 +7,7 @@ tile of rows of the input.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trinity.lowering.kernels.emit import FLOATS, LANES, Kernel
+from trinity.lowering.kernels.emit import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.terms import Term
 
 STEPS = 4  # of a tile, that a workgroup takes at most
@@ -55,36 +55,46 @@ def shares(found: Sequence[Tile]) -> int:
     return steps // max(n for n in range(1, STEPS + 1) if steps % n == 0)
 
 
-def write_product(kernel: Kernel, terms: Sequence[Term], rows: int, start: bool) -> tuple[int, int]:
-    """`...[, y0] -> y [rows, padded out]`: the sum of the terms, whose inputs are bound already.
+def product_grid(terms: Sequence[Term], rows: int) -> tuple[int, int]:
+    """Workgroups of a product: panels, and shares of the rows."""
+    return terms[0].panels.panels, shares(_tiles(terms, rows))
 
-    start: whether y0 is there to be added to   ->  workgroups: panels, and shares of the rows
+
+def write_product(
+    kernel: Kernel,
+    terms: Sequence[Term],
+    rows: int,
+    places: tuple[str, str | None],
+    buffers: tuple[Buffer | None, Buffer],
+) -> None:
+    """`y [rows, padded out]`, one panel of it: the sum of the terms, and of y0 where there is one.
+
+    places: numbers of the panel, and of the share of the rows, None where there is one share
+    buffers: y0 and y, of equal shape
     """
-    panels = terms[0].panels
-    outputs = panels.panels * panels.rows
-    y0 = kernel.binding((rows, outputs), "f32") if start else None
-    y = kernel.binding((rows, outputs), "f32")
-    found = tiles(rows, panels.vectors, min(term.room for term in terms))
-    parts = shares(found)
-    panel = kernel.workgroup(0)
+    (panel, share), (y0, y), panels = places, buffers, terms[0].panels
+    found = _tiles(terms, rows)
     base = kernel.times(panel, panels.rows)
     none = kernel.constant("0.0", FLOATS)
     for tile in found:
-        steps = tile.steps // parts
-        begin = kernel.times(kernel.workgroup(1), steps * tile.rows) if parts > 1 else None
+        steps = tile.steps // shares(found)
+        begin = kernel.times(share, steps * tile.rows) if share else None
         with kernel.loop(steps) as outer:
             first = kernel.add(kernel.times(outer.index, tile.rows), begin or tile.start)
             here = [kernel.add(first, i) for i in range(tile.rows)]
             with kernel.loop(panels.vectors, tile.vectors) as inner:
                 vectors = [kernel.add(inner.index, i) for i in range(tile.vectors)]
-                places = [
+                at = [
                     [row, kernel.value(f"arith.addi {base}, {kernel.times(vector, LANES)} : index")]
                     for row in here
                     for vector in vectors
                 ]
-                sums = [y0.load(at, FLOATS) if y0 else none for at in places]
+                sums = [y0.load(place, FLOATS) if y0 else none for place in at]
                 for term in terms:
                     sums = term.added(panel, here, vectors, sums)
-                for at, result in zip(places, sums, strict=True):
-                    y.store(result, at, FLOATS)
-    return panels.panels, parts
+                for place, result in zip(at, sums, strict=True):
+                    y.store(result, place, FLOATS)
+
+
+def _tiles(terms: Sequence[Term], rows: int) -> list[Tile]:
+    return tiles(rows, terms[0].panels.vectors, min(term.room for term in terms))

@@ -41,11 +41,10 @@ class ValueTerm:
 
     room = 16
 
-    def __init__(self, kernel: Kernel, panels: Panels, rows: int, stride: int) -> None:
-        """rows: M.  Binds x and the values."""
-        self.kernel, self.panels = kernel, panels
+    def __init__(self, kernel: Kernel, panels: Panels, x: Buffer) -> None:
+        """x: float32 [M, stride].  Binds the values."""
+        self.kernel, self.panels, self.x = kernel, panels, x
         shape, dtype = panels.shapes()["panel_values"]
-        self.x = kernel.binding((rows, stride), "f32")
         self.element = MLIR_TYPES[dtype]
         self.values = kernel.binding(shape, self.element)
 
@@ -71,21 +70,27 @@ class ValueTerm:
         return loop.results
 
 
+def digits_of(panels: Panels) -> int:
+    """Digits of an activation: three, or one where a model declares inputs of 8 bits."""
+    return 1 if panels.rounded_blocks else EXACT
+
+
+def prepared(panels: Panels, rows: int, flavour: Flavour) -> tuple[tuple[int, int, int], str]:
+    """Shape and element of the activations that codes are multiplied with."""
+    if flavour == "floats":
+        return (rows, panels.blocks, panels.block), "f32"
+    return (rows, panels.blocks, block_words(panels.block, digits_of(panels))), "i32"
+
+
 class CodeTerm:
-    """Activations in blocks, as floats or in digits, times codes.
+    """Activations in blocks, as floats or in digits, times codes."""
 
-    digits: of an activation, three or, where a model declares inputs of 8 bits, one
-    """
-
-    def __init__(self, kernel: Kernel, panels: Panels, rows: int, flavour: Flavour) -> None:
-        """rows: M.  Binds the activations and the stored tensors."""
+    def __init__(self, kernel: Kernel, panels: Panels, x: Buffer, flavour: Flavour) -> None:
+        """x: as `prepared` says.  Binds the stored tensors."""
         self.kernel, self.panels, self.flavour = kernel, panels, flavour
-        self.digits = 1 if panels.rounded_blocks else EXACT
+        self.digits = digits_of(panels)
         self.room = 16 if flavour == "digits" and self.digits == 1 else 8
-        width, element = panels.block, "f32"
-        if flavour == "digits":
-            width, element = block_words(panels.block, self.digits), "i32"
-        self.buffers = {"x": kernel.binding((rows, panels.blocks, width), element)}
+        self.buffers = {"x": x}
         for name, (shape, dtype) in panels.own_shapes().items():
             self.buffers[name] = kernel.binding(shape, MLIR_TYPES[dtype])
 
