@@ -14,7 +14,7 @@ import re
 from dataclasses import replace
 
 from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type, widen
-from trinity.lowering.dialects import LinearCall
+from trinity.lowering.dialects import PackedCall
 from trinity.lowering.kernels.choose import storage_of
 from trinity.lowering.linalg import add_adapter, linear_function, rounded_input
 from trinity.lowering.storage import Layout, layout_of
@@ -40,7 +40,7 @@ def _factor_dtypes(weight_format: WeightFormat) -> list[str]:
     return [str(f.grid.scale_dtype if f.grid else f.dtype) for f in factors]
 
 
-def annotated_call(layer: str, weight_format: WeightFormat, rows: int) -> LinearCall:
+def annotated_call(layer: str, weight_format: WeightFormat, rows: int) -> PackedCall:
     """The annotated function of a layer's format, and the globals it is called with."""
     out, d_in = weight_format.shape
     layout = layout_of(weight_format)
@@ -48,16 +48,16 @@ def annotated_call(layer: str, weight_format: WeightFormat, rows: int) -> Linear
     operands = [(f"{layer}.weight", weight_type(weight_format))]
     for name in layout.operand_tensors:
         operands.append((f"{layer}.{name}", tensor_type(*shapes[name])))
-    return LinearCall(
+    return PackedCall(
         function_name(weight_format, rows),
         annotated_function(layout, rows),
-        tensor_type((rows, d_in), "f32"),
-        tensor_type((rows, out), "f32"),
+        (tensor_type((rows, d_in), "f32"),),
+        (tensor_type((rows, out), "f32"),),
         tuple(operands),
     )
 
 
-def storage_call(layer: str, weight_format: WeightFormat, rows: int, target: Target) -> LinearCall:
+def storage_call(layer: str, weight_format: WeightFormat, rows: int, target: Target) -> PackedCall:
     """The same function on explicit storage, and the stored tensors it is called with.
 
     Declared only where a kernel of ours is its body.
@@ -66,8 +66,8 @@ def storage_call(layer: str, weight_format: WeightFormat, rows: int, target: Tar
     operands = [(f"{layer}.{key}", tensor_type(*of)) for key, of in stored.shapes().items()]
     call = replace(annotated_call(layer, weight_format, rows), operands=tuple(operands))
     if isinstance(stored, Layout):
-        return replace(call, text=linear_function(name, stored, rows))
-    return replace(call, text=call.declaration)
+        return replace(call, body=linear_function(name, stored, rows))
+    return replace(call, body=None)
 
 
 def quantized_type(weight_format: WeightFormat) -> str | None:

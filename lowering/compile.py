@@ -45,8 +45,11 @@ def compile_text(text: str, target: Target, extra: Sequence[str] = ()) -> bytes:
 def target_text(text: str, target: Target) -> str:
     """Stage target: storage text as IREE takes it.
 
-    External globals become parameters, and the module says which device it is for.
+    External globals become parameters, and the module says which device it is for.  That a result
+    overwrites an argument is left out: the caches are written in place as it is, the only use of a
+    cache being the write, and IREE would copy each of them once more to say so.
     """
+    text = re.sub(r"^\s*torch\.overwrite\.tensor\.contents .*\n", "", text, flags=re.MULTILINE)
     if target.device is not None:
         attributes = f"module attributes {{hal.device.targets = [{target.device}]}} {{"
         text = re.sub(r"^module \{", lambda _: attributes, text, count=1, flags=re.MULTILINE)

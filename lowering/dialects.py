@@ -8,7 +8,7 @@ so their objects cannot meet.
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +27,10 @@ TORCH_PIPELINE = (
     "torchdynamo-export-to-torch-backend-pipeline{backend-legal-ops= extra-library=})"
 )
 LINEAR_OPERATOR = "torch.trinity.packed_linear"
+BLOCK_OPERATOR = "torch.trinity.packed_block"
+BLOCK = "block_"  # how functions of blocks are called, and of nothing else
+BLOCK_PARAMETER = "input_layernorm.weight"  # the first that a block is called with
+GLOBAL_LOAD = "ml_program.global_load_const"
 
 
 def new_context() -> ir.Context:
@@ -112,20 +116,35 @@ class _ExternParameters(FxImporterHooks):  # type: ignore[misc]  # torch-mlir ha
 
 
 @dataclass(frozen=True)
-class LinearCall:
-    """One compressed linear as a function and the globals that it gets besides its input."""
+class PackedCall:
+    """A function of packed weights, and the globals that it gets besides its inputs.
+
+    body: its text; None where it is only declared   inputs, results: types
+    operands: global and type
+    """
 
     function: str
-    text: str
-    input_type: str
-    result_type: str
+    body: str | None
+    inputs: tuple[str, ...]
+    results: tuple[str, ...]
     operands: tuple[tuple[str, str], ...]
 
     @property
     def declaration(self) -> str:
         """The function without its body."""
-        types = ", ".join([self.input_type, *(kind for _, kind in self.operands)])
-        return f"func.func private @{self.function}({types}) -> {self.result_type}"
+        types = ", ".join([*self.inputs, *(kind for _, kind in self.operands)])
+        return f"func.func private @{self.function}({types}) -> ({', '.join(self.results)})"
+
+    @property
+    def text(self) -> str:
+        """The function, as far as there is one."""
+        return self.body or self.declaration
+
+
+LinearOf = Callable[[str, int], PackedCall]
+"""From layer and number of rows."""
+BlockOf = Callable[[str], PackedCall]
+"""From a block's name."""
 
 
 def merged(texts: Iterable[str], stage: str) -> str:
@@ -142,31 +161,33 @@ def merged(texts: Iterable[str], stage: str) -> str:
         return str(module)
 
 
-def call_linears(text: str, call_of: Callable[[str, int], LinearCall]) -> str:
-    """Stage torch to annotated: each opaque operator becomes a call of its layer's function.
-
-    call_of: from layer and number of rows
+def call_packed(text: str, linear_of: LinearOf, block_of: BlockOf) -> str:
+    """Stage torch to annotated: each opaque operator becomes a call of its layer's or block's
+    function.
     """
     calls = []
     with new_context(), ir.Location.unknown():
         module = _parse(text, "torch")
         for operation in _operators(module):
-            layer = ir.StringAttr(operation.operands[2].owner.attributes["value"]).value
-            rows = re.match(r"!torch\.vtensor<\[(\d+),", str(operation.operands[0].type))
-            if rows is None:
-                msg = f"{layer}: the input of {LINEAR_OPERATOR} has no fixed number of rows."
-                raise LoweringError(msg)
-            call = call_of(layer, int(rows[1]))
+            count = len(operation.results)
+            if ir.StringAttr(operation.attributes["name"]).value == BLOCK_OPERATOR:
+                call = block_of(_string(operation.operands[len(operation.operands) - 1]))
+            else:
+                call = linear_of(_string(operation.operands[2]), _rows(operation))
             calls.append(call)
             with ir.InsertionPoint(operation):
-                source = to_builtin(operation.operands[0], call.input_type)
-                result = to_torch(_call(module, call, source), operation.results[0].type)
-            operation.results[0].replace_all_uses_with(result)
+                sources = [
+                    to_builtin(operation.operands[i], kind) for i, kind in enumerate(call.inputs)
+                ]
+                found = _call(module, call, sources)
+                results = [to_torch(found[i], operation.results[i].type) for i in range(count)]
+            for i, result in enumerate(results):
+                operation.results[i].replace_all_uses_with(result)
             operation.erase()
         _drop_unused(module)
         # Declarations first: the pipeline would inline bodies, and with them what says what they
         # are.
-        declared = [replace(call, text=call.declaration) for call in calls]
+        declared = [replace(call, body=None) for call in calls]
         _add_functions(module, declared, "annotated")
         _run(module, TORCH_PIPELINE, "torch")
         _drop_functions(module, calls)
@@ -174,21 +195,25 @@ def call_linears(text: str, call_of: Callable[[str, int], LinearCall]) -> str:
         return verified(str(module), "annotated")
 
 
-def substitute_linears(text: str, call_of: Callable[[str, int], LinearCall]) -> str:
+def substitute_packed(text: str, linear_of: LinearOf, block_of: BlockOf) -> str:
     """Stage annotated to storage: the same calls of functions of the same names on stored
     tensors.
     """
     calls = []
     with new_context(), ir.Location.unknown():
         module = _parse(text, "annotated")
-        for operation in _linear_calls(module):
-            weight = ir.FlatSymbolRefAttr(operation.operands[1].owner.attributes["global"]).value
-            rows = ir.RankedTensorType(operation.operands[0].type).shape[0]
-            call = call_of(weight.removesuffix(".weight"), rows)
+        for operation in _packed_calls(module):
+            first = _first_global(operation)
+            if ir.FlatSymbolRefAttr(operation.attributes["callee"]).value.startswith(BLOCK):
+                call = block_of(first.removesuffix(f".{BLOCK_PARAMETER}"))
+            else:
+                rows = ir.RankedTensorType(operation.operands[0].type).shape[0]
+                call = linear_of(first.removesuffix(".weight"), rows)
             calls.append(call)
             with ir.InsertionPoint(operation):
-                result = _call(module, call, operation.operands[0])
-            operation.results[0].replace_all_uses_with(result)
+                found = _call(module, call, list(operation.operands)[: len(call.inputs)])
+            for i, result in enumerate(found):
+                operation.results[i].replace_all_uses_with(result)
             operation.erase()
         _drop_unused(module)
         _drop_functions(module, calls)
@@ -203,32 +228,59 @@ def global_names(text: str, stage: str) -> list[str]:
         return sorted(_name(o) for o in operations if o.operation.name == "ml_program.global")
 
 
-def _linear_calls(module: ir.Module) -> list[ir.Operation]:
-    """Calls whose second operand is a weight."""
-    return [o for o in _operations(module) if o.name == "func.call" and len(o.operands) > 1]
+def _string(value: ir.Value) -> str:
+    """A constant string."""
+    found: str = ir.StringAttr(value.owner.attributes["value"]).value
+    return found
 
 
-def _call(module: ir.Module, call: LinearCall, source: ir.Value) -> ir.Value:
+def _rows(operation: ir.Operation) -> int:
+    """Rows of the input of a linear's operator."""
+    found = re.match(r"!torch\.vtensor<\[(\d+),", str(operation.operands[0].type))
+    if found is None:
+        layer = _string(operation.operands[2])
+        msg = f"{layer}: the input of {LINEAR_OPERATOR} has no fixed number of rows."
+        raise LoweringError(msg)
+    return int(found[1])
+
+
+def _packed_calls(module: ir.Module) -> list[ir.Operation]:
+    """Calls that are given a weight."""
+    return [o for o in _operations(module) if o.name == "func.call" and _first_global(o)]
+
+
+def _first_global(operation: ir.Operation) -> str:
+    """The first operand that is a global's value; empty without."""
+    for operand in operation.operands:
+        owner = operand.owner
+        if not isinstance(owner, ir.Block) and owner.name == GLOBAL_LOAD:
+            name: str = ir.FlatSymbolRefAttr(owner.attributes["global"]).value
+            return name
+    return ""
+
+
+def _call(module: ir.Module, call: PackedCall, sources: Sequence[ir.Value]) -> list[ir.Value]:
     operands = []
     for name, kind in call.operands:
         declare_global(module.operation, name, kind)
         operands.append(load_global(name, kind))
-    return ir.Operation.create(
+    operation = ir.Operation.create(
         "func.call",
-        results=[ir.Type.parse(call.result_type)],
-        operands=[source, *operands],
+        results=[ir.Type.parse(kind) for kind in call.results],
+        operands=[*sources, *operands],
         attributes={"callee": ir.FlatSymbolRefAttr.get(call.function)},
-    ).result
+    )
+    return list(operation.results)
 
 
-def _add_functions(module: ir.Module, calls: Iterable[LinearCall], stage: str) -> None:
+def _add_functions(module: ir.Module, calls: Iterable[PackedCall], stage: str) -> None:
     """Add each function once."""
     for text in dict.fromkeys(call.text for call in calls):
         source = _parse(text, stage)
         source.body.operations[0].operation.clone(ir.InsertionPoint(module.body))
 
 
-def _drop_functions(module: ir.Module, calls: Iterable[LinearCall]) -> None:
+def _drop_functions(module: ir.Module, calls: Iterable[PackedCall]) -> None:
     """Erase functions that are about to be added again with other bodies."""
     names = {call.function for call in calls}
     for operation in list(module.body.operations):
@@ -238,14 +290,14 @@ def _drop_functions(module: ir.Module, calls: Iterable[LinearCall]) -> None:
 
 def _drop_unused(module: ir.Module) -> None:
     """Erase loads, views, lists and strings without users, then globals that nobody loads."""
-    pure = {"torch_c.from_builtin_tensor", "ml_program.global_load_const"}
+    pure = {"torch_c.from_builtin_tensor", GLOBAL_LOAD}
     pure |= {"torch.prim.ListConstruct", "torch.constant.str", "torch.constant.int"}
     for operation in reversed(_operations(module)):
         if operation.name in pure and not any(
             True for result in operation.results for _ in result.uses
         ):
             operation.erase()
-    loads = [o for o in _operations(module) if o.name == "ml_program.global_load_const"]
+    loads = [o for o in _operations(module) if o.name == GLOBAL_LOAD]
     loaded = {ir.FlatSymbolRefAttr(load.attributes["global"]).value for load in loads}
     for operation in list(module.body.operations):
         if operation.operation.name == "ml_program.global" and _name(operation) not in loaded:
@@ -253,9 +305,10 @@ def _drop_unused(module: ir.Module) -> None:
 
 
 def _operators(module: ir.Module) -> list[ir.Operation]:
-    """The opaque operators of compressed linears."""
+    """The opaque operators of compressed linears and blocks."""
     found = [o for o in _operations(module) if o.name == "torch.operator"]
-    return [o for o in found if ir.StringAttr(o.attributes["name"]).value == LINEAR_OPERATOR]
+    ours = (LINEAR_OPERATOR, BLOCK_OPERATOR)
+    return [o for o in found if ir.StringAttr(o.attributes["name"]).value in ours]
 
 
 def _operations(module: ir.Module) -> list[ir.Operation]:
@@ -290,7 +343,7 @@ def declare_global(module: ir.Operation, name: str, kind: str) -> None:
 def load_global(name: str, kind: str) -> ir.Value:
     """Load a global at the current insertion point."""
     return ir.Operation.create(
-        "ml_program.global_load_const",
+        GLOBAL_LOAD,
         results=[ir.Type.parse(kind)],
         attributes={"global": ir.FlatSymbolRefAttr.get(name)},
     ).result

@@ -7,8 +7,8 @@ in chunks and decoding alike.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,6 +239,7 @@ def export_functions(
     geometry: Geometry,
     shape: StepShape,
     tables: Mapping[str, WeightFormat] | None = None,
+    whole: Callable[[nn.Module], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> list[str]:
     """Stage torch of the functions for steps of a length: parameters external, compressed linears
     opaque.
@@ -247,6 +248,7 @@ def export_functions(
     because a prompt's logits are wanted of its last position only.
     The numbers in `model` are not read: it may be on `meta`.
     tables: of embeddings that are stored narrower than the model has them, by name
+    whole: replaces the blocks of the model that are called as one, while it lasts
     """
     first = first_names(model)
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -263,6 +265,7 @@ def export_functions(
     with (
         packed_linears(model, formats),
         packed_tables(model, tables or {}),
+        whole(model),
         _evaluating(model),
         torch.no_grad(),
     ):

@@ -13,15 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trinity.lowering.annotate import annotated_call, storage_call
+from trinity.lowering.blocks import annotated_block, block_formats, packed_blocks, storage_block
 from trinity.lowering.compile import COMMON_FLAGS, compile_text, compiler_versions, target_text
 from trinity.lowering.dialects import (
-    LinearCall,
-    call_linears,
+    PackedCall,
+    call_packed,
     global_names,
     merged,
-    substitute_linears,
+    substitute_packed,
 )
 from trinity.lowering.export import Geometry, StepShape, export_functions
+from trinity.lowering.kernels.block import BlockFormat, block_kernels
 from trinity.lowering.kernels.choose import host_flavour, kernels_of, storage_of
 from trinity.lowering.kernels.linear import LinearKernels, with_kernels
 from trinity.lowering.packed import table_tensors
@@ -93,6 +95,12 @@ class Lowering:
     def geometry(self) -> Geometry:
         """What the step must know of the architecture."""
         return Geometry.of(self.config)
+
+    def blocks(self, tokens: int) -> dict[str, BlockFormat]:
+        """Decoder blocks that a kernel of ours takes whole in a step of so many tokens, by name."""
+        if self.target.kernels != "vector" or self.dtype != "float32":
+            return {}
+        return block_formats(self.config, self.formats, self.shape(tokens), host_flavour())
 
     def shape(self, tokens: int) -> StepShape:
         """Sizes of the step that takes so many tokens; caches have room for any padded tail."""
@@ -172,18 +180,26 @@ def lower(
         function
         for tokens in plan.lengths
         for function in export_functions(
-            model, formats, plan.geometry, plan.shape(tokens), plan.tables
+            model,
+            formats,
+            plan.geometry,
+            plan.shape(tokens),
+            plan.tables,
+            lambda model, tokens=tokens: packed_blocks(model, list(plan.blocks(tokens))),
         )
     ]
+    blocks = plan.blocks(1)
     torch_text = merged(functions, "torch")
     progress("annotate")
-    annotated = call_linears(
-        torch_text, lambda name, rows: annotated_call(name, formats[name], rows)
+    annotated = call_packed(
+        torch_text,
+        lambda name, rows: annotated_call(name, formats[name], rows),
+        lambda name: annotated_block(name, blocks[name]),
     )
     progress("storage")
     kernels: dict[str, LinearKernels] = {}
 
-    def stored_call(layer: str, rows: int) -> LinearCall:
+    def stored_call(layer: str, rows: int) -> PackedCall:
         call = storage_call(layer, formats[layer], rows, plan.target)
         if call.function not in kernels:
             storage = storage_of(formats[layer], plan.target)
@@ -192,7 +208,13 @@ def lower(
                 kernels[call.function] = found
         return call
 
-    stored = substitute_linears(annotated, stored_call)
+    def stored_block(name: str) -> PackedCall:
+        call = storage_block(name, blocks[name])
+        if call.function not in kernels:
+            kernels[call.function] = block_kernels(blocks[name], host_flavour())
+        return call
+
+    stored = substitute_packed(annotated, stored_call, stored_block)
     progress("compile")
     final = target_text(with_kernels(stored, kernels.values()), plan.target)
     vmfb = compile_text(final, plan.target)

@@ -52,14 +52,19 @@ class Kernel:
 
     def constant(self, value: object, kind: str = "index") -> str:
         """A constant of a scalar or vector type; a vector's lanes are all `value`."""
-        written = f"dense<{value}>" if kind.startswith("vector") else str(value)
+        number = f"{value:.9e}" if isinstance(value, float) else str(value)  # 1e-6 is no MLIR
+        written = f"dense<{number}>" if kind.startswith("vector") else number
         text = f"arith.constant {written} : {kind}"
         return self._constants.setdefault(text, f"%k{len(self._constants)}")
 
     def binding(self, shape: Sequence[int], element: str) -> "Buffer":
         """The next operand of the dispatch, as a buffer."""
+        return self.region(self.argument(), 0, shape, element)
+
+    def argument(self) -> str:
+        """As `binding`, of which regions are taken later."""
         self.bindings.append(f"%arg{len(self.bindings)}")
-        return self.region(self.bindings[-1], 0, shape, element)
+        return self.bindings[-1]
 
     def output(self, shape: Sequence[int], element: str) -> "Buffer":
         """The next result of the dispatch that is not an operand written in place."""

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type
 from trinity.lowering.kernels import digits
 from trinity.lowering.kernels.emit import Kernel
-from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.kernels.panels import INPUT_SCALE, Panels
 from trinity.lowering.kernels.product import product_grid, write_product
-from trinity.lowering.kernels.terms import CodeTerm, Flavour, Term, ValueTerm, prepared
+from trinity.lowering.kernels.stored import FactorName
+from trinity.lowering.kernels.terms import CodeTerm, Flavour, Stored, Term, ValueTerm, prepared
 from trinity.lowering.linalg import rounded_input, scaled_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
@@ -33,15 +34,15 @@ def linear_kernels(name: str, panels: Panels, rows: int, flavour: Flavour) -> Li
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
     for tensor, of in panels.shapes().items():
         arguments.append(f"%arg_{tensor}: {tensor_type(*of)}")
-    base = writer.use(panels, "", d_in, flavour)
+    base = writer.use(panels, None, flavour)
     if adapter:
-        low = writer.product("A_", [writer.use(adapter["A"], "A_", d_in, flavour)])
+        low = writer.product("A_", [writer.use(panels, "A", flavour)])
         rank = adapter["A"].panels * adapter["A"].rows
         if rows <= FUSED_ROWS:
-            high = _Use(adapter["B"], "B_", low, rank, "floats")
+            high = _Use(panels, "B", low, rank, "floats")
             result = writer.product("", [base, high])
         else:
-            high = _Use(adapter["B"], "B_", low, rank, flavour)
+            high = _Use(panels, "B", low, rank, flavour)
             result = writer.product("B_", [high], writer.product("", [base]))
     else:
         result = writer.product("", [base])
@@ -53,22 +54,21 @@ def linear_kernels(name: str, panels: Panels, rows: int, flavour: Flavour) -> Li
 
 @dataclass(frozen=True)
 class _Use:
-    """A weight in the arguments `%arg_<prefix>...` and its input, `x: [rows, stride]`.
+    """A weight in the function's arguments, or a factor of it, and its input, `x: [rows, stride]`.
 
-    stride: the weight's inputs, and perhaps zeros behind them
+    stride: the panels' inputs, and perhaps zeros behind them
     """
 
-    panels: Panels
-    prefix: str
+    weight: Panels
+    factor: FactorName | None
     x: str
     stride: int
     flavour: Flavour
 
     @property
-    def stored(self) -> list[tuple[str, str]]:
-        """The stored tensors that its kernel reads, and their types."""
-        shapes = self.panels.own_shapes().items()
-        return [(f"%arg_{self.prefix}{key}", tensor_type(*of)) for key, of in shapes]
+    def panels(self) -> Panels:
+        """Of what is used."""
+        return self.weight.factors[self.factor] if self.factor else self.weight
 
 
 class _Writer:
@@ -79,30 +79,32 @@ class _Writer:
         self.build = Builder()
         self.executables: dict[str, str] = {}
 
-    def use(self, panels: Panels, prefix: str, d_in: int, flavour: Flavour) -> "_Use":
+    def use(self, weight: Panels, factor: FactorName | None, flavour: Flavour) -> "_Use":
         """Of the function's own input, rounded where its digits will not do that."""
-        inputs, x = panels.format.inputs, "%arg_x"
-        if inputs and not (flavour == "digits" and panels.rounded_blocks):
-            x = rounded_input(self.build, self.rows, x, d_in, inputs)
-        return _Use(panels, prefix, x, d_in, flavour)
+        d_in = weight.format.shape[1]
+        use = _Use(weight, factor, "%arg_x", d_in, flavour)
+        inputs = use.panels.format.inputs
+        if inputs and not (flavour == "digits" and use.panels.rounded_blocks):
+            use = replace(use, x=rounded_input(self.build, self.rows, use.x, d_in, inputs))
+        return use
 
     def product(self, prefix: str, uses: Sequence[_Use], start: str | None = None) -> str:
-        """The sum of products with weights of the same outputs, and `start`.  -> [rows, padded
-        out]
-        """
+        """The sum of products with parts of one weight, and `start`.  -> [rows, padded out]"""
         kernel = Kernel(f"{self.name}_{prefix}kernel")
         terms: list[Term] = []
-        operands: list[tuple[str, str]] = []
+        weight = uses[0].weight
+        bytes_ = kernel.argument()
+        operands = [("%arg_panels", tensor_type(*weight.shapes()["panels"]))]
         for use in uses:
+            stored = Stored.of(kernel, bytes_, weight, use.factor)
             if use.panels.format.dtype:
                 shape, element = (self.rows, use.stride), "f32"
-                x = (use.x, tensor_type(shape, element))
-                terms.append(ValueTerm(kernel, use.panels, kernel.binding(shape, element)))
+                operands.append((use.x, tensor_type(shape, element)))
+                terms.append(ValueTerm(kernel, stored, kernel.binding(shape, element)))
             else:
-                x = self.activations(use)
-                given = kernel.binding(*prepared(use.panels, self.rows, use.flavour))
-                terms.append(CodeTerm(kernel, use.panels, given, use.flavour))
-            operands += [x, *use.stored]
+                operands.append(self.activations(use))
+                x = kernel.binding(*prepared(use.panels, self.rows, use.flavour))
+                terms.append(CodeTerm(kernel, stored, x, use.flavour))
         panels = uses[0].panels
         shape = (self.rows, panels.panels * panels.rows)
         outputs = tensor_type(shape, "f32")
@@ -119,9 +121,8 @@ class _Writer:
     def activations(self, use: _Use) -> tuple[str, str]:
         """The input in blocks, padded, and in digits where the kernel takes those."""
         value, rows, panels = use.x, self.rows, use.panels
-        if scale := panels.shapes().get("input_scale"):
-            name, kind = f"%arg_{use.prefix}input_scale", MLIR_TYPES[scale[1]]
-            stored = Operand("s", name, ("k",), scale[0], kind)
+        if scale := panels.shapes().get(INPUT_SCALE):
+            stored = Operand("s", f"%arg_{INPUT_SCALE}", ("k",), scale[0], MLIR_TYPES[scale[1]])
             value = scaled_input(self.build, rows, value, stored)
         if panels.blocks == 1 and use.stride >= panels.block:
             # What stands behind the weight's inputs is zero: it may be the padding.

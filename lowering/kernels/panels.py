@@ -12,8 +12,10 @@ an integer dot product.
 | panel_bitmap         | [panels, word vectors, vectors], int64                | N:2 and N:4      |
 | panel_scale          | [panels, groups, rows]                                | quantized        |
 | panel_zero_point     | shape of panel_scale, uint8                           | asymmetric       |
-| input_scale          | [in], float                                           | scaled inputs    |
 | B_..., A_...         | those of the adapter's factors                        | adapter          |
+
+They stand one behind another in the bytes of one tensor, `panels`: a kernel of many weights could
+not be given as many tensors.  Beside it stands only `input_scale`, [in], where inputs are scaled.
 
 A unit is as many word vectors as codes share a byte (two for 4 bits): lane `l` of byte `i` holds
 byte `i` of word vector `l`.  3 bits are a plane of 2 and one of 1.  N:M keeps `64 n / m` bytes of a
@@ -25,6 +27,7 @@ scale for the tensor is repeated.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -32,10 +35,17 @@ from torch import Tensor
 from trinity.lowering.kernels.emit import LANES
 from trinity.lowering.kernels.stored import FACTORS, Codes, KernelStorage, Shapes
 from trinity.lowering.storage import raw_codes
-from trinity.methods.formats import NM, Quantized, WeightFormat
+from trinity.methods.formats import NM, CompressedWeight, Quantized, WeightFormat
 
 WORD = 4  # inputs of one 32-bit lane of a dot product
+ALIGNMENT = 64  # bytes, of a vector and of a cache line
 LONGEST_BLOCK = 256  # inputs that share one activation scale: a sum of 24-bit products stays exact
+INPUT_SCALE = "input_scale"  # read by code that knows nothing of panels
+
+
+def aligned(size: int) -> int:
+    """Bytes, rounded up so that what follows is aligned."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,42 @@ class Panels(KernelStorage):
         """Bytes of a word vector that are stored."""
         full = LANES * WORD
         return full * self.sparse.n // self.sparse.m if self.sparse else full
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Where each part starts in the bytes of `panels`, and where they end."""
+        found, end = {}, 0
+        for name, (shape, dtype) in self.part_shapes().items():
+            if name != INPUT_SCALE:
+                found[name] = end
+                end += aligned(prod(shape) * dtype.itemsize)
+        return {**found, "": end}
+
+    def shapes(self) -> Shapes:
+        """See `KernelStorage`."""
+        parts = self.part_shapes()
+        found: Shapes = {"panels": ((self.offsets[""],), torch.uint8)}
+        return found | {name: parts[name] for name in parts if name == INPUT_SCALE}
+
+    def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
+        """See `KernelStorage`."""
+        parts = self.pack_parts(weight)
+        together = torch.zeros(self.offsets[""], dtype=torch.uint8)
+        for name, start in self.offsets.items():
+            if name:
+                bytes_ = parts[name].flatten().view(torch.uint8)
+                together[start : start + len(bytes_)] = bytes_
+        return {"panels": together} | {n: parts[n] for n in parts if n == INPUT_SCALE}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """See `KernelStorage`."""
+        parts = {name: tensors[name] for name in tensors if name == INPUT_SCALE}
+        for name, (shape, dtype) in self.part_shapes().items():
+            if name != INPUT_SCALE:
+                start = self.offsets[name]
+                size = prod(shape) * dtype.itemsize
+                parts[name] = tensors["panels"][start : start + size].view(dtype).view(shape)
+        return self.unpack_parts(parts)
 
     def own_shapes(self) -> Shapes:
         """See `KernelStorage`."""

@@ -90,11 +90,27 @@ class KernelStorage(ABC):
 
     def shapes(self) -> Shapes:
         """Shape and type of every stored tensor, in the order of a linear function's arguments."""
+        return self.part_shapes()
+
+    def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
+        """The stored tensors of a weight of this format; `unpack` inverts it exactly."""
+        return self.pack_parts(weight)
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """The weight that `pack` stored.
+
+        A mask that is not stored comes back as the entries that are not zero, and as many others as
+        N:M asks for.
+        """
+        return self.unpack_parts(tensors)
+
+    def part_shapes(self) -> Shapes:
+        """Shape and type of everything that is stored, the adapter's factors included."""
         found, grid = self.own_shapes(), self.format.grid
         if grid and grid.input_scale:
             found["input_scale"] = (self.format.shape[1:], getattr(torch, grid.input_scale))
         for name, factor in self.factors.items():
-            found |= {f"{name}_{key}": of for key, of in factor.shapes().items()}
+            found |= {f"{name}_{key}": of for key, of in factor.part_shapes().items()}
         return found
 
     def bits(self) -> float:
@@ -102,8 +118,8 @@ class KernelStorage(ABC):
         stored = sum(prod(shape) * dtype.itemsize for shape, dtype in self.shapes().values())
         return 8 * stored / prod(self.format.shape)
 
-    def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
-        """The stored tensors of a weight of this format; `unpack` inverts it exactly."""
+    def pack_parts(self, weight: CompressedWeight) -> dict[str, Tensor]:
+        """Everything that is stored, by the names of `part_shapes`."""
         if format_of(weight) != replace(self.format, inputs=None):
             kind = type(self).__name__.lower()
             msg = f"{kind} of {self.format.label} cannot hold a weight of {format_of(weight).label}"
@@ -121,16 +137,12 @@ class KernelStorage(ABC):
         if isinstance(weight, Adapted):
             for name, factor in self.factors.items():
                 values = getattr(weight, name)
-                packed = factor.pack(Dense(values) if isinstance(values, Tensor) else values)
+                packed = factor.pack_parts(Dense(values) if isinstance(values, Tensor) else values)
                 found |= {f"{name}_{key}": tensor for key, tensor in packed.items()}
-        return {name: found[name].contiguous() for name in self.shapes()}
+        return {name: found[name].contiguous() for name in self.part_shapes()}
 
-    def unpack(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
-        """The weight that `pack` stored.
-
-        A mask that is not stored comes back as the entries that are not zero, and as many others as
-        N:M asks for.
-        """
+    def unpack_parts(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
+        """Inverse of `pack_parts`."""
         base: Dense | Quantized | Sparse
         if self.format.dtype:
             base = Dense(self.unpack_values(tensors))
@@ -142,7 +154,8 @@ class KernelStorage(ABC):
 
     def _unpack_factor(self, name: FactorName, tensors: Mapping[str, Tensor]) -> Factor:
         factor = self.factors[name]
-        found = factor.unpack({key: tensors[f"{name}_{key}"] for key in factor.shapes()})
+        parts = {key: tensors[f"{name}_{key}"] for key in factor.part_shapes()}
+        found = factor.unpack_parts(parts)
         if isinstance(found, Dense):
             return found.values
         assert not isinstance(found, Adapted)  # a factor has no adapter

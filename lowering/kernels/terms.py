@@ -11,16 +11,37 @@ digit, a third of the products.
 **floats** (any CPU).  Codes are widened to float32 and multiplied there: same storage, more work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from trinity.lowering.builder import MLIR_TYPES
 from trinity.lowering.kernels.digits import EXACT, block_words
 from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
 from trinity.lowering.kernels.panels import WORD, Panels, Plane
+from trinity.lowering.kernels.stored import FactorName
 
 Flavour = Literal["digits", "floats"]
 BYTES = "vector<64xi8>"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight, or a factor of one, in a kernel's memory: its parts by name."""
+
+    panels: Panels
+    buffers: Mapping[str, Buffer]
+
+    @staticmethod
+    def of(kernel: Kernel, argument: str, whole: Panels, factor: FactorName | None) -> "Stored":
+        """argument: the bytes of a weight, of which this is the base or a factor"""
+        panels = whole.factors[factor] if factor else whole
+        prefix = f"{factor}_" if factor else ""
+        buffers = {
+            key: kernel.region(argument, whole.offsets[prefix + key], shape, MLIR_TYPES[dtype])
+            for key, (shape, dtype) in panels.own_shapes().items()
+        }
+        return Stored(panels, buffers)
 
 
 class Term(Protocol):
@@ -41,12 +62,11 @@ class ValueTerm:
 
     room = 16
 
-    def __init__(self, kernel: Kernel, panels: Panels, x: Buffer) -> None:
-        """x: float32 [M, stride].  Binds the values."""
-        self.kernel, self.panels, self.x = kernel, panels, x
-        shape, dtype = panels.shapes()["panel_values"]
-        self.element = MLIR_TYPES[dtype]
-        self.values = kernel.binding(shape, self.element)
+    def __init__(self, kernel: Kernel, stored: Stored, x: Buffer) -> None:
+        """x: float32 [M, stride]"""
+        self.kernel, self.panels, self.x = kernel, stored.panels, x
+        self.element = MLIR_TYPES[self.panels.own_shapes()["panel_values"][1]]
+        self.values = stored.buffers["panel_values"]
 
     def added(
         self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
@@ -85,14 +105,12 @@ def prepared(panels: Panels, rows: int, flavour: Flavour) -> tuple[tuple[int, in
 class CodeTerm:
     """Activations in blocks, as floats or in digits, times codes."""
 
-    def __init__(self, kernel: Kernel, panels: Panels, x: Buffer, flavour: Flavour) -> None:
-        """x: as `prepared` says.  Binds the stored tensors."""
-        self.kernel, self.panels, self.flavour = kernel, panels, flavour
-        self.digits = digits_of(panels)
+    def __init__(self, kernel: Kernel, stored: Stored, x: Buffer, flavour: Flavour) -> None:
+        """x: as `prepared` says"""
+        self.kernel, self.panels, self.flavour = kernel, stored.panels, flavour
+        self.digits = digits_of(self.panels)
         self.room = 16 if flavour == "digits" and self.digits == 1 else 8
-        self.buffers = {"x": x}
-        for name, (shape, dtype) in panels.own_shapes().items():
-            self.buffers[name] = kernel.binding(shape, MLIR_TYPES[dtype])
+        self.buffers = {"x": x, **stored.buffers}
 
     def added(
         self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
@@ -371,7 +389,7 @@ class CodeTerm:
 
     def _scale(self, panel: str, group: str, column: str) -> str:
         """The scale of every lane."""
-        element = MLIR_TYPES[self.panels.shapes()["panel_scale"][1]]
+        element = MLIR_TYPES[self.panels.own_shapes()["panel_scale"][1]]
         return widened(self.kernel, self.buffers["panel_scale"], [panel, group, column], element)
 
 

@@ -86,9 +86,9 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def random_decoder(family: str) -> nn.Module:
+def random_decoder(family: str, **sizes: int) -> nn.Module:
     """A two-block model of a family with weights large enough that every block shows in the
-    logits.
+    logits.  sizes: of the configuration, other than the usual ones
     """
     transformers = pytest.importorskip("transformers")
     common = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -103,7 +103,7 @@ def random_decoder(family: str) -> nn.Module:
     if family not in ("opt", "gpt2", "gpt_neox"):
         common["num_key_value_heads"] = 2
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **{**common, **FAMILIES[family]})
+    config = transformers.AutoConfig.for_model(family, **{**common, **FAMILIES[family], **sizes})
     model: nn.Module = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -154,7 +154,7 @@ def make_packed_adapter() -> Callable[..., CompressedWeight]:
 
 
 @pytest.fixture(scope="session")
-def make_decoder() -> Callable[[str], nn.Module]:
+def make_decoder() -> Callable[..., nn.Module]:
     """`random_decoder`."""
     return random_decoder
 

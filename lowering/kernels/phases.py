@@ -1,0 +1,70 @@
+"""Kernels of several phases: what one phase writes, the next one reads, within one dispatch.
+
+Between two dispatches every worker waits for the others and is woken again, which takes
+microseconds; a decoder block at one token is a dozen steps of about as many.  Here the workers of
+one dispatch go through all steps: they claim the tiles of a phase one by one from a counter, and
+wait until as many are done as there are.
+
+Nobody waits for a worker that never started: a tile that was not claimed is claimed by whoever is
+there, so one worker alone gets through all phases, and workers may come late or not at all.
+"""
+
+from collections.abc import Callable, Sequence
+
+from trinity.lowering.kernels.emit import Buffer, Kernel
+
+Part = tuple[int, Callable[[str], None]]
+"""A number of tiles, and what writes the code of one, given its number."""
+
+# Workgroups of a dispatch: more than a machine has workers.  Those that come last find all done.
+WORKGROUPS = 32
+LINE = 16  # words of a cache line; counters of their own lines do not disturb each other
+CLAIMED, DONE = 0, 1
+
+
+class Phases:
+    """Writes phases into a kernel; counters: int32 [phases, 2, LINE], zero at the start."""
+
+    def __init__(self, kernel: Kernel, counters: Buffer, count: int, pause: bool) -> None:
+        """count: of all phases   pause: whether the processor has x86's hint for waiting loops"""
+        self.kernel, self.counters, self.count = kernel, counters, count
+        self.pause, self.written = pause, 0
+
+    def write(self, parts: Sequence[Part]) -> None:
+        """The next phase: its tiles are those of all parts, in that order."""
+        kernel, phase = self.kernel, self.written
+        self.written += 1
+        tiles = kernel.constant(sum(number for number, _ in parts))
+        more = f"arith.cmpi ult, {{}}, {tiles} : index"
+        with kernel.repeat(self._add(phase, CLAIMED, 1), more) as tile:
+            first = 0
+            for number, write in parts:
+                with kernel.when(_within(kernel, tile, first, number)):
+                    write(kernel.value(f"arith.subi {tile}, {kernel.constant(first)} : index"))
+                first += number
+            kernel.value(self._add(phase, DONE, 1))
+        # Adding nothing reads what others wrote, and orders what is read afterwards.
+        with kernel.repeat(self._add(phase, DONE, 0), more):
+            if self.pause:
+                kernel.line('llvm.call_intrinsic "llvm.x86.sse2.pause"() : () -> ()')
+
+    def unfinished(self, tiles: int) -> str:
+        """Whether the last phase, of so many tiles, is not over.  -> i1"""
+        kernel = self.kernel
+        done = kernel.value(self._add(self.count - 1, DONE, 0))
+        return kernel.value(f"arith.cmpi ult, {done}, {kernel.constant(tiles, 'i32')} : i32")
+
+    def _add(self, phase: int, which: int, number: int) -> str:
+        """An expression: add to a counter, and get what it was."""
+        kernel = self.kernel
+        at = ", ".join(kernel.constant(i) for i in (phase, which, 0))
+        return (
+            f"memref.atomic_rmw addi {kernel.constant(number, 'i32')}, {self.counters.name}[{at}] "
+            f": (i32, {self.counters.kind}) -> i32"
+        )
+
+
+def _within(kernel: Kernel, index: str, first: int, number: int) -> str:
+    """Whether an index is one of `number` from `first` on.  -> i1"""
+    from_first = kernel.value(f"arith.subi {index}, {kernel.constant(first)} : index")
+    return kernel.value(f"arith.cmpi ult, {from_first}, {kernel.constant(number)} : index")
