@@ -18,7 +18,7 @@ from trinity.lowering.packed import replace_layer
 from trinity.methods.formats import WeightFormat
 
 FAMILIES = {"llama": (), "mistral": (), "qwen2": ("q_proj", "k_proj", "v_proj")}
-"""Architectures whose blocks are what `kernels/block.py` computes, and which linears have biases."""
+"""Architectures whose blocks are what `kernels/block.py` computes, and their linears with a bias."""
 
 
 def block_formats(
