@@ -18,7 +18,7 @@ from trinity.lowering.packed import replace_layer
 from trinity.methods.formats import WeightFormat
 
 FAMILIES = {"llama": (), "mistral": (), "qwen2": ("q_proj", "k_proj", "v_proj")}
-"""Architectures whose blocks are what `kernels/block.py` computes, and their linears with a bias."""
+"""Architectures whose blocks are as `kernels/block.py` has them, and their linears with a bias."""
 
 
 def block_formats(
@@ -69,7 +69,7 @@ torch.library.define(
 )
 
 
-@torch.library.register_fake("trinity::packed_block")
+@torch.library.register_fake("trinity::packed_block")  # type: ignore[untyped-decorator]  # torch's
 def _packed_block_shape(
     hidden: Tensor,
     cos: Tensor,

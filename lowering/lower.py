@@ -5,7 +5,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,9 @@ class Lowering:
 
     @property
     def kernels(self) -> bool:
-        """Whether kernels of ours compute every product with a packed weight."""
-        packed = [f for f in self.formats.values() if f.grid or f.pattern or f.adapter]
-        return bool(packed) and not any(
-            isinstance(storage_of(found, self.target), Layout) for found in packed
-        )
+        """Whether kernels of ours compute every product of the blocks."""
+        found = [storage_of(of, self.target) for of in self.formats.values()]
+        return bool(found) and not any(isinstance(stored, Layout) for stored in found)
 
     @property
     def geometry(self) -> Geometry:
@@ -185,7 +183,7 @@ def lower(
             plan.geometry,
             plan.shape(tokens),
             plan.tables,
-            lambda model, tokens=tokens: packed_blocks(model, list(plan.blocks(tokens))),
+            partial(packed_blocks, names=list(plan.blocks(tokens))),
         )
     ]
     blocks = plan.blocks(1)

@@ -17,6 +17,7 @@ from trinity.harness.records.measurement import Measurement
 
 READ, MATMUL = "read_bytes_per_s", "matmul_flop_per_s"
 _BUFFER = 1 << 30  # bytes: larger than any last-level cache that one process has to itself
+_COLUMNS = 4096  # of the matrix that is read
 _SIDE = 1024  # of the square matrices
 _REPEATS = 5
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,9 +51,10 @@ def with_share(m: Measurement, floor_s: float, why: str) -> Measurement:
 
 
 def _bandwidth(threads: int) -> Measurement:
-    buffer = torch.ones(_BUFFER // 4)
+    # A product with one vector reads faster than a sum does: 30 to 25 GB/s on two cores here.
+    matrix, vector = torch.ones(_BUFFER // 4 // _COLUMNS, _COLUMNS), torch.ones(_COLUMNS)
     with _threads(threads):
-        samples = _rates(lambda: buffer.sum(), _BUFFER)
+        samples = _rates(lambda: matrix @ vector, _BUFFER)
     return _measurement(f"ceiling-read-{threads}-threads", READ, "bytes/s", samples, threads, {})
 
 

@@ -69,6 +69,7 @@ class BlockFormat:
         """What follows: norms, biases, and every linear's stored tensors, by their names below the
         block's.
         """
+        found: dict[str, tuple[tuple[int, ...], str]]
         found = {name: ((self.hidden,), "f32") for name in NORMS}
         for name, weight_format in self.linears.items():
             if name in self.biases:
@@ -147,7 +148,7 @@ class _Inputs:
         self.writer, self.width = writer, width
         self.region = writer.scratch((1, width))
         self.floats = self.region.buffer((1, width))
-        self._made: dict[tuple[object, ...], Callable[[], None]] = {}
+        self._steps: list[Callable[[], None]] = []
         self._buffers: dict[tuple[object, ...], Buffer] = {}
 
     def of(self, panels: Panels, flavour: Flavour, scale: Buffer | None, element: str) -> Buffer:
@@ -156,31 +157,21 @@ class _Inputs:
             return self.floats
         key = (flavour, panels.blocks, panels.block, panels.rounded_blocks, scale)
         if key not in self._buffers:
-            self._buffers[key] = self._add(key, panels, flavour, scale, element)
+            self._buffers[key] = self._add(panels, flavour, scale, element)
         return self._buffers[key]
 
-    def _add(
-        self,
-        key: tuple[object, ...],
-        panels: Panels,
-        flavour: Flavour,
-        scale: Buffer | None,
-        element: str,
-    ) -> Buffer:
+    def _add(self, panels: Panels, flavour: Flavour, scale: Buffer | None, element: str) -> Buffer:
         writer, kernel, region = self.writer, self.writer.kernel, self.region
-        steps: list[Callable[[], None]] = []
         if scale is not None:
             region = writer.scratch((1, self.width))
             scaled = region.buffer((1, self.width))
-            steps.append(lambda: self._scale(scaled, scale, element))
+            self._steps.append(lambda: self._scale(scaled, scale, element))
         floats = region.buffer((1, panels.blocks, panels.block))
-        found = floats
-        if flavour == "digits":
-            found = writer.scratch(*prepared(panels, 1, flavour)).buffer(
-                *prepared(panels, 1, flavour)
-            )
-            steps.append(lambda: _write_digits(kernel, panels, (floats, found)))
-        self._made[key] = lambda: [step() for step in steps] and None
+        if flavour == "floats":
+            return floats
+        shape, words = prepared(panels, 1, flavour)
+        found = writer.scratch(shape).buffer(shape, words)
+        self._steps.append(lambda: _write_digits(kernel, panels, (floats, found)))
         return found
 
     def _scale(self, scaled: Buffer, scale: Buffer, element: str) -> None:
@@ -196,8 +187,8 @@ class _Inputs:
 
     def write(self) -> None:
         """Make every form from the floats."""
-        for made in self._made.values():
-            made()
+        for step in self._steps:
+            step()
 
 
 def _write_digits(kernel: Kernel, panels: Panels, buffers: tuple[Buffer, Buffer]) -> None:
@@ -385,7 +376,7 @@ class _Writer:
         own, element = self._shapes[name]
         return self.kernel.binding(shape or own, element)
 
-    def scratch(self, shape: Sequence[int], element: str = "f32") -> _Region:
+    def scratch(self, shape: Sequence[int]) -> _Region:
         """New memory for an array of 32-bit elements."""
         region = _Region(self.kernel, self._scratch, self._end)
         size = prod(shape) * 4

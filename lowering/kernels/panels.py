@@ -64,17 +64,9 @@ class Plane:
 
 def refusal(weight_format: WeightFormat) -> str | None:
     """Why panels cannot hold a format, or None."""
-    if weight_format.dtype == "float32":
-        return "float32 has nothing to unpack"
     for name in FACTORS if weight_format.adapter else ():
-        factor = weight_format.factor(name)
-        if reason := _refusal(factor):
+        if reason := refusal(weight_format.factor(name)):
             return f"adapter {name}: {reason}"
-    return _refusal(weight_format)
-
-
-def _refusal(weight_format: WeightFormat) -> str | None:
-    """As `refusal`, for a weight without adapter that may be float32."""
     if weight_format.pattern is not None and weight_format.grid is None:
         return "masked floats"
     return None

@@ -5,7 +5,7 @@ tile of rows of the input.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trinity.lowering.kernels.emit import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.terms import Term
@@ -31,10 +31,13 @@ class Tile:
 def tiles(rows: int, vectors: int, room: int) -> list[Tile]:
     """Tiles over the rows of the input, each of at most `room` vectors of outputs.
 
-    A full panel's vectors are taken where rows are few.
+    Two vectors wide, so that an input is loaded once for both; what rows are left over take as many
+    as there is room for.
     """
-    whole = rows // room * room
-    found = [Tile(0, whole, room, 1)] if whole else []
+    wide = 2 if vectors % 2 == 0 and room > 1 else 1
+    tall = room // wide
+    whole = rows // tall * tall
+    found = [Tile(0, whole, tall, wide)] if whole else []
     if whole < rows:
         left = rows - whole
         wide = max(1, min(vectors, room // left))
@@ -45,12 +48,10 @@ def tiles(rows: int, vectors: int, room: int) -> list[Tile]:
 
 
 def shares(found: Sequence[Tile]) -> int:
-    """Among how many workgroups the rows are shared: those of one tile, four steps each or less.
+    """Among how many workgroups the rows of the first tile are shared, four steps each or less.
 
     Narrow weights have fewer panels than a processor has cores.
     """
-    if len(found) > 1:
-        return 1
     steps = found[0].steps
     return steps // max(n for n in range(1, STEPS + 1) if steps % n == 0)
 
@@ -72,28 +73,47 @@ def write_product(
     places: numbers of the panel, and of the share of the rows, None where there is one share
     buffers: y0 and y, of equal shape
     """
-    (panel, share), (y0, y), panels = places, buffers, terms[0].panels
-    found = _tiles(terms, rows)
+    (panel, share), found = places, _tiles(terms, rows)
+    if share is None:
+        for tile in found:
+            _write_tile(kernel, terms, tile, (panel, None), buffers)
+        return
+    steps = found[0].steps // shares(found)
+    begin = kernel.times(share, steps * found[0].rows)
+    shared = replace(found[0], stop=steps * found[0].rows)
+    _write_tile(kernel, terms, shared, (panel, begin), buffers)
+    for tile in found[1:]:
+        first = kernel.value(f"arith.cmpi eq, {share}, {kernel.constant(0)} : index")
+        with kernel.when(first):
+            _write_tile(kernel, terms, tile, (panel, None), buffers)
+
+
+def _write_tile(
+    kernel: Kernel,
+    terms: Sequence[Term],
+    tile: Tile,
+    places: tuple[str, str | None],
+    buffers: tuple[Buffer | None, Buffer],
+) -> None:
+    """One tile's rows.  places: the panel, and how much further on the rows start"""
+    (panel, begin), (y0, y), panels = places, buffers, terms[0].panels
     base = kernel.times(panel, panels.rows)
     none = kernel.constant("0.0", FLOATS)
-    for tile in found:
-        steps = tile.steps // shares(found)
-        begin = kernel.times(share, steps * tile.rows) if share else None
-        with kernel.loop(steps) as outer:
-            first = kernel.add(kernel.times(outer.index, tile.rows), begin or tile.start)
-            here = [kernel.add(first, i) for i in range(tile.rows)]
-            with kernel.loop(panels.vectors, tile.vectors) as inner:
-                vectors = [kernel.add(inner.index, i) for i in range(tile.vectors)]
-                at = [
-                    [row, kernel.value(f"arith.addi {base}, {kernel.times(vector, LANES)} : index")]
-                    for row in here
-                    for vector in vectors
-                ]
-                sums = [y0.load(place, FLOATS) if y0 else none for place in at]
-                for term in terms:
-                    sums = term.added(panel, here, vectors, sums)
-                for place, result in zip(at, sums, strict=True):
-                    y.store(result, place, FLOATS)
+    with kernel.loop(tile.steps) as outer:
+        first = kernel.add(kernel.times(outer.index, tile.rows), begin or tile.start)
+        here = [kernel.add(first, i) for i in range(tile.rows)]
+        with kernel.loop(panels.vectors, tile.vectors) as inner:
+            vectors = [kernel.add(inner.index, i) for i in range(tile.vectors)]
+            at = [
+                [row, kernel.value(f"arith.addi {base}, {kernel.times(vector, LANES)} : index")]
+                for row in here
+                for vector in vectors
+            ]
+            sums = [y0.load(place, FLOATS) if y0 else none for place in at]
+            for term in terms:
+                sums = term.added(panel, here, vectors, sums)
+            for place, result in zip(at, sums, strict=True):
+                y.store(result, place, FLOATS)
 
 
 def _tiles(terms: Sequence[Term], rows: int) -> list[Tile]:

@@ -60,7 +60,7 @@ class Term(Protocol):
 class ValueTerm:
     """`x [M, stride]`, its first `in` columns, times floats."""
 
-    room = 16
+    room = 24
 
     def __init__(self, kernel: Kernel, stored: Stored, x: Buffer) -> None:
         """x: float32 [M, stride]"""

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.lowering.built import LONGEST, Built, build, decoded, dense_logits, tokens
 from torch import nn
 
+from tests.lowering.built import LONGEST, Built, build, decoded, dense_logits, tokens
 from trinity.lowering import check, targets
 from trinity.lowering.compile import compile_text
 from trinity.lowering.lower import Lowering

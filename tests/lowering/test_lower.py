@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from tests.lowering.built import LENGTHS, LONGEST, Built, build, decoded, dense_logits, tokens
 from trinity.lowering import attention, check, targets
 from trinity.lowering.compile import compile_text
-from trinity.lowering.invoke import CompiledModel, CompiledSession
-from trinity.lowering.lower import LoweredModel, Lowering, lower, write_parameters
+from trinity.lowering.invoke import CompiledModel
+from trinity.lowering.lower import Lowering, lower, write_parameters
 from trinity.lowering.packed import packed_linears
 from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
 from trinity.methods.formats import CompressedWeight, Quantized, format_of
@@ -180,8 +180,7 @@ def test_parameters_are_packed_weights_embeddings_and_norms(packed: Built) -> No
     stored = load_file(packed.parameters)
     assert sorted(stored) == list(packed.lowered.parameters)
     kept = {name for name, tensor in stored.items() if tensor.dtype == torch.float32}
-    scales = {f"{name}.panel_scale" for name in packed.weights}
-    assert kept - scales == {
+    assert kept == {
         "model.embed_tokens.weight",
         "model.norm.weight",
         "model.rotary_emb.inv_freq",

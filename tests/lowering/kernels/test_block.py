@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trinity.lowering import targets
 from trinity.lowering.check import relative_error

@@ -74,7 +74,6 @@ def test_codes_that_an_unstructured_mask_removes_are_stored_as_zero(
     [
         ("float16", "2:4", "masked floats"),
         ("float16", "50%", "masked floats"),
-        ("float32", None, "float32"),
     ],
 )
 def test_what_panels_do_not_hold_is_said(
