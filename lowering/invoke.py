@@ -15,8 +15,9 @@ from torch import Tensor
 
 from trinity.lowering.compile import SCOPE
 from trinity.lowering.export import STEP
+from trinity.lowering.processor import may_use_tiles
 from trinity.lowering.targets import Target
-from trinity.methods.errors import ConfigError, LoweringError
+from trinity.methods.errors import ConfigError, LoweringError, MachineError
 
 # Bytes are signless in modules, which the runtime checks: uint8 goes in as INT_8.
 ELEMENT_TYPES = {
@@ -134,11 +135,19 @@ class CompiledModel:
     """
 
     def __init__(self, folder: Path, parameters: Path, target: Target) -> None:
-        """Load the module and its parameters; MachineError without the device."""
+        """Load the module and its parameters; MachineError without the device or the processor's
+        part that it was compiled for.
+        """
         self.meta = json.loads((folder / "module.json").read_text("utf-8"))
         if self.meta["target"] != target.name:
             msg = f"{folder}: compiled for {self.meta['target']}, asked to run on {target.name}."
             raise ConfigError(msg)
+        if self.meta["flavour"] == "amx" and not may_use_tiles():
+            msg = (
+                f"{folder}: compiled for matrix units (AMX), which this processor lacks or Linux "
+                f"does not grant to this process. Compile it here: it will do without."
+            )
+            raise MachineError(msg)
         self.target = target
         self.path: Literal["compiled", "kernel"] = self.meta["path"]
         self.max_length: int = self.meta["max_length"]

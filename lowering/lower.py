@@ -26,6 +26,7 @@ from trinity.lowering.export import Geometry, StepShape, export_functions
 from trinity.lowering.kernels.block import BlockFormat, block_kernels
 from trinity.lowering.kernels.choose import host_flavour, kernels_of, storage_of
 from trinity.lowering.kernels.linear import LinearKernels, with_kernels
+from trinity.lowering.kernels.terms import Flavour, for_rows
 from trinity.lowering.packed import table_tensors
 from trinity.lowering.storage import Layout
 from trinity.lowering.targets import Target
@@ -90,6 +91,11 @@ class Lowering:
         return bool(found) and not any(isinstance(stored, Layout) for stored in found)
 
     @property
+    def flavour(self) -> Flavour | None:
+        """Of kernels for CPUs, which depends on this machine's; None on other targets."""
+        return host_flavour() if self.target.kernels == "vector" else None
+
+    @property
     def geometry(self) -> Geometry:
         """What the step must know of the architecture."""
         return Geometry.of(self.config)
@@ -98,7 +104,9 @@ class Lowering:
         """Decoder blocks that a kernel of ours takes whole in a step of so many tokens, by name."""
         if self.target.kernels != "vector" or self.dtype != "float32":
             return {}
-        return block_formats(self.config, self.formats, self.shape(tokens), host_flavour())
+        return block_formats(
+            self.config, self.formats, self.shape(tokens), for_rows(host_flavour(), 1)
+        )
 
     def shape(self, tokens: int) -> StepShape:
         """Sizes of the step that takes so many tokens; caches have room for any padded tail."""
@@ -121,7 +129,7 @@ class Lowering:
                 "name": self.target.name,
                 "flags": [*COMMON_FLAGS, *self.target.flags],
                 "device": self.target.device,
-                "kernels": host_flavour() if self.target.kernels == "vector" else None,
+                "kernels": self.flavour,
             },
             "host": host_cpu() if "host" in " ".join(self.target.flags) else None,
             "heads": {name: self.heads[name].to_json() for name in sorted(self.heads)},
@@ -209,7 +217,7 @@ def lower(
     def stored_block(name: str) -> PackedCall:
         call = storage_block(name, blocks[name])
         if call.function not in kernels:
-            kernels[call.function] = block_kernels(blocks[name], host_flavour())
+            kernels[call.function] = block_kernels(blocks[name], for_rows(host_flavour(), 1))
         return call
 
     stored = substitute_packed(annotated, stored_call, stored_block)
@@ -225,6 +233,7 @@ def lower(
         "dtype": plan.dtype,
         "target": plan.target.name,
         "path": "kernel" if plan.kernels else "compiled",
+        "flavour": plan.flavour,
     }
     names = tuple(global_names(stored, "storage"))
     return LoweredModel(torch_text, annotated, stored, final, vmfb, names, meta)

@@ -85,6 +85,9 @@ BUILT_IN = {
                 "--iree-hal-target-device=local",
                 "--iree-hal-local-target-device-backends=llvm-cpu",
                 "--iree-llvmcpu-target-cpu=host",
+                # Our kernels keep sums and unpacked codes in scratch memory, on the stack of a
+                # worker's thread, which has megabytes; the default is 32768.
+                "--iree-llvmcpu-stack-allocation-limit=65536",
             ),
             "local-task",
             "the IREE runtime lists no local-task device; reinstall iree-base-runtime.",

@@ -1,9 +1,9 @@
 """Which storage and which code a compressed linear gets on a target."""
 
-import platform
+from collections.abc import Set
 from functools import cache
-from pathlib import Path
 
+from trinity.lowering import processor
 from trinity.lowering.kernels.cuda import tiles
 from trinity.lowering.kernels.cuda.linear import tile_kernels
 from trinity.lowering.kernels.cuda.tiles import Tiles
@@ -53,7 +53,14 @@ def kernels_of(stored: Storage, name: str, rows: int, dtype: str) -> LinearKerne
 @cache
 def host_flavour() -> Flavour:
     """The kernels that this machine's processor runs best."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set[str]())
-    return "digits" if platform.machine() == "x86_64" and flags >= DIGIT_FEATURES else "floats"
+    return flavour_of(processor.features(), processor.may_use_tiles())
+
+
+def flavour_of(features: Set[str], tiles: bool) -> Flavour:
+    """The kernels that a processor runs best.
+
+    features: in Linux's words, of x86-64   tiles: whether a process may use AMX's registers
+    """
+    if not features >= DIGIT_FEATURES:
+        return "floats"
+    return "amx" if tiles else "digits"

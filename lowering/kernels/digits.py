@@ -17,6 +17,9 @@ EXACT = 3  # digits that are as accurate as float32
 LARGEST = 127 * 65536  # of a quantized activation, so that rounding cannot carry past digit 127
 CHUNK = 16  # inputs whose digits stand together: 4 words a digit
 
+Scaled = tuple[str, str]
+"""The operation and the other operand that make inputs the integers, not yet rounded."""
+
 
 def block_words(block: int, digits: int) -> int:
     """Words that hold the digits of a block, the sum of each, and the step."""
@@ -40,16 +43,20 @@ def write_exact(
 ) -> None:
     """One block of `prepare`.  buffers: floats, words   here: row and block"""
     x, _ = buffers
-    floats = kernel.constant("0.0", FLOATS)
-    with kernel.loop(block, LANES, [(floats, FLOATS)]) as loop:
-        loop.yielded = [_larger(kernel, loop.carried[0], x.load([*here, loop.index], FLOATS))]
-    largest = kernel.value(f"vector.reduction <maximumf>, {loop.results[0]} : {FLOATS} into f32")
+    with kernel.loop(block, LANES, [(kernel.constant(0, WORDS), WORDS)]) as loop:
+        loop.yielded = [larger(kernel, loop.carried[0], x.load([*here, loop.index], FLOATS))]
+    scaled, step = exact_step(kernel, largest_of(kernel, loop.results[0]))
+    _write(kernel, buffers, here, (block, EXACT), scaled, step)
+
+
+def exact_step(kernel: Kernel, largest: str) -> tuple[Scaled, str]:
+    """What makes integers of a block whose largest magnitude is known, and its step."""
     smallest = kernel.constant("1.0e-30", "f32")  # a block of zeros has a step too
     largest = kernel.value(f"arith.maximumf {largest}, {smallest} : f32")
     limit = kernel.constant(f"{float(LARGEST)}", "f32")
     step = kernel.value(f"arith.divf {largest}, {limit} : f32")
     inverse = kernel.splat(kernel.value(f"arith.divf {limit}, {largest} : f32"), FLOATS)
-    _write(kernel, buffers, here, (block, EXACT), ("arith.mulf", inverse), step)
+    return ("arith.mulf", inverse), step
 
 
 def prepare_rounded(rows: int, blocks: int, block: int, group_blocks: int) -> Kernel:
@@ -80,26 +87,37 @@ def write_rounded(
     (x, _), (row, own) = buffers, here
     by = kernel.constant(group_blocks)
     first = kernel.times(kernel.value(f"arith.divui {own}, {by} : index"), group_blocks)
-    with kernel.loop(group_blocks, 1, [(kernel.constant("0.0", FLOATS), FLOATS)]) as group:
+    with kernel.loop(group_blocks, 1, [(kernel.constant(0, WORDS), WORDS)]) as group:
         other = kernel.value(f"arith.addi {first}, {group.index} : index")
-        with kernel.loop(block, LANES, [(group.carried[0], FLOATS)]) as loop:
+        with kernel.loop(block, LANES, [(group.carried[0], WORDS)]) as loop:
             values = x.load([row, other, loop.index], FLOATS)
-            loop.yielded = [_larger(kernel, loop.carried[0], values)]
+            loop.yielded = [larger(kernel, loop.carried[0], values)]
         group.yielded = loop.results
-    largest = kernel.value(f"vector.reduction <maximumf>, {group.results[0]} : {FLOATS} into f32")
+    scaled, step = rounded_step(kernel, largest_of(kernel, group.results[0]))
+    _write(kernel, buffers, here, (block, 1), scaled, step)
+
+
+def rounded_step(kernel: Kernel, largest: str) -> tuple[Scaled, str]:
+    """As `exact_step`, for inputs declared of 8 bits."""
     limit = kernel.constant(f"{float(INT8_LARGEST)}", "f32")
     step = kernel.value(f"arith.divf {largest}, {limit} : f32")
     none = kernel.constant("0.0", "f32")
     some = kernel.value(f"arith.cmpf ogt, {largest}, {none} : f32")
     step = kernel.value(f"arith.select {some}, {step}, {kernel.constant('1.0', 'f32')} : f32")
-    by_step = "arith.divf", kernel.splat(step, FLOATS)
-    _write(kernel, buffers, here, (block, 1), by_step, step)
+    return ("arith.divf", kernel.splat(step, FLOATS)), step
 
 
-def _larger(kernel: Kernel, largest: str, values: str) -> str:
-    """The larger magnitudes."""
-    part = kernel.value(f"math.absf {values} : {FLOATS}")
-    return kernel.value(f"arith.maximumf {largest}, {part} : {FLOATS}")
+def larger(kernel: Kernel, largest: str, values: str) -> str:
+    """The larger magnitudes, as words: bits of floats without a sign are in the floats' order."""
+    bits = kernel.bitcast(values, FLOATS, WORDS)
+    bits = kernel.value(f"arith.andi {bits}, {kernel.constant(0x7FFFFFFF, WORDS)} : {WORDS}")
+    return kernel.value(f"arith.maxsi {largest}, {bits} : {WORDS}")
+
+
+def largest_of(kernel: Kernel, magnitudes: str) -> str:
+    """The largest of `larger`'s lanes, f32."""
+    largest = kernel.value(f"vector.reduction <maxsi>, {magnitudes} : {WORDS} into i32")
+    return kernel.value(f"arith.bitcast {largest} : i32 to f32")
 
 
 def _write(
@@ -107,27 +125,21 @@ def _write(
     buffers: tuple[Buffer, Buffer],
     here: Sequence[str],
     sizes: tuple[int, int],
-    scaled: tuple[str, str],
+    scaled: Scaled,
     step: str,
 ) -> None:
     """The digits of one block, their sums, and the step.
 
-    buffers: floats, words   here: row and block   sizes: inputs, digits   scaled: the operation and
-    the other operand that make inputs the integers, not yet rounded
+    buffers: floats, words   here: row and block   sizes: inputs, digits
     """
     (x, out), (block, digits) = buffers, sizes
     words, zeros = block_words(block, digits), kernel.constant(0, WORDS)
     with kernel.loop(block, LANES, [(zeros, WORDS)] * digits) as loop:
         values = x.load([*here, loop.index], FLOATS)
-        values = kernel.value(f"{scaled[0]} {values}, {scaled[1]} : {FLOATS}")
-        values = kernel.value(f"math.roundeven {values} : {FLOATS}")
-        rest = kernel.value(f"arith.fptosi {values} : {FLOATS} to {WORDS}")
         chunk = kernel.value(f"arith.divui {loop.index}, {kernel.constant(CHUNK)} : index")
         place = kernel.times(chunk, WORD * digits)
-        for i in range(digits):
-            digit, rest = _low_digit(kernel, rest) if i < digits - 1 else (rest, rest)
-            narrow = kernel.value(f"arith.trunci {digit} : {WORDS} to vector<16xi8>")
-            narrow = kernel.bitcast(narrow, "vector<16xi8>", "vector<4xi32>")
+        for i, digit in enumerate(split(kernel, values, scaled, digits)):
+            narrow = in_bytes(kernel, digit)
             out.store(narrow, [*here, kernel.add(place, WORD * i)], "vector<4xi32>")
             total = kernel.value(f"arith.addi {loop.carried[i]}, {digit} : {WORDS}")
             loop.yielded.append(total)
@@ -136,6 +148,34 @@ def _write(
         out.store_scalar(total, [*here, kernel.constant(words - digits - 1 + i)])
     step = kernel.value(f"arith.bitcast {step} : f32 to i32")
     out.store_scalar(step, [*here, kernel.constant(words - 1)])
+
+
+def split(kernel: Kernel, values: str, scaled: Scaled, digits: int) -> list[str]:
+    """The digits of a vector of inputs, the lowest first, as words."""
+    values = kernel.value(f"{scaled[0]} {values}, {scaled[1]} : {FLOATS}")
+    # By the intrinsic: the compiler writes out roundings and the narrowing of words in some twenty
+    # instructions each.
+    every, none = kernel.constant(-1, "i16"), kernel.constant(0, WORDS)
+    rest = kernel.value(
+        f'llvm.call_intrinsic "llvm.x86.avx512.mask.cvtps2dq.512"({values}, {none}, {every}, '
+        f"{kernel.constant(4, 'i32')}) : ({FLOATS}, {WORDS}, i16, i32) -> {WORDS}"
+    )
+    found = []
+    for _ in range(digits - 1):
+        digit, rest = _low_digit(kernel, rest)
+        found.append(digit)
+    return [*found, rest]
+
+
+def in_bytes(kernel: Kernel, digit: str) -> str:
+    """The low bytes of 16 words, `vector<4xi32>`."""
+    kind = "vector<16xi8>"
+    every, none = kernel.constant(-1, "i16"), kernel.constant(0, kind)
+    narrow = kernel.value(
+        f'llvm.call_intrinsic "llvm.x86.avx512.mask.pmov.db.512"({digit}, {none}, {every})'
+        f" : ({WORDS}, {kind}, i16) -> {kind}"
+    )
+    return kernel.bitcast(narrow, kind, "vector<4xi32>")
 
 
 def _low_digit(kernel: Kernel, value: str) -> tuple[str, str]:

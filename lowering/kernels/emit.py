@@ -85,6 +85,23 @@ class Kernel:
         name = self.value(f"stream.binding.subspan {argument}[{start}] : !stream.binding -> {kind}")
         return Buffer(self, name, kind, prod(shape[2:]) * int(element.lstrip("bfi")) // 8)
 
+    def scratch(self, shape: Sequence[int], element: str) -> "Buffer":
+        """Memory of the workgroup's own, from the start of a cache line, not set to anything."""
+        kind = f"memref<{'x'.join([*map(str, shape), element])}>"
+        name = self.value(
+            f'"memref.alloca"() <{{alignment = 64 : i64, operandSegmentSizes = array<i32: 0, 0>}}>'
+            f" : () -> {kind}"
+        )
+        return Buffer(self, name, kind, 0)
+
+    def pointer(self, buffer: "Buffer", offset: str) -> str:
+        """The address of a byte of a buffer, an `!llvm.ptr` for intrinsics."""
+        start = self.value(
+            f"memref.extract_aligned_pointer_as_index {buffer.name} : {buffer.kind} -> index"
+        )
+        place = self.value(f"arith.index_cast {self.add(start, offset)} : index to i64")
+        return self.value(f"llvm.inttoptr {place} : i64 to !llvm.ptr")
+
     def workgroup(self, axis: int) -> str:
         """This workgroup's number along an axis of the grid."""
         return self.value(f"stream.dispatch.workgroup.id[{axis}] : index")

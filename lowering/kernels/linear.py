@@ -6,11 +6,21 @@ from dataclasses import dataclass, replace
 
 from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type
 from trinity.lowering.kernels import digits
+from trinity.lowering.kernels.amx import TileTerm
 from trinity.lowering.kernels.emit import Kernel
 from trinity.lowering.kernels.panels import INPUT_SCALE, Panels
 from trinity.lowering.kernels.product import product_grid, write_product
 from trinity.lowering.kernels.stored import FactorName
-from trinity.lowering.kernels.terms import CodeTerm, Flavour, Stored, Term, ValueTerm, prepared
+from trinity.lowering.kernels.terms import (
+    CodeTerm,
+    Flavour,
+    Stored,
+    Term,
+    ValueTerm,
+    for_rows,
+    prepared,
+)
+from trinity.lowering.kernels.tiling import Tiling, prepare_tiles
 from trinity.lowering.linalg import rounded_input, scaled_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
@@ -29,7 +39,7 @@ class LinearKernels:
 
 def linear_kernels(name: str, panels: Panels, rows: int, flavour: Flavour) -> LinearKernels:
     """The private function `x: [rows, in], storage... -> y: [rows, out]`, all in float32."""
-    writer = _Writer(name, rows)
+    writer, flavour = _Writer(name, rows), for_rows(flavour, rows)
     (out, d_in), adapter = panels.format.shape, panels.factors
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
     for tensor, of in panels.shapes().items():
@@ -38,7 +48,8 @@ def linear_kernels(name: str, panels: Panels, rows: int, flavour: Flavour) -> Li
     if adapter:
         low = writer.product("A_", [writer.use(panels, "A", flavour)])
         rank = adapter["A"].panels * adapter["A"].rows
-        if rows <= FUSED_ROWS:
+        values = adapter["B"].format.dtype is not None
+        if rows <= FUSED_ROWS or (values and base.tiled):
             high = _Use(panels, "B", low, rank, "floats")
             result = writer.product("", [base, high])
         else:
@@ -70,6 +81,11 @@ class _Use:
         """Of what is used."""
         return self.weight.factors[self.factor] if self.factor else self.weight
 
+    @property
+    def tiled(self) -> bool:
+        """Whether matrix units multiply it."""
+        return self.flavour == "amx" and self.panels.format.dtype is None
+
 
 class _Writer:
     """Writes the body of one function."""
@@ -84,7 +100,7 @@ class _Writer:
         d_in = weight.format.shape[1]
         use = _Use(weight, factor, "%arg_x", d_in, flavour)
         inputs = use.panels.format.inputs
-        if inputs and not (flavour == "digits" and use.panels.rounded_blocks):
+        if inputs and not (flavour != "floats" and use.panels.rounded_blocks):
             use = replace(use, x=rounded_input(self.build, self.rows, use.x, d_in, inputs))
         return use
 
@@ -95,12 +111,17 @@ class _Writer:
         weight = uses[0].weight
         bytes_ = kernel.argument()
         operands = [("%arg_panels", tensor_type(*weight.shapes()["panels"]))]
+        tiled: TileTerm | None = None
         for use in uses:
             stored = Stored.of(kernel, bytes_, weight, use.factor)
             if use.panels.format.dtype:
                 shape, element = (self.rows, use.stride), "f32"
                 operands.append((use.x, tensor_type(shape, element)))
                 terms.append(ValueTerm(kernel, stored, kernel.binding(shape, element)))
+            elif use.tiled:
+                operands.append(self.activations(use))
+                tiling = Tiling(use.panels, self.rows)
+                tiled = TileTerm(kernel, stored, kernel.binding(tiling.shape, "i32"), tiling)
             else:
                 operands.append(self.activations(use))
                 x = kernel.binding(*prepared(use.panels, self.rows, use.flavour))
@@ -113,6 +134,9 @@ class _Writer:
             operands.append((start, outputs))
             y0 = kernel.binding(shape, "f32")
         y = kernel.output(shape, "f32")
+        if tiled:
+            tiled.write(terms, (y0, y))
+            return self.dispatch(kernel, (panels.panels, tiled.tiling.parts), operands, outputs)
         grid = product_grid(terms, self.rows)
         places = kernel.workgroup(0), kernel.workgroup(1) if grid[1] > 1 else None
         write_product(kernel, terms, self.rows, places, (y0, y))
@@ -137,6 +161,10 @@ class _Writer:
         kind = tensor_type((rows, panels.blocks, panels.block), "f32")
         if use.flavour == "floats":
             return value, kind
+        if use.tiled:
+            tiling = Tiling(panels, rows)
+            words = tensor_type(tiling.shape, "i32")
+            return self.dispatch(prepare_tiles(tiling), (rows, 1), [(value, kind)], words), words
         if shared := panels.rounded_blocks:
             kernel = digits.prepare_rounded(rows, panels.blocks, panels.block, shared)
         else:

@@ -1,11 +1,15 @@
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from trinity.lowering import invoke, targets
 from trinity.lowering.invoke import CompiledModel, CompiledSession
+from trinity.methods.errors import MachineError
 
 
 class Module:
@@ -62,3 +66,13 @@ def test_a_step_wakes_none_of_torchs_threads(monkeypatch: pytest.MonkeyPatch) ->
     session = Fed(chunk=2)
     assert session.prefill(torch.tensor([[1, 2, 3]])).tolist() == [[3.0] * 7]
     assert session.step(torch.tensor([4])).tolist() == [[4.0] * 7]
+
+
+def test_a_module_for_matrix_units_is_refused_where_the_system_does_not_grant_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(invoke, "may_use_tiles", lambda: False)
+    meta = {"target": "llvm-cpu", "flavour": "amx"}
+    (tmp_path / "module.json").write_text(json.dumps(meta), "utf-8")
+    with pytest.raises(MachineError, match=r"matrix units \(AMX\)"):
+        CompiledModel(tmp_path, tmp_path / "parameters.safetensors", targets.get("llvm-cpu"))

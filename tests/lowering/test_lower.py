@@ -264,6 +264,18 @@ def test_a_fingerprint_depends_on_formats_and_sizes_and_not_on_numbers(
     assert all(plan.fingerprint() != other.fingerprint() for other in different)
 
 
+def test_a_fingerprint_depends_on_the_kernels_that_this_machine_may_run(
+    make_decoder: Decoder, compress_block: Compress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_decoder("llama")
+    formats = {n: format_of(w) for n, w in compress_block(model, 0, "int4 channel").items()}
+    found = []
+    for flavour in ("amx", "digits"):
+        monkeypatch.setattr("trinity.lowering.lower.host_flavour", lambda name=flavour: name)
+        found.append(Lowering(model.config, formats, targets.get("llvm-cpu")).fingerprint())
+    assert found[0] != found[1]
+
+
 def test_a_model_of_another_type_than_planned_is_refused(make_decoder: Decoder) -> None:
     model = make_decoder("llama")
     plan = Lowering(model.config, {}, targets.get("llvm-cpu"), LENGTHS, LONGEST, "float16")

@@ -26,7 +26,7 @@ from trinity.methods.formats import (
 
 Make = Callable[..., CompressedWeight]
 # A full panel, a low tile, tall tiles and what is left of them, workgroups that share the rows.
-ROWS = (1, 3, 11, 64)
+ROWS = (1, 3, 11, 35, 64)
 CPU = targets.get("llvm-cpu")
 FORMATS = [
     ((5, 7), "bfloat16", None, 3),
@@ -62,9 +62,11 @@ def worst_error(module: Loaded, panels: Panels, weight: CompressedWeight, x: tor
     return max(errors)
 
 
-@pytest.fixture(params=["digits", "floats"])
+@pytest.fixture(params=["amx", "digits", "floats"])
 def flavour(request: pytest.FixtureRequest) -> str:
-    if request.param == "digits" and host_flavour() != "digits":
+    if request.param == "amx" and host_flavour() != "amx":
+        pytest.skip("this processor has no AMX, or Linux does not grant it to this process")
+    if request.param == "digits" and host_flavour() == "floats":
         pytest.skip("this processor has no AVX-512 VNNI and VBMI2, which 'digits' needs")
     return str(request.param)
 

@@ -1,0 +1,302 @@
+"""Products of many rows on Intel's matrix units (AMX): the storage of `panels.py`, and activations
+in the digits of `digits.py`, in another order.
+
+One instruction multiplies 16 rows of 64 digits with 64 codes of 16 outputs and adds exactly, in 16
+cycles; integer dot products of vectors take eight times as long.  A word vector is one row of the
+right operand, so codes are unpacked as for those, once for all rows of the input, and stay in the
+first cache while the rows pass by.
+
+Codes are signed here, their zero point subtracted.  Of 8 bits with a zero point of their own they
+do not fit a byte: those stay as stored, and sums of digits times the zero point are subtracted.
+
+What is left is the conversion of sums to floats: for every output and block three conversions and
+four multiplications, which is why blocks that one scale group fills to 256 inputs are the fastest.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
+from trinity.lowering.kernels.panels import WORD
+from trinity.lowering.kernels.terms import BYTES, CodeTerm, Stored, Term
+from trinity.lowering.kernels.tiling import DEEPEST, TALLEST, Tiling
+
+DIGITS, CODES = 6, 7  # tile registers, behind two sets of sums
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Products of one tile of rows with one vector of the panel.
+
+    tile: of the workgroup's own, an index   vector: of the panel
+    """
+
+    tile: str
+    vector: int
+
+
+class TileTerm(CodeTerm):
+    """Activations in tiles of digits, times codes; some tiles of rows and a panel at once."""
+
+    def __init__(self, kernel: Kernel, stored: Stored, x: Buffer, tiling: Tiling) -> None:
+        """x: as `tiling.shape` says"""
+        super().__init__(kernel, stored, x, "digits")
+        self.tiling = tiling
+        # Sets of tile registers for sums: vectors take them in turn.
+        self.sets = min(self.panels.vectors, 1 << (DIGITS // self.digits).bit_length() - 1)
+        share, panels = tiling.own * tiling.height, self.panels
+        self.codes = kernel.scratch((panels.vectors, panels.block // WORD, LANES * WORD), "i8")
+        self.products = kernel.scratch((2, self.digits, TALLEST, LANES), "i32")
+        self.totals = kernel.scratch((share, panels.rows), "f32")
+        self.panel, part = kernel.workgroup(0), kernel.workgroup(1)
+        self.first_tile = kernel.times(part, tiling.own)
+        self.first_row = kernel.times(part, share)
+
+    def write(self, terms: Sequence[Term], buffers: tuple[Buffer | None, Buffer]) -> None:
+        """One panel and its workgroup's rows: y becomes the product, and terms or y0, if any.
+
+        buffers: y0 and y, `[rows, padded out]`
+        """
+        kernel, tiling = self.kernel, self.tiling
+        self._configure()
+        count = kernel.value(f"arith.subi {kernel.constant(tiling.rows)}, {self.first_row} : index")
+        share = kernel.constant(tiling.own * tiling.height)
+        count = kernel.value(f"arith.minsi {count}, {share} : index")
+        if terms:
+            self._start_with(terms)
+        else:
+            self._start(buffers[0], count)
+        with kernel.loop(self.panels.blocks) as loop:
+            self._unpack(loop.index)
+            self._add_block(loop.index)
+        self._finish(buffers[1], count)
+        kernel.line('llvm.call_intrinsic "llvm.x86.tilerelease"() : () -> ()')
+
+    def _configure(self) -> None:
+        """Sizes of the tile registers: palette 1, bytes of a row from byte 16 on, rows from 48."""
+        kernel, tiling = self.kernel, self.tiling
+        sizes = [1] + [0] * 63
+        registers = [(tiling.height, DEEPEST)] * DIGITS
+        registers += [(tiling.height, tiling.depth), (tiling.depth // WORD, DEEPEST)]
+        for i, (height, width) in enumerate(registers):
+            sizes[16 + 2 * i], sizes[48 + i] = width, height
+        config, zero = kernel.scratch((64,), "i8"), kernel.constant(0)
+        config.store(kernel.value(f"arith.constant dense<{sizes}> : {BYTES}"), [zero], BYTES)
+        pointer = kernel.pointer(config, zero)
+        kernel.line(f'llvm.call_intrinsic "llvm.x86.ldtilecfg"({pointer}) : (!llvm.ptr) -> ()')
+
+    def _start(self, y0: Buffer | None, count: str) -> None:
+        """Totals that are zero, or those of y0."""
+        kernel = self.kernel
+        with kernel.loop(count) as row, kernel.loop(self.panels.rows, LANES) as column:
+            value = kernel.constant("0.0", FLOATS)
+            if y0:
+                value = y0.load(self._output(row.index, column.index), FLOATS)
+            self.totals.store(value, [row.index, column.index], FLOATS)
+
+    def _start_with(self, terms: Sequence[Term]) -> None:
+        """Totals that are the sum of terms."""
+        kernel, height = self.kernel, self.tiling.height
+        last = kernel.constant(self.tiling.rows - 1)
+        with kernel.loop(self.tiling.own) as tile, kernel.loop(self.panels.vectors) as vector:
+            own = [kernel.add(kernel.times(tile.index, height), i) for i in range(height)]
+            rows = [kernel.add(self.first_row, row) for row in own]
+            # Rows that are not there read the last one.
+            rows = [kernel.value(f"arith.minsi {row}, {last} : index") for row in rows]
+            sums = [kernel.constant("0.0", FLOATS)] * height
+            for term in terms:
+                sums = term.added(self.panel, rows, [vector.index], sums)
+            for row, total in zip(own, sums, strict=True):
+                self.totals.store(total, [row, kernel.times(vector.index, LANES)], FLOATS)
+
+    def _finish(self, y: Buffer, count: str) -> None:
+        """Totals where they belong."""
+        kernel = self.kernel
+        with kernel.loop(count) as row, kernel.loop(self.panels.rows, LANES) as column:
+            value = self.totals.load([row.index, column.index], FLOATS)
+            y.store(value, self._output(row.index, column.index), FLOATS)
+
+    def _output(self, row: str, column: str) -> list[str]:
+        """Where in y a row and column of the totals stand."""
+        base = self.kernel.times(self.panel, self.panels.rows)
+        return [self.kernel.add(self.first_row, row), self.kernel.add(base, column)]
+
+    def _unpack(self, block: str) -> None:
+        """The codes of a block in scratch memory, `[vector, word vector, 64] i8`."""
+        kernel, panels = self.kernel, self.panels
+        chunks = panels.block // WORD // panels.chunk
+        vectors = [kernel.constant(v) for v in range(panels.vectors)]
+        zeros = self._zeros(block)
+        spread = [self._in_bytes(zero) for zero in zeros]
+        with kernel.loop(chunks) as loop:
+            chunk = kernel.add(kernel.times(block, chunks), loop.index)
+            first = kernel.times(loop.index, panels.chunk)
+            for v, vector in enumerate(vectors):
+                codes = self._codes(self.panel, chunk, vector)
+                for i in range(panels.chunk):
+                    code = self._unpacked(self.panel, chunk, vector, i, codes, zeros[v])
+                    if self.tiling.signed:
+                        code = kernel.value(f"arith.subi {code}, {spread[v]} : {BYTES}")
+                    place = [vector, kernel.add(first, i), kernel.constant(0)]
+                    self.codes.store(code, place, BYTES)
+
+    def _columns(self) -> list[str]:
+        """The first output of every vector of the panel."""
+        return [self.kernel.constant(v * LANES) for v in range(self.panels.vectors)]
+
+    def _zeros(self, block: str) -> list[str]:
+        """Zero points of a block, as words."""
+        return self._zero_points(self.panel, self._group(block), self._columns())
+
+    def _in_bytes(self, zero: str) -> str:
+        """The zero point in every byte of its lane."""
+        kernel = self.kernel
+        spread = kernel.value(f"arith.muli {zero}, {kernel.constant(0x01010101, WORDS)} : {WORDS}")
+        return kernel.bitcast(spread, WORDS, BYTES)
+
+    def _group(self, block: str) -> str:
+        """The scale group of a block."""
+        if self.panels.group_blocks == 1:
+            return block
+        by = self.kernel.constant(self.panels.group_blocks)
+        return self.kernel.value(f"arith.divui {block}, {by} : index")
+
+    def _add_block(self, block: str) -> None:
+        """Add the products of a block to the totals.
+
+        While the matrix unit multiplies for one unit, the sums of an earlier one are stored, and
+        vector instructions scale those of one before that: each waits long for the other, and none
+        does where two units' worth of instructions are between them.
+        """
+        kernel, vectors = self.kernel, self.panels.vectors
+        group = self._group(block)
+        scales = [self._scale(self.panel, group, column) for column in self._columns()]
+        at = _Block(block, scales, [] if self.tiling.signed else self._zeros(block))
+        tile = kernel.constant(0)
+        for vector in range(vectors):
+            self._slot(at, self._units(vector, tile, None))
+        with kernel.loop(self.tiling.own - 1) as loop:
+            tile = kernel.add(loop.index, 1)
+            for vector in range(vectors):
+                self._slot(at, self._units(vector, tile, loop.index))
+        last = kernel.constant(self.tiling.own - 1)
+        for vector in range(self.sets):
+            self._slot(at, self._units(vector, None, last))
+
+    def _units(self, number: int, tile: str | None, before: str | None) -> list[Unit | None]:
+        """What is multiplied, stored and scaled at once.
+
+        number: of the unit that would be multiplied, within its tile
+        tile, before: that tile, and the one before it, where they are there
+        """
+        found: list[Unit | None] = []
+        for late in (0, self.sets - 1, self.sets):
+            where = tile if number >= late else before
+            vector = (number - late) % self.panels.vectors
+            found.append(None if where is None else Unit(where, vector))
+        return found
+
+    def _slot(self, at: "_Block", units: Sequence[Unit | None]) -> None:
+        """Multiply for a unit, store the sums of another, scale those of a third."""
+        new, done, old = units
+        products = self._products(at, new) if new else iter(())
+        stores = self._stores(done) if done else iter(())
+        rows = self._rows(at, old) if old else iter(())
+        each = -(-self.tiling.height // (self.panels.block // self.tiling.depth * self.digits))
+        for _ in products:
+            if new != done:  # else its sums are not there yet
+                next(stores, None)
+            _write(islice(rows, each))
+        _write(chain(rows, stores))
+
+    def _products(self, at: "_Block", unit: Unit) -> Iterator[None]:
+        """Products with every digit in tile registers; one step of the iterator each."""
+        kernel, tiling, size = self.kernel, self.tiling, self.panels.block
+        sums = self._registers(unit)
+        tile = kernel.add(self.first_tile, unit.tile)
+        x = kernel.add(
+            kernel.times(at.block, tiling.block_words * WORD),
+            kernel.times(tile, tiling.digits * tiling.tile_bytes),
+        )
+        stride, dense = kernel.constant(size, "i64"), kernel.constant(DEEPEST, "i64")
+        for register in sums:
+            self._tile("tilezero", register)
+        for k in range(0, size, tiling.depth):
+            codes = kernel.constant((unit.vector * size + k) * LANES)
+            self._tile("tileloadd64", CODES, kernel.pointer(self.codes, codes), dense)
+            for i, register in enumerate(sums):
+                here = kernel.pointer(self.buffers["x"], kernel.add(x, i * tiling.tile_bytes + k))
+                self._tile("tileloadd64", DIGITS, here, stride)
+                which = ", ".join(kernel.constant(n, "i8") for n in (register, DIGITS, CODES))
+                name = "tdpbssd" if tiling.signed else "tdpbsud"
+                kernel.line(f'llvm.call_intrinsic "llvm.x86.{name}"({which}) : (i8, i8, i8) -> ()')
+                yield
+
+    def _stores(self, unit: Unit) -> Iterator[None]:
+        """Tile registers to scratch memory."""
+        kernel, dense = self.kernel, self.kernel.constant(DEEPEST, "i64")
+        for i, register in enumerate(self._registers(unit)):
+            place = (unit.vector % 2 * self.digits + i) * TALLEST * LANES * WORD
+            pointer = kernel.pointer(self.products, kernel.constant(place))
+            self._tile("tilestored64", register, pointer, dense)
+            yield
+
+    def _rows(self, at: "_Block", unit: Unit) -> Iterator[None]:
+        """Add products in scratch memory to the totals, row by row."""
+        kernel, column = self.kernel, self.kernel.constant(unit.vector * LANES)
+        top = kernel.times(unit.tile, self.tiling.height)
+        for r in range(self.tiling.height):
+            own = kernel.add(top, r)
+            row = kernel.add(self.first_row, own)
+            parts = []
+            for i in range(self.digits):
+                place = [kernel.constant(n) for n in (unit.vector % 2, i, r, 0)]
+                part = self.products.load(place, WORDS)
+                if at.zeros:
+                    total = kernel.splat(self._word(at.block, row, 1 + i), WORDS)
+                    total = kernel.value(f"arith.muli {total}, {at.zeros[unit.vector]} : {WORDS}")
+                    part = kernel.value(f"arith.subi {part}, {total} : {WORDS}")
+                parts.append(part)
+            (value,) = self._as_floats(parts)
+            step = kernel.value(f"arith.bitcast {self._word(at.block, row, 0)} : i32 to f32")
+            step = kernel.splat(step, FLOATS)
+            value = kernel.value(f"arith.mulf {value}, {step} : {FLOATS}")
+            before = self.totals.load([own, column], FLOATS)
+            value = kernel.value(
+                f"vector.fma {value}, {at.scales[unit.vector]}, {before} : {FLOATS}"
+            )
+            self.totals.store(value, [own, column], FLOATS)
+            yield
+
+    def _registers(self, unit: Unit) -> list[int]:
+        """Tile registers of sums."""
+        first = unit.vector % self.sets * self.digits
+        return list(range(first, first + self.digits))
+
+    def _tile(self, name: str, register: int, *memory: str) -> None:
+        """An instruction on a tile register, and memory by pointer and stride."""
+        operands = ", ".join([self.kernel.constant(register, "i8"), *memory])
+        types = "i8, !llvm.ptr, i64" if memory else "i8"
+        self.kernel.line(f'llvm.call_intrinsic "llvm.x86.{name}"({operands}) : ({types}) -> ()')
+
+    def _word(self, block: str, row: str, kind: int) -> str:
+        """A row's step, or the sum of a digit; see `Tiling.header`."""
+        return self.buffers["x"].load_scalar([block, self.tiling.header(self.kernel, row, kind)])
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of inputs, and of every vector of the panel the scale, and the zero point where
+    codes stay unsigned.
+    """
+
+    block: str
+    scales: list[str]
+    zeros: list[str]
+
+
+def _write(steps: Iterable[None]) -> None:
+    """Append the code of some steps to their kernel."""
+    for _ in steps:
+        pass

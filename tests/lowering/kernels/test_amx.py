@@ -1,0 +1,96 @@
+"""Products on matrix units against the float64 product of the weight they hold."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trinity.lowering import targets
+from trinity.lowering.check import relative_error
+from trinity.lowering.compile import compile_text
+from trinity.lowering.invoke import Loaded
+from trinity.lowering.kernels.choose import host_flavour
+from trinity.lowering.kernels.linear import linear_kernels, with_kernels
+from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.kernels.terms import TILED_ROWS, for_rows
+from trinity.methods.formats import CompressedWeight, InputFormat, format_of
+
+Make = Callable[..., CompressedWeight]
+# One tile, tiles of unequal and equal height, workgroups that share the rows, the last with fewer.
+ROWS = (6, 17, 64, 67, 128)
+needs_amx = pytest.mark.skipif(
+    host_flavour() != "amx",
+    reason="this processor has no AMX, or Linux does not grant it to this process",
+)
+
+
+def worst_error(
+    weight: CompressedWeight, inputs: InputFormat | None = None, rows: tuple[int, ...] = ROWS
+) -> float:
+    """Largest relative error over every M."""
+    panels, cpu = Panels(replace(format_of(weight), inputs=inputs)), targets.get("llvm-cpu")
+    kernels = [linear_kernels(f"rows_{m}", panels, m, "amx") for m in rows]
+    text = with_kernels("module {\n}\n", kernels).replace("func.func private", "func.func")
+    assert "llvm.x86.tdpb" in text
+    module = Loaded(compile_text(text, cpu), cpu)
+    stored = [module.put(tensor) for tensor in panels.pack(weight).values()]
+    x = torch.randn(max(rows), weight.shape[1]) + 0.5
+    x[1] = 0
+    errors = []
+    for m in rows:
+        found = module.fetch(module.call(f"rows_{m}", [module.put(x[:m]), *stored]))
+        rounded = inputs.rounded(x[:m]) if inputs else x[:m]
+        expected = rounded.double() @ weight.dequantize().double().T
+        errors.append(relative_error(found, expected))
+    return max(errors)
+
+
+# Padded outputs and inputs, panels of one, two and four vectors, blocks of one tile and of several,
+# several blocks of a group, codes that do not fit a signed byte.
+@needs_amx
+@pytest.mark.parametrize(
+    ("shape", "kind", "pattern", "rank"),
+    [
+        ((10, 172), "int4 tensor", None, 0),
+        ((40, 128), "int2 group 32", None, 0),
+        ((40, 128), "int3 group 64 asymmetric", None, 0),
+        ((600, 192), "int4 group 64 asymmetric", "2:4", 7),
+        ((520, 512), "int8 group 256", None, 0),
+        ((70, 600), "int8 group 300 asymmetric", None, 0),
+        ((30, 160), "int8 channel asymmetric", "1:2", 0),
+        ((40, 96), "int4 channel", "50%", 20),
+    ],
+)
+def test_a_product_of_many_rows_is_the_float64_product(
+    make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int
+) -> None:
+    assert worst_error(make_weight(shape, kind, pattern, rank, torch.float16)) < 1e-6
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("kind", "group"), [("int4 group 64", 64), ("int8 channel asymmetric", None)]
+)
+def test_declared_eight_bit_inputs_are_one_digit(
+    make_weight: Make, kind: str, group: int | None
+) -> None:
+    weight = make_weight((520, 512), kind, None, 0, torch.float16)
+    assert worst_error(weight, InputFormat("int8", group)) < 1e-6
+
+
+@needs_amx
+def test_both_factors_of_a_packed_adapter_are_multiplied_in_tiles(
+    make_packed_adapter: Make,
+) -> None:
+    weight = make_packed_adapter((40, 96), 32, "int4 channel", "int4 group 16", "int8 group 48")
+    assert worst_error(weight) < 1e-6
+
+
+def test_few_rows_stay_on_dot_products_of_vectors(make_weight: Make) -> None:
+    assert for_rows("amx", TILED_ROWS) == "amx"
+    assert for_rows("amx", TILED_ROWS - 1) == "digits"
+    assert for_rows("floats", 1) == "floats"
+    panels = Panels(format_of(make_weight((40, 64), "int4 channel")))
+    code = [linear_kernels("f", panels, m, "amx").executables for m in (TILED_ROWS - 1, TILED_ROWS)]
+    assert ["tdpbssd" in str(kernels) for kernels in code] == [False, True]

@@ -1,0 +1,29 @@
+"""How rows and blocks of inputs are cut into tiles."""
+
+from collections.abc import Callable
+
+import pytest
+
+from trinity.lowering.kernels.panels import Panels
+from trinity.lowering.kernels.terms import TILED_ROWS
+from trinity.lowering.kernels.tiling import Tiling
+from trinity.methods.formats import CompressedWeight, format_of
+
+Make = Callable[..., CompressedWeight]
+
+
+@pytest.mark.parametrize("rows", [*range(TILED_ROWS, 300), 577, 1217])
+def test_every_workgroup_has_rows_and_none_is_left_out(make_weight: Make, rows: int) -> None:
+    tiling = Tiling(Panels(format_of(make_weight((5, 32), "int4 tensor"))), rows)
+    share = tiling.own * tiling.height
+    assert tiling.height <= 16
+    assert (tiling.parts - 1) * share < rows <= tiling.parts * share
+
+
+@pytest.mark.parametrize("d_in", range(4, 600, 28))
+def test_a_block_is_cut_into_whole_tiles(make_weight: Make, d_in: int) -> None:
+    panels = Panels(format_of(make_weight((5, d_in), "int3 tensor")))
+    tiling = Tiling(panels, 8)
+    assert panels.block % tiling.depth == 0
+    assert tiling.depth <= 64
+    assert tiling.depth % 4 == 0
