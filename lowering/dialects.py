@@ -28,6 +28,7 @@ TORCH_PIPELINE = (
 )
 LINEAR_OPERATOR = "torch.trinity.packed_linear"
 BLOCK_OPERATOR = "torch.trinity.packed_block"
+ATTENTION_OPERATOR = "torch.trinity.packed_attention"
 BLOCK = "block_"  # how functions of blocks are called, and of nothing else
 BLOCK_PARAMETER = "input_layernorm.weight"  # the first that a block is called with
 GLOBAL_LOAD = "ml_program.global_load_const"
@@ -141,10 +142,8 @@ class PackedCall:
         return self.body or self.declaration
 
 
-LinearOf = Callable[[str, int], PackedCall]
-"""From layer and number of rows."""
-BlockOf = Callable[[str], PackedCall]
-"""From a block's name."""
+CallOf = Callable[[str, int], PackedCall]
+"""From layer and number of rows, or from block and number of tokens."""
 
 
 def merged(texts: Iterable[str], stage: str) -> str:
@@ -161,7 +160,9 @@ def merged(texts: Iterable[str], stage: str) -> str:
         return str(module)
 
 
-def call_packed(text: str, linear_of: LinearOf, block_of: BlockOf) -> str:
+def call_packed(
+    text: str, linear_of: CallOf, block_of: Callable[[str], PackedCall], attention_of: CallOf
+) -> str:
     """Stage torch to annotated: each opaque operator becomes a call of its layer's or block's
     function.
     """
@@ -170,10 +171,14 @@ def call_packed(text: str, linear_of: LinearOf, block_of: BlockOf) -> str:
         module = _parse(text, "torch")
         for operation in _operators(module):
             count = len(operation.results)
-            if ir.StringAttr(operation.attributes["name"]).value == BLOCK_OPERATOR:
-                call = block_of(_string(operation.operands[len(operation.operands) - 1]))
+            name = ir.StringAttr(operation.attributes["name"]).value
+            last = operation.operands[len(operation.operands) - 1]
+            if name == BLOCK_OPERATOR:
+                call = block_of(_string(last))
+            elif name == ATTENTION_OPERATOR:
+                call = attention_of(_string(last), _size(operation, 1))
             else:
-                call = linear_of(_string(operation.operands[2]), _rows(operation))
+                call = linear_of(_string(operation.operands[2]), _size(operation, 0))
             calls.append(call)
             with ir.InsertionPoint(operation):
                 sources = [
@@ -195,7 +200,7 @@ def call_packed(text: str, linear_of: LinearOf, block_of: BlockOf) -> str:
         return verified(str(module), "annotated")
 
 
-def substitute_packed(text: str, linear_of: LinearOf, block_of: BlockOf) -> str:
+def substitute_packed(text: str, linear_of: CallOf, block_of: Callable[[str], PackedCall]) -> str:
     """Stage annotated to storage: the same calls of functions of the same names on stored
     tensors.
     """
@@ -234,14 +239,14 @@ def _string(value: ir.Value) -> str:
     return found
 
 
-def _rows(operation: ir.Operation) -> int:
-    """Rows of the input of a linear's operator."""
-    found = re.match(r"!torch\.vtensor<\[(\d+),", str(operation.operands[0].type))
+def _size(operation: ir.Operation, axis: int) -> int:
+    """Size of an operator's first operand along an axis."""
+    found = re.match(r"!torch\.vtensor<\[([\d,]+)\],", str(operation.operands[0].type))
     if found is None:
-        layer = _string(operation.operands[2])
-        msg = f"{layer}: the input of {LINEAR_OPERATOR} has no fixed number of rows."
+        name = ir.StringAttr(operation.attributes["name"]).value
+        msg = f"{name}: its input {operation.operands[0].type} has no fixed shape."
         raise LoweringError(msg)
-    return int(found[1])
+    return int(found[1].split(",")[axis])
 
 
 def _packed_calls(module: ir.Module) -> list[ir.Operation]:
@@ -305,9 +310,9 @@ def _drop_unused(module: ir.Module) -> None:
 
 
 def _operators(module: ir.Module) -> list[ir.Operation]:
-    """The opaque operators of compressed linears and blocks."""
+    """The opaque operators of compressed linears, blocks and attentions."""
     found = [o for o in _operations(module) if o.name == "torch.operator"]
-    ours = (LINEAR_OPERATOR, BLOCK_OPERATOR)
+    ours = (LINEAR_OPERATOR, BLOCK_OPERATOR, ATTENTION_OPERATOR)
     return [o for o in found if ir.StringAttr(o.attributes["name"]).value in ours]
 
 

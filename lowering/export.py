@@ -98,6 +98,10 @@ class ArgumentCache:
         self.values[layer].index_copy_(2, self.positions, value)
         return self.keys[layer], self.values[layer]
 
+    def of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one block, to be written by whoever asks."""
+        return self.keys[layer], self.values[layer]
+
     def get_seq_length(self, _layer: int = 0) -> int:
         """Nothing is asked of the length: positions and mask are explicit."""
         return 0

@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trinity.lowering.annotate import annotated_call, storage_call
-from trinity.lowering.blocks import annotated_block, block_formats, packed_blocks, storage_block
+from trinity.lowering.blocks import (
+    annotated_block,
+    attention_call,
+    attention_formats,
+    block_formats,
+    packed_blocks,
+    storage_block,
+)
 from trinity.lowering.compile import COMMON_FLAGS, compile_text, compiler_versions, target_text
 from trinity.lowering.dialects import (
     PackedCall,
@@ -25,7 +32,8 @@ from trinity.lowering.dialects import (
 from trinity.lowering.export import Geometry, StepShape, export_functions
 from trinity.lowering.kernels.block import BlockFormat, block_kernels
 from trinity.lowering.kernels.choose import host_flavour, kernels_of, storage_of
-from trinity.lowering.kernels.linear import LinearKernels, with_kernels
+from trinity.lowering.kernels.flash import AttentionFormat, attention_kernels
+from trinity.lowering.kernels.linear import with_kernels
 from trinity.lowering.kernels.terms import Flavour, for_rows
 from trinity.lowering.packed import table_tensors
 from trinity.lowering.storage import Layout
@@ -107,6 +115,12 @@ class Lowering:
         return block_formats(
             self.config, self.formats, self.shape(tokens), for_rows(host_flavour(), 1)
         )
+
+    def attentions(self, tokens: int) -> dict[str, AttentionFormat]:
+        """Decoder blocks whose attention is a kernel of ours in a step of so many tokens."""
+        if self.target.kernels != "vector" or self.dtype != "float32":
+            return {}
+        return attention_formats(self.config, self.shape(tokens))
 
     def shape(self, tokens: int) -> StepShape:
         """Sizes of the step that takes so many tokens; caches have room for any padded tail."""
@@ -191,19 +205,28 @@ def lower(
             plan.geometry,
             plan.shape(tokens),
             plan.tables,
-            partial(packed_blocks, names=list(plan.blocks(tokens))),
+            partial(packed_blocks, blocks=plan.blocks(tokens), attentions=plan.attentions(tokens)),
         )
     ]
     blocks = plan.blocks(1)
+    attentions = {
+        (name, tokens): attention
+        for tokens in plan.lengths
+        for name, attention in plan.attentions(tokens).items()
+    }
     torch_text = merged(functions, "torch")
     progress("annotate")
     annotated = call_packed(
         torch_text,
         lambda name, rows: annotated_call(name, formats[name], rows),
         lambda name: annotated_block(name, blocks[name]),
+        lambda name, tokens: attention_call(attentions[name, tokens]),
     )
     progress("storage")
-    kernels: dict[str, LinearKernels] = {}
+    kernels = {
+        attention.function: attention_kernels(attention, pause=plan.flavour != "floats")
+        for attention in dict.fromkeys(attentions.values())
+    }
 
     def stored_call(layer: str, rows: int) -> PackedCall:
         call = storage_call(layer, formats[layer], rows, plan.target)

@@ -60,6 +60,20 @@ def write_head(
     _Head(kernel, sizes, buffers, position, head).write()
 
 
+def rotated(
+    kernel: Kernel, parts: Sequence[str], cos: Sequence[str], sin: Sequence[str]
+) -> list[str]:
+    """Vectors of one head and token, their two halves turned by angles (RoPE)."""
+    half, found = len(parts) // 2, []
+    for i, part in enumerate(parts):
+        own = kernel.value(f"arith.mulf {part}, {cos[i]} : {FLOATS}")
+        other = parts[(i + half) % len(parts)]
+        other = kernel.value(f"arith.mulf {other}, {sin[i]} : {FLOATS}")
+        sign = "arith.subf" if i < half else "arith.addf"
+        found.append(kernel.value(f"{sign} {own}, {other} : {FLOATS}"))
+    return found
+
+
 class _Head:
     """Writes the code of one head."""
 
@@ -154,18 +168,9 @@ class _Head:
             self.buffers.out.store(mean, [self.zero, kernel.add(start, LANES * i)], FLOATS)
 
     def rotated(self, buffer: Buffer, head: str) -> list[str]:
-        """A head's vectors, the two halves turned by the position's angles."""
-        kernel, half = self.kernel, self.sizes.width // LANES // 2
-        parts = self.parts(buffer, [self.zero], self.start(head))
-        cos = self.parts(self.buffers.cos, [self.zero])
-        sin = self.parts(self.buffers.sin, [self.zero])
-        found = []
-        for i, part in enumerate(parts):
-            other = parts[(i + half) % len(parts)]
-            turned = self.times(other, sin[i])
-            sign = "arith.subf" if i < half else "arith.addf"
-            found.append(kernel.value(f"{sign} {self.times(part, cos[i])}, {turned} : {FLOATS}"))
-        return found
+        """A head's vectors, turned by the position's angles."""
+        cos, sin = (self.parts(of, [self.zero]) for of in (self.buffers.cos, self.buffers.sin))
+        return rotated(self.kernel, self.parts(buffer, [self.zero], self.start(head)), cos, sin)
 
     def parts(self, buffer: Buffer, at: Sequence[str], start: str | None = None) -> list[str]:
         """A row's vectors, from its column `start` on."""

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from trinity.lowering.builder import MLIR_TYPES, Builder, tensor_type
+from trinity.lowering.builder import MLIR_TYPES
 from trinity.lowering.kernels import digits
 from trinity.lowering.kernels.attention import AttentionBuffers, Heads, score_room, write_head
 from trinity.lowering.kernels.emit import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.linear import LinearKernels
 from trinity.lowering.kernels.panels import INPUT_SCALE, Panels, aligned, refusal
-from trinity.lowering.kernels.phases import LINE, WORKGROUPS, Part, Phases
+from trinity.lowering.kernels.phases import LINE, Part, Phases, phased_function
 from trinity.lowering.kernels.product import product_grid, write_product
 from trinity.lowering.kernels.terms import CodeTerm, Flavour, Stored, Term, ValueTerm, prepared
 from trinity.methods.formats import WeightFormat
@@ -234,9 +234,10 @@ class _Writer:
         with kernel.when(writer.unfinished(sum(number for number, _ in phases[-1]))):
             for parts in phases:
                 writer.write(parts)
-        return LinearKernels(
-            block.function, self.function(len(phases)), ((kernel.name, kernel.text()),)
+        function = phased_function(
+            block.function, kernel, self._shapes, self.operands, len(phases), self._end
         )
+        return LinearKernels(block.function, function, ((kernel.name, kernel.text()),))
 
     def attention(
         self, hidden: Buffer, norm: Buffer, found: Mapping[str, Buffer], position: str
@@ -382,31 +383,3 @@ class _Writer:
         size = prod(shape) * 4
         self._end += aligned(size)
         return region
-
-    def function(self, phases: int) -> str:
-        """The function that dispatches the kernel."""
-        build, block = Builder(), self.block
-        names = {name: f"%arg_{i}" for i, name in enumerate(self._shapes)}
-        types = {name: tensor_type(*of) for name, of in self._shapes.items()}
-        names["counters"] = "%counters"
-        types["counters"] = tensor_type((phases, 2, LINE), "i32")
-        zero = build.value("arith.constant 0 : i32")
-        build.lines.append(f"%counters = flow.tensor.splat {zero} : {types['counters']}")
-        workgroups = build.value(f"arith.constant {WORKGROUPS} : index")
-        one = build.value("arith.constant 1 : index")
-        tied = ", ".join(names[name] for name in ("keys", "values", "counters"))
-        scratch = tensor_type((self._end,), "i8")
-        build.lines.append(
-            f"%keys, %values, %count, %out, %scratch = flow.dispatch @{self.kernel.name}"
-            f"::@{self.kernel.name}[{workgroups}, {one}]"
-            f"({', '.join(names[name] for name in self.operands)}) : "
-            f"({', '.join(types[name] for name in self.operands)}) -> "
-            f"({tied}, {types['hidden']}, {scratch})"
-        )
-        arguments = [f"{names[name]}: {types[name]}" for name in self._shapes]
-        results = ", ".join(types[name] for name in ("hidden", "keys", "values"))
-        body = "\n".join(f"  {line}" for line in build.lines)
-        return (
-            f"func.func private @{block.function}({', '.join(arguments)}) -> ({results}) {{\n"
-            f"{body}\n  return %out, %keys, %values : {results}\n}}\n"
-        )

@@ -9,8 +9,9 @@ Nobody waits for a worker that never started: a tile that was not claimed is cla
 there, so one worker alone gets through all phases, and workers may come late or not at all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from trinity.lowering.builder import Builder, tensor_type
 from trinity.lowering.kernels.emit import Buffer, Kernel
 
 Part = tuple[int, Callable[[str], None]]
@@ -20,6 +21,7 @@ Part = tuple[int, Callable[[str], None]]
 WORKGROUPS = 32
 LINE = 16  # words of a cache line; counters of their own lines do not disturb each other
 CLAIMED, DONE = 0, 1
+IN_PLACE = ("keys", "values", "counters")  # operands of a dispatch that it writes
 
 
 class Phases:
@@ -62,6 +64,46 @@ class Phases:
             f"memref.atomic_rmw addi {kernel.constant(number, 'i32')}, {self.counters.name}[{at}] "
             f": (i32, {self.counters.kind}) -> i32"
         )
+
+
+def phased_function(
+    name: str,
+    kernel: Kernel,
+    shapes: Mapping[str, tuple[tuple[int, ...], str]],
+    operands: Sequence[str],
+    phases: int,
+    scratch_bytes: int,
+) -> str:
+    """The private function `(*shapes) -> out, keys, values` that dispatches a kernel of phases.
+
+    shapes: of the arguments, as shape and element; the result is like the first one, `keys` and
+    `values` are written in place
+    operands: names in the order of the kernel's bindings, 'counters' among them
+    """
+    build = Builder()
+    names = {key: f"%arg_{i}" for i, key in enumerate(shapes)} | {"counters": "%counters"}
+    types = {key: tensor_type(*of) for key, of in shapes.items()}
+    types["counters"] = tensor_type((phases, 2, LINE), "i32")
+    zero = build.value("arith.constant 0 : i32")
+    build.lines.append(f"%counters = flow.tensor.splat {zero} : {types['counters']}")
+    workgroups = build.value(f"arith.constant {WORKGROUPS} : index")
+    one = build.value("arith.constant 1 : index")
+    result = types[next(iter(shapes))]
+    tied = ", ".join(names[key] for key in operands if key in IN_PLACE)
+    found = ", ".join(f"%new_{key}" for key in operands if key in IN_PLACE)
+    build.lines.append(
+        f"{found}, %out, %scratch = flow.dispatch @{kernel.name}::@{kernel.name}"
+        f"[{workgroups}, {one}]({', '.join(names[key] for key in operands)}) : "
+        f"({', '.join(types[key] for key in operands)}) -> "
+        f"({tied}, {result}, {tensor_type((scratch_bytes,), 'i8')})"
+    )
+    arguments = ", ".join(f"{names[key]}: {types[key]}" for key in shapes)
+    results = f"{result}, {types['keys']}, {types['values']}"
+    body = "\n".join(f"  {line}" for line in build.lines)
+    return (
+        f"func.func private @{name}({arguments}) -> ({results}) {{\n"
+        f"{body}\n  return %out, %new_keys, %new_values : {results}\n}}\n"
+    )
 
 
 def _within(kernel: Kernel, index: str, first: int, number: int) -> str:

@@ -39,6 +39,8 @@ def build(
     batch: int = 1,
     heads: dict[str, CompressedWeight] | None = None,
     tables: dict[str, CompressedWeight] | None = None,
+    lengths: tuple[int, ...] = LENGTHS,
+    longest: int = LONGEST,
 ) -> Built:
     formats, head_formats, table_formats = (
         {name: format_of(weight) for name, weight in (of or {}).items()}
@@ -48,8 +50,8 @@ def build(
         model.config,
         formats,
         targets.get(target),
-        LENGTHS,
-        LONGEST,
+        lengths,
+        longest,
         batch=batch,
         heads=head_formats,
         tables=table_formats,

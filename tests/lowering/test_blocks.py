@@ -74,6 +74,21 @@ def test_the_annotated_stage_says_what_a_blocks_weights_are(llama: Built) -> Non
     assert "packed_block" not in llama.lowered.annotated
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_prefill_in_chunks_goes_through_the_attention_of_many_tokens(
+    make_decoder: Decoder, compress_block: Compress, tmp_path: Path, family: str
+) -> None:
+    model = make_decoder(family, **WIDE, head_dim=32, max_position_embeddings=128)
+    weights = compress_block(model, 0, "int8 channel")  # the other block's linears are dense
+    built = build(model, weights, "llvm-cpu", tmp_path, lengths=(1, 32), longest=120)
+    assert list(built.plan.attentions(32)) == ["model.layers.0", "model.layers.1"]
+    assert built.lowered.torch.count("trinity.packed_attention") == 2
+    ids = tokens(100)
+    expected, compiled = dense_logits(built, ids), built.load()
+    assert check.relative_error(compiled.logits(ids), expected) < 1e-5
+    assert check.relative_error(decoded(compiled.session(), ids, 70), expected[:, 69:]) < 1e-5
+
+
 def formats(model: nn.Module, weights: dict[str, CompressedWeight]) -> dict[str, WeightFormat]:
     return {name: format_of(weight) for name, weight in weights.items()}
 
@@ -95,8 +110,10 @@ def test_blocks_of_another_make_stay_in_the_graph(
     plan = Lowering(model.config, found, targets.get("llvm-cpu"))
     assert len(plan.blocks(1)) == kept
     assert plan.blocks(128) == {}
-    assert Lowering(model.config, found, targets.get("llvm-cpu"), batch=2).blocks(1) == {}
-    assert Lowering(model.config, found, targets.get("vulkan")).blocks(1) == {}
+    several = Lowering(model.config, found, targets.get("llvm-cpu"), batch=2)
+    assert (several.blocks(1), several.attentions(128)) == ({}, {})
+    elsewhere = Lowering(model.config, found, targets.get("vulkan"))
+    assert (elsewhere.blocks(1), elsewhere.attentions(128)) == ({}, {})
 
 
 def test_a_block_with_one_dense_linear_stays_in_the_graph(
