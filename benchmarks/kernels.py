@@ -41,7 +41,7 @@ def main() -> None:
     for name, weight_format in cases.items():
         makers = [iree_product("llvm-cpu")]
         if name == "int4":
-            makers += [torch_bfloat16, torch_int4] if options.rows == [1] else [torch_bfloat16]
+            makers += [torch_bfloat16, torch_int4]
         found += bench_layers([weight_format], options.rows, options.repeats, makers)
     for m in found:
         speed = "" if m.metric != "speedup" else f"{m.value:.2f} {m.interval}"
