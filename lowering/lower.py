@@ -34,7 +34,7 @@ from trinity.lowering.kernels.block import BlockFormat, block_kernels
 from trinity.lowering.kernels.choose import host_flavour, kernels_of, storage_of
 from trinity.lowering.kernels.flash import AttentionFormat, attention_kernels
 from trinity.lowering.kernels.linear import with_kernels
-from trinity.lowering.kernels.terms import Flavour, for_rows
+from trinity.lowering.kernels.terms import Flavour
 from trinity.lowering.packed import table_tensors
 from trinity.lowering.storage import Layout
 from trinity.lowering.targets import Target
@@ -112,9 +112,7 @@ class Lowering:
         """Decoder blocks that a kernel of ours takes whole in a step of so many tokens, by name."""
         if self.target.kernels != "vector" or self.dtype != "float32":
             return {}
-        return block_formats(
-            self.config, self.formats, self.shape(tokens), for_rows(host_flavour(), 1)
-        )
+        return block_formats(self.config, self.formats, self.shape(tokens), host_flavour())
 
     def attentions(self, tokens: int) -> dict[str, AttentionFormat]:
         """Decoder blocks whose attention is a kernel of ours in a step of so many tokens."""
@@ -240,7 +238,7 @@ def lower(
     def stored_block(name: str) -> PackedCall:
         call = storage_block(name, blocks[name])
         if call.function not in kernels:
-            kernels[call.function] = block_kernels(blocks[name], for_rows(host_flavour(), 1))
+            kernels[call.function] = block_kernels(blocks[name], host_flavour())
         return call
 
     stored = substitute_packed(annotated, stored_call, stored_block)

@@ -19,7 +19,15 @@ from trinity.lowering.kernels.linear import LinearKernels
 from trinity.lowering.kernels.panels import INPUT_SCALE, Panels, aligned, refusal
 from trinity.lowering.kernels.phases import LINE, Part, Phases, phased_function
 from trinity.lowering.kernels.product import product_grid, write_product
-from trinity.lowering.kernels.terms import CodeTerm, Flavour, Stored, Term, ValueTerm, prepared
+from trinity.lowering.kernels.terms import (
+    CodeTerm,
+    Flavour,
+    Stored,
+    Term,
+    ValueTerm,
+    for_rows,
+    prepared,
+)
 from trinity.methods.formats import WeightFormat
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -98,7 +106,7 @@ def _linear_refusal(
     padded = panels.panels * panels.rows != weight_format.shape[0]
     if padded and (name in block.biases or name in (ATTENTION[-1], MLP[-1])):
         return "its outputs are padded"
-    if weight_format.inputs and not (panels.rounded_blocks and flavour == "digits"):
+    if weight_format.inputs and not (panels.rounded_blocks and flavour != "floats"):
         return "its inputs are rounded as floats"
     for part in (panels, *(f for key, f in panels.factors.items() if key == "A")):
         if not part.format.dtype and part.blocks * part.block != part.format.shape[1]:
@@ -204,7 +212,7 @@ class _Writer:
     """Writes one block's kernel and function."""
 
     def __init__(self, block: BlockFormat, flavour: Flavour) -> None:
-        self.block, self.flavour = block, flavour
+        self.block, self.flavour = block, for_rows(flavour, 1)
         self.kernel = Kernel(f"{block.function}_kernel")
         self.operands: list[str] = []
         self._shapes = {**block.activations(), **block.parameters()}
