@@ -4,7 +4,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -51,13 +51,16 @@ def _batch_scheduling() -> Iterator[None]:
         yield
         return
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
-    if policy == os.SCHED_OTHER:
-        os.sched_setscheduler(0, os.SCHED_BATCH, parameters)
+    changes = policy == os.SCHED_OTHER
+    with suppress(PermissionError):  # a container may forbid it; calls are then right, and slower
+        if changes:
+            os.sched_setscheduler(0, os.SCHED_BATCH, parameters)
     try:
         yield
     finally:
-        if policy == os.SCHED_OTHER:
-            os.sched_setscheduler(0, policy, parameters)
+        with suppress(PermissionError):
+            if changes:
+                os.sched_setscheduler(0, policy, parameters)
 
 
 class Loaded:
@@ -142,7 +145,7 @@ class CompiledModel:
         if self.meta["target"] != target.name:
             msg = f"{folder}: compiled for {self.meta['target']}, asked to run on {target.name}."
             raise ConfigError(msg)
-        if self.meta["flavour"] == "amx" and not may_use_tiles():
+        if self.meta.get("flavour") == "amx" and not may_use_tiles():
             msg = (
                 f"{folder}: compiled for matrix units (AMX), which this processor lacks or Linux "
                 f"does not grant to this process. Compile it here: it will do without."

@@ -190,7 +190,7 @@ class Kernel:
     def repeat(self, value: str, condition: str) -> Iterator[str]:
         """`while condition: body`; the condition and the body see a new `value` every time.
 
-        value, condition: expressions, of an index and, with `{}` for that index, of an i1
+        value, condition: expressions, of an i32 and, with `{}` for it as an index, of an i1
         """
         seen, met, inside = self.fresh(), self.fresh(), self.fresh()
         self.line("scf.while : () -> index {")

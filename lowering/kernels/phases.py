@@ -17,7 +17,8 @@ from trinity.lowering.kernels.emit import Buffer, Kernel
 Part = tuple[int, Callable[[str], None]]
 """A number of tiles, and what writes the code of one, given its number."""
 
-# Workgroups of a dispatch: more than a machine has workers.  Those that come last find all done.
+# Workgroups of a dispatch, and so the most workers that take part.  Where a machine has fewer,
+# those that come last find all done.
 WORKGROUPS = 32
 LINE = 16  # words of a cache line; counters of their own lines do not disturb each other
 CLAIMED, DONE = 0, 1

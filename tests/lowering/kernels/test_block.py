@@ -193,7 +193,7 @@ def test_inputs_declared_of_8_bits_are_rounded(make_weight: Make) -> None:
     if host_flavour() == "floats":
         pytest.skip("rounded inputs are digits, which need AVX-512 VNNI and VBMI2")
     case = Case(weights_of(make_weight, "int4 group 32"), "digits", inputs=InputFormat("int8", 32))
-    # The last bit of a float decides between two codes: an eighth of a step, not a formula.
+    # The last bit of a float decides which of two codes an input gets; a wrong formula is far off.
     assert case.error(9) < 5e-3
 
 
@@ -207,7 +207,7 @@ def test_all_phases_end_when_one_worker_is_all_there_is(make_weight: Make) -> No
     ("name", "kind", "pattern", "rank", "reason"),
     [
         ("mlp.up_proj", "float16", "2:4", 0, "masked floats"),
-        ("mlp.up_proj", "int4 group 12", None, 0, "inputs are padded"),
+        ("mlp.up_proj", "int4 group 12", None, 0, "its inputs are padded"),
         ("mlp.down_proj", "int4 channel", None, 0, None),
     ],
 )
@@ -219,8 +219,7 @@ def test_what_a_block_does_not_take_is_said(
     formats = {key: format_of(weight) for key, weight in weights.items()}
     heads = Heads(HEADS, KV_HEADS, WIDTH, LONGEST, None, WIDTH**-0.5)
     found = block_refusal(BlockFormat(HIDDEN, heads, 1e-6, formats), "floats")
-    assert found == (f"{name}: {reason}" if reason == "masked floats" else found)
-    assert (reason or "") in (found or "")
+    assert found == (f"{name}: {reason}" if reason else None)
 
 
 def test_heads_of_16_are_refused(make_weight: Make) -> None:
