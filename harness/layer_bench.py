@@ -241,4 +241,5 @@ def _mask(shape: tuple[int, int], pattern: Pattern, generator: torch.Generator) 
         places = torch.rand(groups, generator=generator).argsort(-1)
         return (places < pattern.n).view(shape)
     assert isinstance(pattern, Unstructured)
-    return torch.rand(shape, generator=generator) >= pattern.sparsity
+    places = torch.rand(shape, generator=generator).argsort(-1)
+    return places >= round(shape[1] * pattern.sparsity)

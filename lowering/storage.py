@@ -16,7 +16,7 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 | B_codes, A_scale, ...       | as for a weight of the factor       | packed adapter           |
 
 Symmetric codes are stored in offset binary.  Positions are padded to whole bytes of the narrowest
-stream.  An unstructured mask over codes is stored as codes that mean zero, and `bits` counts such a
+stream.  Entries that an unstructured mask removes are stored as zeros, and `bits` counts such a
 weight at its full width.
 """
 
@@ -207,14 +207,7 @@ class Layout:
 
 def layout_of(weight_format: WeightFormat) -> Layout:
     """The storage of a format; UnsupportedError if modules cannot hold it packed."""
-    pattern, grid = weight_format.pattern, weight_format.grid
-    if isinstance(pattern, Unstructured) and grid is None:
-        msg = (
-            f"format {weight_format.label}: an unstructured mask over floats has no packed "
-            "storage in "
-            f"compiled modules. Evaluate it with the torch engine, quantize it, or prune N:M."
-        )
-        raise UnsupportedError(msg)
+    grid = weight_format.grid
     if grid is not None and grid.indexed:
         msg = (
             f"format {weight_format.label}: an index assigns inputs to scale groups (act-order), "

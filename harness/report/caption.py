@@ -103,7 +103,7 @@ def _timed(record: Record) -> str:
         f"{bench['prompt']}, {record.environment['threads']} threads, torch and IREE interleaved, "
         f"median of {bench['repeats']}. Torch runs dequantized floats; IREE runs packed weights by "
         f"the path in the cell, its logits compared with torch's before. Module bits/weight is "
-        f"what the module reads: an unstructured mask is stored there as zeros among the codes."
+        f"what the module reads, its padding included."
     )
 
 

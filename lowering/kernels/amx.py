@@ -19,8 +19,9 @@ from itertools import chain, islice
 
 from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
 from trinity.lowering.kernels.panels import WORD
-from trinity.lowering.kernels.terms import BYTES, CodeTerm, Stored, Term
+from trinity.lowering.kernels.terms import CodeTerm, Term
 from trinity.lowering.kernels.tiling import DEEPEST, TALLEST, Tiling
+from trinity.lowering.kernels.unpack import BYTES, Chunk, Stored, spread
 
 DIGITS, CODES = 6, 7  # tile registers, behind two sets of sums
 
@@ -128,18 +129,19 @@ class TileTerm(CodeTerm):
         chunks = panels.block // WORD // panels.chunk
         vectors = [kernel.constant(v) for v in range(panels.vectors)]
         zeros = self._zeros(block)
-        spread = [self._in_bytes(zero) for zero in zeros]
-        with kernel.loop(chunks) as loop:
-            chunk = kernel.add(kernel.times(block, chunks), loop.index)
+        in_bytes = [spread(kernel, zero) for zero in zeros]
+        starts = self.unpacker.starts(self.panel, block, vectors)
+        with kernel.loop(chunks, 1, [(at, "index") for at in starts]) as loop:
+            index = kernel.add(kernel.times(block, chunks), loop.index)
             first = kernel.times(loop.index, panels.chunk)
-            for v, vector in enumerate(vectors):
-                codes = self._codes(self.panel, chunk, vector)
-                for i in range(panels.chunk):
-                    code = self._unpacked(self.panel, chunk, vector, i, codes, zeros[v])
+            chunk, positions = Chunk(self.panel, index, vectors, zeros), list(loop.carried)
+            for i, codes in enumerate(self.unpacker.words(chunk, positions)):
+                for v, code in enumerate(codes):
                     if self.tiling.signed:
-                        code = kernel.value(f"arith.subi {code}, {spread[v]} : {BYTES}")
-                    place = [vector, kernel.add(first, i), kernel.constant(0)]
+                        code = kernel.value(f"arith.subi {code}, {in_bytes[v]} : {BYTES}")
+                    place = [vectors[v], kernel.add(first, i), kernel.constant(0)]
                     self.codes.store(code, place, BYTES)
+            loop.yielded = positions
 
     def _columns(self) -> list[str]:
         """The first output of every vector of the panel."""
@@ -148,12 +150,6 @@ class TileTerm(CodeTerm):
     def _zeros(self, block: str) -> list[str]:
         """Zero points of a block, as words."""
         return self._zero_points(self.panel, self._group(block), self._columns())
-
-    def _in_bytes(self, zero: str) -> str:
-        """The zero point in every byte of its lane."""
-        kernel = self.kernel
-        spread = kernel.value(f"arith.muli {zero}, {kernel.constant(0x01010101, WORDS)} : {WORDS}")
-        return kernel.bitcast(spread, WORDS, BYTES)
 
     def _group(self, block: str) -> str:
         """The scale group of a block."""

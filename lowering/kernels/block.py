@@ -16,18 +16,11 @@ from trinity.lowering.kernels import digits
 from trinity.lowering.kernels.attention import AttentionBuffers, Heads, score_room, write_head
 from trinity.lowering.kernels.emit import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.linear import LinearKernels
-from trinity.lowering.kernels.panels import INPUT_SCALE, Panels, aligned, refusal
+from trinity.lowering.kernels.panels import INPUT_SCALE, Panels, aligned
 from trinity.lowering.kernels.phases import LINE, Part, Phases, phased_function
 from trinity.lowering.kernels.product import product_grid, write_product
-from trinity.lowering.kernels.terms import (
-    CodeTerm,
-    Flavour,
-    Stored,
-    Term,
-    ValueTerm,
-    for_rows,
-    prepared,
-)
+from trinity.lowering.kernels.terms import Flavour, Term, for_rows, prepared, term_of
+from trinity.lowering.kernels.unpack import Stored
 from trinity.methods.formats import WeightFormat
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -100,8 +93,6 @@ def block_refusal(block: BlockFormat, flavour: Flavour) -> str | None:
 def _linear_refusal(
     name: str, weight_format: WeightFormat, block: BlockFormat, flavour: Flavour
 ) -> str | None:
-    if reason := refusal(weight_format):
-        return reason
     panels = Panels(weight_format)
     padded = panels.panels * panels.rows != weight_format.shape[0]
     if padded and (name in block.biases or name in (ATTENTION[-1], MLP[-1])):
@@ -309,23 +300,18 @@ class _Writer:
         self.operands.append(f"{name}.panels")
         weight = kernel.argument()
         x_base = x.of(panels, self.flavour, scale, element)
-        terms = [self.term(Stored.of(kernel, weight, panels, None), x_base, self.flavour)]
+        base = Stored.of(kernel, weight, panels, None)
+        terms = [term_of(kernel, base, x_base, self.flavour)]
         low = None
         if panels.factors:
             a, b = (Stored.of(kernel, weight, panels, factor) for factor in ("A", "B"))
             rank = (1, a.panels.panels * a.panels.rows)
             between = self.scratch(rank)
             x_low = x.of(a.panels, self.flavour, None, "f32")
-            low = self.term(a, x_low, self.flavour), between.buffer(rank)
+            low = term_of(kernel, a, x_low, self.flavour), between.buffer(rank)
             given = rank if b.panels.format.dtype else prepared(b.panels, 1, "floats")[0]
-            terms.append(self.term(b, between.buffer(given), "floats"))
+            terms.append(term_of(kernel, b, between.buffer(given), "floats"))
         return _Product(terms, y0, y or self.scratch(shape).buffer(shape), low)
-
-    def term(self, stored: Stored, x: Buffer, flavour: Flavour) -> Term:
-        """A product's term, of values or of codes."""
-        if stored.panels.format.dtype:
-            return ValueTerm(self.kernel, stored, x)
-        return CodeTerm(self.kernel, stored, x, flavour)
 
     def products(self, found: Sequence[_Product]) -> Iterator[Sequence[Part]]:
         """A phase of all adapters' A, if there are any, and one of all else."""

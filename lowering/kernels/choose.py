@@ -8,11 +8,12 @@ from trinity.lowering.kernels.cuda import tiles
 from trinity.lowering.kernels.cuda.linear import tile_kernels
 from trinity.lowering.kernels.cuda.tiles import Tiles
 from trinity.lowering.kernels.linear import LinearKernels, linear_kernels
-from trinity.lowering.kernels.panels import Panels, refusal
+from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.kernels.terms import Flavour
 from trinity.lowering.storage import Layout, layout_of
 from trinity.lowering.targets import Target
-from trinity.methods.formats import WeightFormat
+from trinity.methods.errors import UnsupportedError
+from trinity.methods.formats import Unstructured, WeightFormat
 
 DIGIT_FEATURES = frozenset({"avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi2"})
 
@@ -27,6 +28,13 @@ def storage_of(weight_format: WeightFormat, target: Target) -> Storage:
     """
     layout = layout_of(weight_format)
     if refused(weight_format, target) is not None:
+        if weight_format.grid is None and isinstance(weight_format.pattern, Unstructured):
+            msg = (
+                f"format {weight_format.label}: an unstructured mask over floats has no packed "
+                f"storage on {target.name}. Compile it for llvm-cpu, evaluate it with the torch "
+                f"engine, quantize it, or prune N:M."
+            )
+            raise UnsupportedError(msg)
         return layout
     return Tiles(weight_format) if target.kernels == "cuda" else Panels(weight_format)
 
@@ -35,7 +43,7 @@ def refused(weight_format: WeightFormat, target: Target) -> str | None:
     """Why a target has no kernel of ours for a format, or None."""
     if target.kernels is None:
         return "no kernels of ours"
-    return (tiles.refusal if target.kernels == "cuda" else refusal)(weight_format)
+    return tiles.refusal(weight_format) if target.kernels == "cuda" else None
 
 
 def kernels_of(stored: Storage, name: str, rows: int, dtype: str) -> LinearKernels | None:

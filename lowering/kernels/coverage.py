@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from trinity.lowering import targets
 from trinity.lowering.kernels.choose import refused, storage_of
-from trinity.lowering.storage import Layout, layout_of
+from trinity.lowering.storage import Layout
 from trinity.methods.errors import UnsupportedError
 from trinity.methods.formats import (
     AdapterFormat,
@@ -68,22 +68,23 @@ def _bits(weight_format: WeightFormat, target: targets.Target) -> str:
 
 def _reasons(weight_format: WeightFormat, own: Sequence[str]) -> str:
     """Why no module holds a format, or which targets with kernels have none for it and why."""
-    if reason := _refused(weight_format):
+    everywhere = {_refused(weight_format, target) for target in targets.BUILT_IN.values()}
+    if len(everywhere) == 1 and (reason := everywhere.pop()):
         return reason
     found = {name: refused(weight_format, targets.BUILT_IN[name]) for name in own}
     return "; ".join(f"{name}: {reason}" for name, reason in found.items() if reason)
 
 
 def _code(weight_format: WeightFormat, target: targets.Target) -> str:
-    if _refused(weight_format):
+    if _refused(weight_format, target):
         return "refused"
     return "compiled" if isinstance(storage_of(weight_format, target), Layout) else "kernel"
 
 
-def _refused(weight_format: WeightFormat) -> str | None:
-    """Why no module can hold a format, in its error's first words; None if one can."""
+def _refused(weight_format: WeightFormat, target: targets.Target) -> str | None:
+    """Why no module for a target can hold a format, in its error's first words; None if one can."""
     try:
-        layout_of(weight_format)
+        storage_of(weight_format, target)
     except UnsupportedError as error:
         return str(error).partition(": ")[2].partition(". ")[0]
     return None

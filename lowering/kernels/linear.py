@@ -11,16 +11,9 @@ from trinity.lowering.kernels.emit import Kernel
 from trinity.lowering.kernels.panels import INPUT_SCALE, Panels
 from trinity.lowering.kernels.product import product_grid, write_product
 from trinity.lowering.kernels.stored import FactorName
-from trinity.lowering.kernels.terms import (
-    CodeTerm,
-    Flavour,
-    Stored,
-    Term,
-    ValueTerm,
-    for_rows,
-    prepared,
-)
+from trinity.lowering.kernels.terms import Flavour, Term, for_rows, prepared, term_of
 from trinity.lowering.kernels.tiling import Tiling, prepare_tiles
+from trinity.lowering.kernels.unpack import Stored
 from trinity.lowering.linalg import rounded_input, scaled_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
@@ -114,18 +107,18 @@ class _Writer:
         tiled: TileTerm | None = None
         for use in uses:
             stored = Stored.of(kernel, bytes_, weight, use.factor)
-            if use.panels.format.dtype:
-                shape, element = (self.rows, use.stride), "f32"
-                operands.append((use.x, tensor_type(shape, element)))
-                terms.append(ValueTerm(kernel, stored, kernel.binding(shape, element)))
-            elif use.tiled:
+            if use.tiled:
                 operands.append(self.activations(use))
                 tiling = Tiling(use.panels, self.rows)
                 tiled = TileTerm(kernel, stored, kernel.binding(tiling.shape, "i32"), tiling)
+            elif use.panels.format.dtype:
+                operands.append((use.x, tensor_type((self.rows, use.stride), "f32")))
+                x = kernel.binding((self.rows, use.stride), "f32")
+                terms.append(term_of(kernel, stored, x, use.flavour))
             else:
                 operands.append(self.activations(use))
                 x = kernel.binding(*prepared(use.panels, self.rows, use.flavour))
-                terms.append(CodeTerm(kernel, stored, x, use.flavour))
+                terms.append(term_of(kernel, stored, x, use.flavour))
         panels = uses[0].panels
         shape = (self.rows, panels.panels * panels.rows)
         outputs = tensor_type(shape, "f32")

@@ -5,71 +5,69 @@ run in *blocks*: a scale group, cut where it is longer than 256, padded to whole
 consecutive inputs of 16 outputs are a *word vector* of 64 bytes, one byte a code, the operand of
 an integer dot product.
 
-| tensor               | shape, type                                           | when             |
-|----------------------|-------------------------------------------------------|------------------|
-| panel_values         | [panels, in, rows], float                             | not quantized    |
-| panel_codes[_high]   | [panels, units, vectors, bytes], uint8                | quantized        |
-| panel_bitmap         | [panels, word vectors, vectors], int64                | N:2 and N:4      |
-| panel_scale          | [panels, groups, rows]                                | quantized        |
-| panel_zero_point     | shape of panel_scale, uint8                           | asymmetric       |
-| B_..., A_...         | those of the adapter's factors                        | adapter          |
+| tensor               | shape, type                                  | when                      |
+|----------------------|----------------------------------------------|---------------------------|
+| panel_values         | [panels, in, rows], float                    | floats, no stream         |
+| panel_codes[_high]   | [panels, units, vectors, bytes], uint8       | codes, no stream          |
+| panel_stream         | [1, size], float or uint8                    | a mask that pays          |
+| panel_starts         | [panels, stretches, vectors], int32          | panel_stream              |
+| panel_bitmap         | [panels, word vectors, vectors], int64       | panel_stream, N:2 and N:4 |
+| panel_scale          | [panels, groups, rows]                       | quantized                 |
+| panel_zero_point     | shape of panel_scale, uint8                  | asymmetric                |
+| B_..., A_...         | those of the adapter's factors               | adapter                   |
 
 They stand one behind another in the bytes of one tensor, `panels`: a kernel of many weights could
 not be given as many tensors.  Beside it stands only `input_scale`, [in], where inputs are scaled.
 
 A unit is as many word vectors as codes share a byte (two for 4 bits): lane `l` of byte `i` holds
-byte `i` of word vector `l`.  3 bits are a plane of 2 and one of 1.  N:M keeps `64 n / m` bytes of a
-word vector, in order, and 64 bits that say where they go, if M is 2 or 4.  Codes of any other mask
-are all stored, those it removes as zeros: the kernel then reads what it would without a mask.  One
-scale for the tensor is repeated.
+byte `i` of word vector `l`.  3 bits are a plane of 2 and one of 1.  One scale for the tensor is
+repeated.
+
+Of masked weights a word vector has 64 bits that say which entries it keeps:
+
+- Codes where M is 2 or 4 keep `64 n / m` bytes of every word vector, in order.
+- Other masks over codes of 4 or 8 bits, and all over floats, keep as many as they keep, one behind
+  another: a *stream*, two codes of 4 bits in a byte, a whole number of bytes a word vector.
+  Floats run in it input by input, as they are multiplied, codes output by output.  `panel_starts`
+  says where a *stretch* begins, the word vectors of a block (of floats, of the whole row).  The
+  stream has the size that the pattern's sparsity asks for, so that it depends on the format alone.
+- Where a bitmap would save nothing (3:4 of 2 bits), all are stored, those removed as zeros.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import ceil, prod
 
 import torch
 from torch import Tensor
 
+from trinity.lowering.kernels.bits import (
+    Plane,
+    bitmap,
+    from_bitmap,
+    pack_lanes,
+    runs,
+    turned,
+    unpack_lanes,
+)
 from trinity.lowering.kernels.emit import LANES
-from trinity.lowering.kernels.stored import FACTORS, Codes, KernelStorage, Shapes
+from trinity.lowering.kernels.stored import Codes, KernelStorage, Shapes
 from trinity.lowering.storage import raw_codes
+from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, CompressedWeight, Quantized, WeightFormat
 
 WORD = 4  # inputs of one 32-bit lane of a dot product
 ALIGNMENT = 64  # bytes, of a vector and of a cache line
 LONGEST_BLOCK = 256  # inputs that share one activation scale: a sum of 24-bit products stays exact
 INPUT_SCALE = "input_scale"  # read by code that knows nothing of panels
+OVERREAD = 64  # entries behind a stream: a vector is loaded whole, however few of it are wanted
+SLACK = 64  # an unstructured mask may keep a 64th more than its sparsity says, and one a row
 
 
 def aligned(size: int) -> int:
     """Bytes, rounded up so that what follows is aligned."""
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-@dataclass(frozen=True)
-class Plane:
-    """Bits `shift` to `shift + bits` of every code."""
-
-    name: str
-    bits: int
-    shift: int
-
-    @property
-    def lanes(self) -> int:
-        """Word vectors that share bytes."""
-        return 8 // self.bits
-
-
-def refusal(weight_format: WeightFormat) -> str | None:
-    """Why panels cannot hold a format, or None."""
-    for name in FACTORS if weight_format.adapter else ():
-        if reason := refusal(weight_format.factor(name)):
-            return f"adapter {name}: {reason}"
-    if weight_format.pattern is not None and weight_format.grid is None:
-        return "masked floats"
-    return None
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Panels(KernelStorage):
     @property
     def chunk(self) -> int:
         """Word vectors that a kernel's inner loop takes at once."""
-        return max(WORD, *(plane.lanes for plane in self.planes))
+        return max([WORD, *(plane.lanes for plane in self.planes)])
 
     @cached_property
     def block(self) -> int:
@@ -151,14 +149,49 @@ class Panels(KernelStorage):
 
     @cached_property
     def sparse(self) -> NM | None:
-        """The pattern whose kept codes alone are stored; None where every code is.
-
-        Every word of every scale group must keep as many.
-        """
-        pattern = self.format.pattern
+        """The pattern, where every word of every scale group keeps equally many codes."""
+        pattern = self.format.pattern if self.format.grid else None
         if isinstance(pattern, NM) and WORD % pattern.m == 0 and self.group % WORD == 0:
             return pattern
         return None
+
+    @cached_property
+    def streamed(self) -> bool:
+        """Whether kept entries stand one behind another, because that and a bitmap are smaller."""
+        pattern, bits = self.format.pattern, self.entry_bits
+        if pattern is None or self.sparse or bits < 4:
+            return False
+        return 1 + bits * (1 - pattern.sparsity) < bits
+
+    @property
+    def entry_bits(self) -> int:
+        """Of a code or float."""
+        if self.format.grid:
+            return self.format.grid.bits
+        dtype: torch.dtype = getattr(torch, str(self.format.dtype))
+        return 8 * dtype.itemsize
+
+    @property
+    def entries_per_element(self) -> int:
+        """Of the stream: codes of 4 bits share a byte."""
+        return 2 if self.entry_bits == 4 else 1
+
+    @property
+    def stretches(self) -> int:
+        """Parts of a row whose entries are found by themselves."""
+        return self.blocks if self.format.grid else 1
+
+    @property
+    def stream_room(self) -> int:
+        """Elements of the stream that a mask of the pattern may need."""
+        pattern, (out, d_in) = self.format.pattern, self.format.shape
+        assert pattern is not None
+        kept = ceil(out * d_in * (1 - pattern.sparsity))
+        if not isinstance(pattern, NM):
+            kept += kept // SLACK + out
+        if self.entries_per_element == 1:
+            return kept
+        return (kept + self.panels * self.words * self.vectors + 1) // 2  # odd ones fill a byte
 
     @property
     def kept(self) -> int:
@@ -205,13 +238,17 @@ class Panels(KernelStorage):
     def own_shapes(self) -> Shapes:
         """See `KernelStorage`."""
         found: Shapes = {}
-        if self.format.dtype:
-            dtype = getattr(torch, self.format.dtype)
+        dtype = getattr(torch, self.format.dtype or "uint8")
+        if self.streamed:
+            found["panel_stream"] = ((1, self.stream_room + OVERREAD), dtype)
+            found["panel_starts"] = ((self.panels, self.stretches, self.vectors), torch.int32)
+        elif self.format.dtype:
             found["panel_values"] = ((self.panels, self.format.shape[1], self.rows), dtype)
-        for plane in self.planes:
-            units = self.words // plane.lanes
-            found[plane.name] = ((self.panels, units, self.vectors, self.kept), torch.uint8)
-        if self.sparse:
+        else:
+            for plane in self.planes:
+                units = self.words // plane.lanes
+                found[plane.name] = ((self.panels, units, self.vectors, self.kept), dtype)
+        if self.sparse or self.streamed:
             found["panel_bitmap"] = ((self.panels, self.words, self.vectors), torch.int64)
         if grid := self.format.grid:
             shape = (self.panels, self.groups, self.rows)
@@ -220,13 +257,20 @@ class Panels(KernelStorage):
                 found["panel_zero_point"] = (shape, torch.uint8)
         return found
 
-    def pack_values(self, values: Tensor) -> dict[str, Tensor]:
+    def pack_values(self, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""
+        if mask is not None and self.streamed:
+            entries, kept = (turned(self._words(of), LANES, WORD) for of in (values, mask))
+            return self._pack_stream(entries, kept)
         return {"panel_values": self._by_panel(values)}
 
-    def unpack_values(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def unpack_values(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """See `KernelStorage`."""
-        return self._from_panels(tensors["panel_values"])
+        if self.streamed:
+            entries, kept = self._unpack_stream(tensors)
+            values, mask = (self._matrix(turned(of, WORD, LANES)) for of in (entries, kept))
+            return values, mask
+        return self._from_panels(tensors["panel_values"]), None
 
     def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""
@@ -234,10 +278,13 @@ class Panels(KernelStorage):
         found = {}
         if mask is not None and self.sparse:
             kept = self._words(mask, padding=self._padding_mask())
-            found["panel_bitmap"] = _bitmap(kept)
+            found["panel_bitmap"] = bitmap(kept)
             words = words[kept].view(*words.shape[:-1], self.kept)
-        for plane in self.planes:
-            found[plane.name] = _pack_lanes((words >> plane.shift) & (2**plane.bits - 1), plane)
+        if mask is not None and self.streamed:
+            found = self._pack_stream(words, self._words(mask))
+        else:
+            for plane in self.planes:
+                found[plane.name] = pack_lanes((words >> plane.shift) & (2**plane.bits - 1), plane)
         expanded = base.scale.expand(self.format.shape[0], self.groups)
         found["panel_scale"] = self._by_panel(expanded)
         if base.zero_point is not None:
@@ -247,12 +294,17 @@ class Panels(KernelStorage):
 
     def unpack_codes(self, tensors: Mapping[str, Tensor]) -> Codes:
         """See `KernelStorage`."""
-        words = torch.zeros((self.panels, self.words, self.vectors, self.kept), dtype=torch.uint8)
-        for plane in self.planes:
-            words |= _unpack_lanes(tensors[plane.name], plane) << plane.shift
         mask = None
+        if self.streamed:
+            words, kept = self._unpack_stream(tensors)
+            mask = self._matrix(kept)
+        else:
+            shape = (self.panels, self.words, self.vectors, self.kept)
+            words = torch.zeros(shape, dtype=torch.uint8)
+            for plane in self.planes:
+                words |= unpack_lanes(tensors[plane.name], plane) << plane.shift
         if self.sparse:
-            kept = _from_bitmap(tensors["panel_bitmap"])
+            kept = from_bitmap(tensors["panel_bitmap"])
             full = torch.zeros(kept.shape, dtype=torch.uint8)
             full[kept] = words.flatten()
             words, mask = full, self._matrix(kept)
@@ -263,6 +315,56 @@ class Panels(KernelStorage):
             self._from_panels(tensors["panel_scale"]),
             None if zeros is None else self._from_panels(zeros),
         )
+
+    def _pack_stream(self, entries: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        """The stream, where its stretches start, and which entries it holds.
+
+        entries, kept: [panels, words, vectors, 64]
+        """
+        counts, starts, used = self._stream_places(kept)
+        if used > self.stream_room:
+            msg = (
+                f"{self.format.label}: the mask keeps {int(counts.sum())} of "
+                f"{prod(self.format.shape)} weights, and a module has room for what its pattern "
+                f"says. Declare the sparsity that the mask has."
+            )
+            raise ConfigError(msg)
+        per = self.entries_per_element
+        flat = torch.zeros((self.stream_room + OVERREAD) * per, dtype=entries.dtype)
+        flat[runs(starts * per, counts)] = self._in_stretches(entries)[self._in_stretches(kept)]
+        if per == 2:
+            flat = flat[0::2] | flat[1::2] << 4
+        return {
+            "panel_stream": flat[None],
+            "panel_starts": starts[..., 0].to(torch.int32, memory_format=torch.contiguous_format),
+            "panel_bitmap": bitmap(kept),
+        }
+
+    def _unpack_stream(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Inverse of `_pack_stream`, entries that are not kept as zeros."""
+        kept = from_bitmap(tensors["panel_bitmap"])
+        counts, starts, _ = self._stream_places(kept)
+        flat, per = tensors["panel_stream"][0], self.entries_per_element
+        if per == 2:
+            flat = torch.stack([flat & 15, flat >> 4], dim=1).flatten()
+        here = self._in_stretches(kept)
+        found = torch.zeros(here.shape, dtype=flat.dtype)
+        found[here] = flat[runs(starts * per, counts)]
+        return found.transpose(2, 3).flatten(1, 2), kept
+
+    def _stream_places(self, kept: Tensor) -> tuple[Tensor, Tensor, int]:
+        """How many entries word vectors keep and where theirs begin, [panels, stretches, vectors,
+        words of a stretch]; elements of the stream in all.
+        """
+        counts = self._in_stretches(kept).sum(-1)
+        sizes = -(-counts // self.entries_per_element)
+        ends = sizes.flatten().cumsum(0).view(sizes.shape)
+        return counts, ends - sizes, int(sizes.sum())
+
+    def _in_stretches(self, words: Tensor) -> Tensor:
+        """[panels, words, vectors, 64] -> [panels, stretches, vectors, words of a stretch, 64]"""
+        split = words.view(self.panels, self.stretches, -1, *words.shape[2:])
+        return split.transpose(2, 3)
 
     def _words(self, entries: Tensor, padding: Tensor | None = None) -> Tensor:
         """[out, in] -> [panels, words, vectors, 64]; outputs and inputs padded with zeros."""
@@ -309,28 +411,3 @@ class Panels(KernelStorage):
         """Inverse of `_by_panel`."""
         rows = values.transpose(1, 2).reshape(self.panels * self.rows, -1)
         return rows[: self.format.shape[0]].contiguous()
-
-
-def _pack_lanes(words: Tensor, plane: Plane) -> Tensor:
-    """[panels, words, vectors, bytes] -> [panels, units, vectors, bytes]"""
-    panels, _, vectors, size = words.shape
-    split = words.view(panels, -1, plane.lanes, vectors, size)
-    lanes = [split[:, :, lane] << (plane.bits * lane) for lane in range(plane.lanes)]
-    return torch.stack(lanes).sum(0).to(torch.uint8)
-
-
-def _unpack_lanes(packed: Tensor, plane: Plane) -> Tensor:
-    """Inverse of `_pack_lanes`."""
-    moved = [(packed >> (plane.bits * i)) & (2**plane.bits - 1) for i in range(plane.lanes)]
-    return torch.stack(moved, dim=2).flatten(1, 2)
-
-
-def _bitmap(kept: Tensor) -> Tensor:
-    """bool [..., 64] -> int64 [...], bit i for entry i"""
-    weights = torch.ones(64, dtype=torch.int64) << torch.arange(64)
-    return (kept.to(torch.int64) * weights).sum(-1)
-
-
-def _from_bitmap(bitmap: Tensor) -> Tensor:
-    """Inverse of `_bitmap`."""
-    return ((bitmap[..., None] >> torch.arange(64)) & 1).bool()

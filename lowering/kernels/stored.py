@@ -73,12 +73,12 @@ class KernelStorage(ABC):
         """Shape and type of the stored tensors, the adapter's and the scale of inputs left out."""
 
     @abstractmethod
-    def pack_values(self, values: Tensor) -> dict[str, Tensor]:
-        """The stored tensors of floats.  values: [out, in]"""
+    def pack_values(self, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """The stored tensors of floats.  values, mask: [out, in], the mask bool"""
 
     @abstractmethod
-    def unpack_values(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Inverse of `pack_values`."""
+    def unpack_values(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Inverse of `pack_values`; no mask where it is not stored."""
 
     @abstractmethod
     def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ class KernelStorage(ABC):
         if isinstance(base, Sparse):
             mask, base = base.mask, base.values
         if isinstance(base, Dense):
-            found = self.pack_values(base.values)
+            found = self.pack_values(base.values, mask)
         else:
             found = self.pack_codes(base, mask)
             if base.input_scale is not None:
@@ -145,9 +145,14 @@ class KernelStorage(ABC):
         """Inverse of `pack_parts`."""
         base: Dense | Quantized | Sparse
         if self.format.dtype:
-            base = Dense(self.unpack_values(tensors))
+            values, mask = self.unpack_values(tensors)
+            base = Dense(values)
         else:
-            base = self._quantized(self.unpack_codes(tensors), tensors.get("input_scale"))
+            found = self.unpack_codes(tensors)
+            base, mask = self._quantized(found, tensors.get("input_scale")), found.mask
+        if pattern := self.format.pattern:
+            mask = _mask_of(base.dequantize(), pattern) if mask is None else mask
+            base = Sparse(base, mask, pattern)
         if not self.factors:
             return base
         return Adapted(base, *(self._unpack_factor(name, tensors) for name in FACTORS))
@@ -161,8 +166,8 @@ class KernelStorage(ABC):
         assert not isinstance(found, Adapted)  # a factor has no adapter
         return found
 
-    def _quantized(self, found: Codes, input_scale: Tensor | None) -> Quantized | Sparse:
-        grid, pattern = self.format.grid, self.format.pattern
+    def _quantized(self, found: Codes, input_scale: Tensor | None) -> Quantized:
+        grid = self.format.grid
         if grid is None:
             msg = f"format {self.format.label} is not quantized"
             raise AssertionError(msg)
@@ -175,11 +180,7 @@ class KernelStorage(ABC):
         if found.mask is not None:
             codes = codes * found.mask
         scale = found.scale[:rows].contiguous()
-        base = Quantized(codes, scale, zero_point, grid.bits, input_scale=input_scale)
-        if pattern is None:
-            return base
-        mask = _mask_of(base.dequantize(), pattern) if found.mask is None else found.mask
-        return Sparse(base, mask, pattern)
+        return Quantized(codes, scale, zero_point, grid.bits, input_scale=input_scale)
 
 
 def _mask_of(values: Tensor, pattern: Pattern) -> Tensor:

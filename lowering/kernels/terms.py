@@ -13,40 +13,19 @@ digit, a third of the products.
 **floats** (any CPU).  Codes are widened to float32 and multiplied there: same storage, more work.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from trinity.lowering.builder import MLIR_TYPES
 from trinity.lowering.kernels.digits import EXACT, block_words
 from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
-from trinity.lowering.kernels.panels import WORD, Panels, Plane
-from trinity.lowering.kernels.stored import FactorName
+from trinity.lowering.kernels.panels import WORD, Panels
+from trinity.lowering.kernels.unpack import BYTES, Chunk, Stored, Stream, Unpacker, bitmap_word
 
 Flavour = Literal["amx", "digits", "floats"]
-BYTES = "vector<64xi8>"
 # From so many rows on matrix units are faster: 4096 x 4096 of int4 took 0.8 times as long at six
 # rows in groups of 32 (1.1 in groups of 16), 1.2 times at four.
 TILED_ROWS = 6
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A weight, or a factor of one, in a kernel's memory: its parts by name."""
-
-    panels: Panels
-    buffers: Mapping[str, Buffer]
-
-    @staticmethod
-    def of(kernel: Kernel, argument: str, whole: Panels, factor: FactorName | None) -> "Stored":
-        """argument: the bytes of a weight, of which this is the base or a factor"""
-        panels = whole.factors[factor] if factor else whole
-        prefix = f"{factor}_" if factor else ""
-        buffers = {
-            key: kernel.region(argument, whole.offsets[prefix + key], shape, MLIR_TYPES[dtype])
-            for key, (shape, dtype) in panels.own_shapes().items()
-        }
-        return Stored(panels, buffers)
 
 
 def for_rows(flavour: Flavour, rows: int) -> Flavour:
@@ -100,6 +79,48 @@ class ValueTerm:
         return loop.results
 
 
+class MaskedTerm:
+    """`x [M, stride]`, its first `in` columns, times a stream of floats."""
+
+    room = 24
+
+    def __init__(self, kernel: Kernel, stored: Stored, x: Buffer, flavour: Flavour) -> None:
+        """x: float32 [M, stride]"""
+        self.kernel, self.panels, self.x = kernel, stored.panels, x
+        self.buffers = stored.buffers
+        self.stream = Stream(kernel, stored, flavour != "floats")
+
+    def added(
+        self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
+    ) -> list[str]:
+        """See `Term`."""
+        kernel, inputs = self.kernel, self.panels.format.shape[1]
+        whole = kernel.constant(0)
+        positions = [self.stream.start(panel, whole, vector) for vector in vectors]
+        carried = [(start, FLOATS) for start in starts] + [(at, "index") for at in positions]
+        with kernel.loop(-(-inputs // WORD), 1, carried) as loop:
+            sums, positions = loop.carried[: len(starts)], loop.carried[len(starts) :]
+            bits = [
+                bitmap_word(kernel, self.buffers, [panel, loop.index, vector]) for vector in vectors
+            ]
+            for place in range(WORD):
+                index = kernel.add(kernel.times(loop.index, WORD), place)
+                if inputs % WORD:  # what is read past the end meets no weight
+                    last = kernel.constant(inputs - 1)
+                    index = kernel.value(f"arith.minui {index}, {last} : index")
+                values = []
+                for v, position in enumerate(positions):
+                    value, positions[v] = self.stream.floats(position, bits[v], place)
+                    values.append(value)
+                for r, row in enumerate(rows):
+                    one = kernel.splat(self.x.load_scalar([row, index]), FLOATS)
+                    for v, value in enumerate(values):
+                        n = r * len(values) + v
+                        sums[n] = kernel.value(f"vector.fma {value}, {one}, {sums[n]} : {FLOATS}")
+            loop.yielded = [*sums, *positions]
+        return loop.results[: len(starts)]
+
+
 def digits_of(panels: Panels) -> int:
     """Digits of an activation: three, or one where a model declares inputs of 8 bits."""
     return 1 if panels.rounded_blocks else EXACT
@@ -121,6 +142,7 @@ class CodeTerm:
         self.digits = digits_of(self.panels)
         self.room = 16 if flavour == "digits" and self.digits == 1 else 8
         self.buffers = {"x": x, **stored.buffers}
+        self.unpacker = Unpacker(kernel, stored, flavour == "digits")
 
     def added(
         self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
@@ -168,22 +190,21 @@ class CodeTerm:
             else [kernel.constant("0.0", FLOATS) for _ in rows for _ in vectors]
         )
         kind = WORDS if digits else FLOATS
+        positions = self.unpacker.starts(panel, block, vectors)
+        carried = [(start, kind) for start in starts] + [(at, "index") for at in positions]
         chunks = panels.block // WORD // panels.chunk
-        with kernel.loop(chunks, 1, [(start, kind) for start in starts]) as loop:
-            sums = list(loop.carried)
-            chunk = kernel.value(f"arith.addi {kernel.times(block, chunks)}, {loop.index} : index")
-            codes = [self._codes(panel, chunk, vector) for vector in vectors]
-            for word in range(panels.chunk):
-                unpacked = [
-                    self._unpacked(panel, chunk, vector, word, codes[v], zeros[v])
-                    for v, vector in enumerate(vectors)
-                ]
+        with kernel.loop(chunks, 1, carried) as loop:
+            sums, positions = loop.carried[: len(starts)], loop.carried[len(starts) :]
+            index = kernel.add(kernel.times(block, chunks), loop.index)
+            chunk = Chunk(panel, index, vectors, zeros)
+            for word, unpacked in enumerate(self.unpacker.words(chunk, positions)):
                 if digits:
                     self._add_digits(sums, unpacked, (block, loop.index, word), rows)
                 else:
                     self._add_floats(sums, unpacked, (block, loop.index, word), rows, zeros)
-            loop.yielded = sums
-        return self._as_floats(loop.results) if digits else loop.results
+            loop.yielded = [*sums, *positions]
+        results = loop.results[: len(starts)]
+        return self._as_floats(results) if digits else results
 
     def _starts(self, block: str, rows: Sequence[str], zeros: Sequence[str]) -> list[str]:
         """Minus the zero point times the sum of each digit, so that the products may be of codes
@@ -204,125 +225,6 @@ class CodeTerm:
         """One of a block's last words: the sum of digit `index`, or the step."""
         first = block_words(self.panels.block, self.digits) - self.digits - 1
         return self.buffers["x"].load_scalar([row, block, self.kernel.constant(first + index)])
-
-    def _codes(self, panel: str, chunk: str, vector: str) -> dict[str, list[str]]:
-        """The bytes of a chunk, by plane; one vector of bytes for each unit."""
-        kernel, zero, found = self.kernel, self.kernel.constant(0), {}
-        for plane in self.panels.planes:
-            units = self.panels.chunk // plane.lanes
-            first = kernel.times(chunk, units)
-            found[plane.name] = [
-                self.buffers[plane.name].stream(
-                    [panel, kernel.add(first, i), vector, zero], self.kept_bytes
-                )
-                for i in range(units)
-            ]
-        return found
-
-    @property
-    def kept_bytes(self) -> str:
-        """The type of the stored bytes of a word vector."""
-        return f"vector<{self.panels.kept}xi8>"
-
-    def _unpacked(
-        self,
-        panel: str,
-        chunk: str,
-        vector: str,
-        word: int,
-        codes: dict[str, list[str]],
-        zero: str,
-    ) -> str:
-        """The codes of one word vector, a byte each; the zero point where nothing is kept."""
-        kernel, kept = self.kernel, self.kept_bytes
-        parts = []
-        for plane in self.panels.planes:
-            part = codes[plane.name][word // plane.lanes]
-            parts.append(self._field(part, plane.bits * (word % plane.lanes) - plane.shift, plane))
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = kernel.value(f"arith.ori {whole}, {part} : {kept}")
-        if self.panels.sparse is None:
-            return whole
-        place = kernel.add(kernel.times(chunk, self.panels.chunk), word)
-        bits = self.buffers["panel_bitmap"].stream([panel, place, vector], "vector<1xi64>")
-        if self.flavour == "digits":
-            return self._expanded(whole, bits, zero)
-        return self._spread(whole, bits, zero)
-
-    def _field(self, value: str, right: int, plane: Plane) -> str:
-        """Bits of a plane, moved right by `right` (left if negative) and cut out of each byte."""
-        kernel, kept = self.kernel, self.kept_bytes
-        if plane.bits == 8:
-            return value
-        words = f"vector<{self.panels.kept // 4}xi32>"
-        if right:
-            moved = kernel.bitcast(value, kept, words)
-            operation = "shrui" if right > 0 else "shli"
-            by = kernel.constant(abs(right), words)
-            moved = kernel.value(f"arith.{operation} {moved}, {by} : {words}")
-            value = kernel.bitcast(moved, words, kept)
-        mask = kernel.constant(((1 << plane.bits) - 1) << plane.shift, kept)
-        return kernel.value(f"arith.andi {value}, {mask} : {kept}")
-
-    def _expanded(self, values: str, bits: str, zero: str) -> str:
-        """Stored bytes in their places by the bitmap: one AVX-512 VBMI2 instruction."""
-        kernel, kept = self.kernel, self.panels.kept
-        places = ", ".join(str(i if i < kept else -1) for i in range(64))
-        wide = kernel.value(
-            f"vector.shuffle {values}, {values} [{places}] : {self.kept_bytes}, {self.kept_bytes}"
-        )
-        mask = kernel.bitcast(bits, "vector<1xi64>", "vector<64xi1>")
-        # The zero point in every byte of its lane: what a masked weight decodes to zero from.
-        spread = kernel.value(f"arith.muli {zero}, {kernel.constant(0x01010101, WORDS)} : {WORDS}")
-        spread = kernel.bitcast(spread, WORDS, BYTES)
-        return kernel.value(
-            f'llvm.call_intrinsic "llvm.x86.avx512.mask.expand.v64i8"({wide}, {spread}, {mask})'
-            f" : ({BYTES}, {BYTES}, vector<64xi1>) -> {BYTES}"
-        )
-
-    def _spread(self, values: str, bits: str, zero: str) -> str:
-        """Stored bytes in their places by the bitmap, in plain vector operations.
-
-        A lane keeps as many bytes as every other, so its j-th byte is at `j` of the lane's own;
-        which of its four places it goes to is how many bits stand below that place.
-        """
-        kernel, count = self.kernel, self.panels.kept // LANES
-        own = []
-        for j in range(count):
-            places = ", ".join(str(lane * count + j) for lane in range(LANES))
-            part = kernel.value(
-                f"vector.shuffle {values}, {values} [{places}] : "
-                f"{self.kept_bytes}, {self.kept_bytes}"
-            )
-            own.append(kernel.value(f"arith.extui {part} : vector<16xi8> to {WORDS}"))
-        nibbles = kernel.bitcast(bits, "vector<1xi64>", "vector<16xi4>")
-        nibbles = kernel.value(f"arith.extui {nibbles} : vector<16xi4> to {WORDS}")
-        one, none = kernel.constant(1, WORDS), kernel.constant(0, WORDS)
-        seen, whole = none, none
-        for place in range(WORD):
-            by = kernel.constant(place, WORDS)
-            bit = kernel.value(f"arith.shrui {nibbles}, {by} : {WORDS}")
-            bit = kernel.value(f"arith.andi {bit}, {one} : {WORDS}")
-            taken = own[0]
-            for j in range(1, count):
-                equal = kernel.value(
-                    f"arith.cmpi eq, {seen}, {kernel.constant(j, WORDS)} : {WORDS}"
-                )
-                taken = self._select(equal, own[j], taken)
-            here = kernel.value(f"arith.cmpi eq, {bit}, {one} : {WORDS}")
-            taken = self._select(here, taken, zero)
-            taken = kernel.value(
-                f"arith.shli {taken}, {kernel.constant(8 * place, WORDS)} : {WORDS}"
-            )
-            whole = kernel.value(f"arith.ori {whole}, {taken} : {WORDS}")
-            seen = kernel.value(f"arith.addi {seen}, {bit} : {WORDS}")
-        return kernel.bitcast(whole, WORDS, BYTES)
-
-    def _select(self, condition: str, yes: str, no: str) -> str:
-        return self.kernel.value(
-            f"arith.select {condition}, {yes}, {no} : vector<{LANES}xi1>, {WORDS}"
-        )
 
     def _add_digits(
         self, sums: list[str], codes: Sequence[str], at: tuple[str, str, int], rows: Sequence[str]
@@ -409,3 +311,12 @@ def widened(kernel: Kernel, buffer: Buffer, at: Sequence[str], element: str) -> 
     if element == "f32":
         return narrow
     return kernel.value(f"arith.extf {narrow} : vector<{LANES}x{element}> to {FLOATS}")
+
+
+def term_of(kernel: Kernel, stored: Stored, x: Buffer, flavour: Flavour) -> Term:
+    """The term of a weight.  x: float32 [M, stride] for floats, for codes as `prepared` says"""
+    if stored.panels.format.dtype is None:
+        return CodeTerm(kernel, stored, x, flavour)
+    if stored.panels.streamed:
+        return MaskedTerm(kernel, stored, x, flavour)
+    return ValueTerm(kernel, stored, x)

@@ -76,12 +76,6 @@ def test_two_four_int4_takes_three_bits_and_its_scales(make_weight: Make) -> Non
     assert layout.bits() == 3 + 16 / 64
 
 
-def test_an_unstructured_mask_over_floats_is_refused_by_name(make_weight: Make) -> None:
-    weight = make_weight((6, 24), "float16", "50%")
-    with pytest.raises(UnsupportedError, match=r"50% float16: an unstructured mask over floats"):
-        storage.layout_of(format_of(weight))
-
-
 def test_scale_groups_that_cut_sparse_groups_are_refused_by_name(make_weight: Make) -> None:
     weight = make_weight((4, 24), "int4 group 6", "2:4")
     with pytest.raises(UnsupportedError, match=r"scale groups of 6 inputs cut through groups of 4"):

@@ -117,18 +117,18 @@ class Tiles(KernelStorage):
                 found["tile_zero_point"] = (shape, torch.uint8)
         return found
 
-    def pack_values(self, values: Tensor) -> dict[str, Tensor]:
+    def pack_values(self, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""
         # row: tile, half, g   input: unit, step, upper, t, e
         split = self._padded(values).view(self.panels, 2, 2, 8, self.units, 2, 2, 4, 2)
         lanes = split.permute(0, 4, 5, 1, 3, 7, 6, 2, 8)
         return {"tile_values": lanes.reshape(self.own_shapes()["tile_values"][0])}
 
-    def unpack_values(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def unpack_values(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """See `KernelStorage`."""
         lanes = tensors["tile_values"].view(self.panels, self.units, 2, 2, 8, 4, 2, 2, 2)
         split = lanes.permute(0, 3, 7, 4, 1, 2, 6, 5, 8)
-        return self._cut(split.reshape(self.panels * PANEL, self.units * self.unit))
+        return self._cut(split.reshape(self.panels * PANEL, self.units * self.unit)), None
 
     def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""

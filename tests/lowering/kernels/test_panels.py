@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trinity.lowering.kernels.panels import Panels, refusal
+from trinity.lowering.kernels.panels import Panels
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import CompressedWeight, Dense, Sparse, Unstructured, format_of
 
 Make = Callable[..., CompressedWeight]
 
@@ -26,6 +26,12 @@ HELD = [
     ((30, 64), "int4 group 16", "4:8", 3),
     ((30, 60), "int3 group 12 asymmetric", "2:6", 0),
     ((30, 66), "int4 channel", "1:2", 0),
+    ((5, 7), "float16", "50%", 0),
+    ((130, 172), "bfloat16", "2:4", 5),
+    ((30, 66), "float32", "1:3", 0),
+    ((70, 300), "float16", "60%", 0),
+    ((40, 300), "int8 channel", "50%", 0),
+    ((530, 128), "int4 group 64 asymmetric", "50%", 3),
 ]
 
 
@@ -59,27 +65,34 @@ def test_two_four_int4_takes_three_bits_and_its_scales(make_weight: Make) -> Non
     assert Panels(format_of(weight)).bits() == 3 + 16 / 128
 
 
-@pytest.mark.parametrize("kind", ["int4 group 8", "int8 channel asymmetric"])
-def test_codes_that_an_unstructured_mask_removes_are_stored_as_zero(
-    make_weight: Make, kind: str
+def test_half_of_int4_takes_the_bits_of_two_four_and_what_a_mask_may_vary(
+    make_weight: Make,
 ) -> None:
-    weight = make_weight((40, 24), kind, "50%", 2)
-    panels = Panels(format_of(weight))
-    assert "panel_bitmap" not in panels.shapes()
-    assert torch.equal(panels.unpack(panels.pack(weight)).dequantize(), weight.dequantize())
+    free = Panels(format_of(make_weight((256, 1024), "int4 group 128", "50%", 0, torch.float16)))
+    strict = Panels(format_of(make_weight((256, 1024), "int4 group 128", "2:4", 0, torch.float16)))
+    assert strict.bits() < free.bits() < strict.bits() + 0.13
 
 
 @pytest.mark.parametrize(
-    ("kind", "pattern", "reason"),
-    [
-        ("float16", "2:4", "masked floats"),
-        ("float16", "50%", "masked floats"),
-    ],
+    ("kind", "pattern"),
+    [("int2 channel", "50%"), ("int3 group 8", "50%"), ("int4 channel", "20%"), ("float16", "5%")],
 )
-def test_what_panels_do_not_hold_is_said(
-    make_weight: Make, kind: str, pattern: str | None, reason: str
+def test_a_mask_that_saves_less_than_its_bitmap_is_stored_as_zeros(
+    make_weight: Make, kind: str, pattern: str
 ) -> None:
-    assert reason in str(refusal(format_of(make_weight((8, 24), kind, pattern))))
+    weight = make_weight((40, 24), kind, pattern, 2)
+    panels = Panels(format_of(weight))
+    assert "panel_bitmap" not in panels.part_shapes()
+    assert torch.equal(panels.unpack(panels.pack(weight)).dequantize(), weight.dequantize())
+
+
+def test_a_mask_that_keeps_more_than_its_pattern_says_is_refused() -> None:
+    values = Dense(torch.randn(40, 64))
+    honest = Sparse(values, torch.rand(40, 64) < 0.5, Unstructured(0.5))
+    Panels(format_of(honest)).pack(honest)
+    false = Sparse(values, torch.rand(40, 64) < 0.7, Unstructured(0.5))
+    with pytest.raises(ConfigError, match=r"50% float32: the mask keeps 1\d+ of 2560 weights"):
+        Panels(format_of(false)).pack(false)
 
 
 def test_a_weight_of_another_format_is_refused(make_weight: Make) -> None:

@@ -40,6 +40,12 @@ FORMATS = [
     ((30, 64), "int4 group 16 asymmetric", "1:2", 0),
     ((30, 64), "int4 group 16 asymmetric", "50%", 3),
     ((70, 64), "int4 group 32", "4:8", 0),
+    ((530, 300), "int4 channel", "50%", 0),
+    ((40, 600), "int8 group 300 asymmetric", "60%", 0),
+    ((5, 7), "float16", "50%", 3),
+    ((70, 172), "bfloat16", "2:4", 0),
+    ((530, 66), "float32", "1:3", 0),
+    ((40, 64), "float16", "5%", 0),
 ]
 
 
@@ -176,18 +182,25 @@ def test_activations_of_zero_give_zero(make_weight: Make, flavour: str) -> None:
     assert torch.equal(found, torch.zeros(3, 40))
 
 
-def test_the_portable_kernels_run_without_avx512(make_weight: Make) -> None:
+PORTABLE = [("int4 group 16", "2:4"), ("int4 group 16", "50%"), ("float16", "50%")]
+
+
+@pytest.mark.parametrize(("kind", "pattern"), PORTABLE)
+def test_the_portable_kernels_run_without_avx512(
+    make_weight: Make, kind: str, pattern: str
+) -> None:
     flags = [f for f in CPU.flags if "target-cpu" not in f] + ["--iree-llvmcpu-target-cpu=haswell"]
-    weight = make_weight((40, 64), "int4 group 16", "2:4", 3)
+    weight = make_weight((40, 64), kind, pattern, 3)
     panels = Panels(format_of(weight))
     module = load(panels, "floats", replace(CPU, flags=tuple(flags)))
     assert worst_error(module, panels, weight, torch.randn(max(ROWS), 64)) < 1e-6
 
 
-def test_the_portable_kernels_compile_for_arm(make_weight: Make) -> None:
+@pytest.mark.parametrize(("kind", "pattern"), PORTABLE)
+def test_the_portable_kernels_compile_for_arm(make_weight: Make, kind: str, pattern: str) -> None:
     flags = [f for f in CPU.flags if "target-cpu" not in f]
     flags += ["--iree-llvmcpu-target-triple=aarch64-linux-gnu", "--iree-llvmcpu-target-cpu=generic"]
-    panels = Panels(format_of(make_weight((40, 64), "int4 group 16", "2:4", 3)))
+    panels = Panels(format_of(make_weight((40, 64), kind, pattern, 3)))
     text = with_kernels("module {\n}\n", [linear_kernels("f", panels, 1, "floats")])
     text = text.replace("func.func private", "func.func")
     assert compile_text(text, replace(CPU, flags=tuple(flags)))
