@@ -27,6 +27,7 @@ from trinity.methods.formats import (
     Grid,
     InputFormat,
     Quantized,
+    Unstructured,
     WeightFormat,
 )
 
@@ -87,7 +88,10 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
         "2:4 int4 + adapter": WeightFormat(shape, None, grid, NM(2, 4), adapter),
         "int4, int8 inputs": WeightFormat(shape, None, grid, inputs=inputs),
         "2:4 int4, int8 inputs": WeightFormat(shape, None, grid, NM(2, 4), inputs=inputs),
+        "50% int4": WeightFormat(shape, None, grid, Unstructured(0.5)),
         "float16": WeightFormat(shape, "float16"),
+        "2:4 float16": WeightFormat(shape, "float16", None, NM(2, 4)),
+        "50% float16": WeightFormat(shape, "float16", None, Unstructured(0.5)),
     }
 
 

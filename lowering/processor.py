@@ -7,7 +7,7 @@ from pathlib import Path
 
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) of x86-64 Linux
 ARCH_PRCTL, REQUEST_STATE, TILE_DATA = 158, 0x1023, 18
-TILE_FEATURES = frozenset({"amx_tile", "amx_int8"})
+TILE_FEATURES = frozenset({"amx_tile", "amx_int8", "amx_bf16"})
 
 
 @cache

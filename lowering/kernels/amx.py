@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
+from trinity.lowering.kernels.matrix import DEEPEST, TALLEST, MatrixUnit
 from trinity.lowering.kernels.panels import WORD
+from trinity.lowering.kernels.parts import Stored
+from trinity.lowering.kernels.stream import BYTES
 from trinity.lowering.kernels.terms import CodeTerm, Term
-from trinity.lowering.kernels.tiling import DEEPEST, TALLEST, Tiling
-from trinity.lowering.kernels.unpack import BYTES, Chunk, Stored, spread
+from trinity.lowering.kernels.tiling import Tiling
+from trinity.lowering.kernels.unpack import Chunk, spread
 
 DIGITS, CODES = 6, 7  # tile registers, behind two sets of sums
 
@@ -43,7 +46,7 @@ class TileTerm(CodeTerm):
     def __init__(self, kernel: Kernel, stored: Stored, x: Buffer, tiling: Tiling) -> None:
         """x: as `tiling.shape` says"""
         super().__init__(kernel, stored, x, "digits")
-        self.tiling = tiling
+        self.tiling, self.unit = tiling, MatrixUnit(kernel)
         # Sets of tile registers for sums: vectors take them in turn.
         self.sets = min(self.panels.vectors, 1 << (DIGITS // self.digits).bit_length() - 1)
         share, panels = tiling.own * tiling.height, self.panels
@@ -54,10 +57,10 @@ class TileTerm(CodeTerm):
         self.first_tile = kernel.times(part, tiling.own)
         self.first_row = kernel.times(part, share)
 
-    def write(self, terms: Sequence[Term], buffers: tuple[Buffer | None, Buffer]) -> None:
+    def write(self, terms: Sequence[Term], y0: Buffer | None, y: Buffer) -> None:
         """One panel and its workgroup's rows: y becomes the product, and terms or y0, if any.
 
-        buffers: y0 and y, `[rows, padded out]`
+        y0, y: `[rows, padded out]`
         """
         kernel, tiling = self.kernel, self.tiling
         self._configure()
@@ -67,25 +70,19 @@ class TileTerm(CodeTerm):
         if terms:
             self._start_with(terms)
         else:
-            self._start(buffers[0], count)
+            self._start(y0, count)
         with kernel.loop(self.panels.blocks) as loop:
             self._unpack(loop.index)
             self._add_block(loop.index)
-        self._finish(buffers[1], count)
-        kernel.line('llvm.call_intrinsic "llvm.x86.tilerelease"() : () -> ()')
+        self._finish(y, count)
+        self.unit.release()
 
     def _configure(self) -> None:
-        """Sizes of the tile registers: palette 1, bytes of a row from byte 16 on, rows from 48."""
-        kernel, tiling = self.kernel, self.tiling
-        sizes = [1] + [0] * 63
+        """Sizes of the tile registers."""
+        tiling = self.tiling
         registers = [(tiling.height, DEEPEST)] * DIGITS
         registers += [(tiling.height, tiling.depth), (tiling.depth // WORD, DEEPEST)]
-        for i, (height, width) in enumerate(registers):
-            sizes[16 + 2 * i], sizes[48 + i] = width, height
-        config, zero = kernel.scratch((64,), "i8"), kernel.constant(0)
-        config.store(kernel.value(f"arith.constant dense<{sizes}> : {BYTES}"), [zero], BYTES)
-        pointer = kernel.pointer(config, zero)
-        kernel.line(f'llvm.call_intrinsic "llvm.x86.ldtilecfg"({pointer}) : (!llvm.ptr) -> ()')
+        self.unit.configure(registers)
 
     def _start(self, y0: Buffer | None, count: str) -> None:
         """Totals that are zero, or those of y0."""
@@ -215,27 +212,24 @@ class TileTerm(CodeTerm):
             kernel.times(at.block, tiling.block_words * WORD),
             kernel.times(tile, tiling.digits * tiling.tile_bytes),
         )
-        stride, dense = kernel.constant(size, "i64"), kernel.constant(DEEPEST, "i64")
+        stride = kernel.constant(size, "i64")
         for register in sums:
-            self._tile("tilezero", register)
+            self.unit.zero(register)
         for k in range(0, size, tiling.depth):
             codes = kernel.constant((unit.vector * size + k) * LANES)
-            self._tile("tileloadd64", CODES, kernel.pointer(self.codes, codes), dense)
+            self.unit.load(CODES, self.codes, codes)
             for i, register in enumerate(sums):
-                here = kernel.pointer(self.buffers["x"], kernel.add(x, i * tiling.tile_bytes + k))
-                self._tile("tileloadd64", DIGITS, here, stride)
-                which = ", ".join(kernel.constant(n, "i8") for n in (register, DIGITS, CODES))
+                here = kernel.add(x, i * tiling.tile_bytes + k)
+                self.unit.load(DIGITS, self.buffers["x"], here, stride)
                 name = "tdpbssd" if tiling.signed else "tdpbsud"
-                kernel.line(f'llvm.call_intrinsic "llvm.x86.{name}"({which}) : (i8, i8, i8) -> ()')
+                self.unit.multiply(name, register, DIGITS, CODES)
                 yield
 
     def _stores(self, unit: Unit) -> Iterator[None]:
         """Tile registers to scratch memory."""
-        kernel, dense = self.kernel, self.kernel.constant(DEEPEST, "i64")
         for i, register in enumerate(self._registers(unit)):
             place = (unit.vector % 2 * self.digits + i) * TALLEST * LANES * WORD
-            pointer = kernel.pointer(self.products, kernel.constant(place))
-            self._tile("tilestored64", register, pointer, dense)
+            self.unit.store(register, self.products, self.kernel.constant(place))
             yield
 
     def _rows(self, at: "_Block", unit: Unit) -> Iterator[None]:
@@ -269,12 +263,6 @@ class TileTerm(CodeTerm):
         """Tile registers of sums."""
         first = unit.vector % self.sets * self.digits
         return list(range(first, first + self.digits))
-
-    def _tile(self, name: str, register: int, *memory: str) -> None:
-        """An instruction on a tile register, and memory by pointer and stride."""
-        operands = ", ".join([self.kernel.constant(register, "i8"), *memory])
-        types = "i8, !llvm.ptr, i64" if memory else "i8"
-        self.kernel.line(f'llvm.call_intrinsic "llvm.x86.{name}"({operands}) : ({types}) -> ()')
 
     def _word(self, block: str, row: str, kind: int) -> str:
         """A row's step, or the sum of a digit; see `Tiling.header`."""

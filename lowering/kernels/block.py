@@ -17,10 +17,10 @@ from trinity.lowering.kernels.attention import AttentionBuffers, Heads, score_ro
 from trinity.lowering.kernels.emit import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.linear import LinearKernels
 from trinity.lowering.kernels.panels import INPUT_SCALE, Panels, aligned
+from trinity.lowering.kernels.parts import Stored
 from trinity.lowering.kernels.phases import LINE, Part, Phases, phased_function
 from trinity.lowering.kernels.product import product_grid, write_product
 from trinity.lowering.kernels.terms import Flavour, Term, for_rows, prepared, term_of
-from trinity.lowering.kernels.unpack import Stored
 from trinity.methods.formats import WeightFormat
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

@@ -7,18 +7,22 @@ from dataclasses import dataclass, replace
 from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type
 from trinity.lowering.kernels import digits
 from trinity.lowering.kernels.amx import TileTerm
-from trinity.lowering.kernels.emit import Kernel
+from trinity.lowering.kernels.amx_floats import FloatTiles, FloatTiling, prepare_pieces
+from trinity.lowering.kernels.emit import Buffer, Kernel
 from trinity.lowering.kernels.panels import INPUT_SCALE, Panels
+from trinity.lowering.kernels.parts import Stored
 from trinity.lowering.kernels.product import product_grid, write_product
 from trinity.lowering.kernels.stored import FactorName
-from trinity.lowering.kernels.terms import Flavour, Term, for_rows, prepared, term_of
+from trinity.lowering.kernels.terms import Flavour, for_rows, prepared, term_of
 from trinity.lowering.kernels.tiling import Tiling, prepare_tiles
-from trinity.lowering.kernels.unpack import Stored
 from trinity.lowering.linalg import rounded_input, scaled_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
 # less is worth more than the faster digits.
 FUSED_ROWS = 1
+# Up to so many inputs or outputs float weights, adapters mostly, stay on vector instructions:
+# cutting activations into pieces takes as long as is won (64 x 576 and 1536 x 64 at 128 rows).
+NARROW = 64
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,11 @@ def linear_kernels(name: str, panels: Panels, rows: int, flavour: Flavour) -> Li
     if adapter:
         low = writer.product("A_", [writer.use(panels, "A", flavour)])
         rank = adapter["A"].panels * adapter["A"].rows
-        values = adapter["B"].format.dtype is not None
-        if rows <= FUSED_ROWS or (values and base.tiled):
-            high = _Use(panels, "B", low, rank, "floats")
+        high = _Use(panels, "B", low, rank, "floats" if rows <= FUSED_ROWS else flavour)
+        beside = base.tiled and base.codes and not high.codes and not high.tiled
+        if rows <= FUSED_ROWS or beside:
             result = writer.product("", [base, high])
         else:
-            high = _Use(panels, "B", low, rank, flavour)
             result = writer.product("B_", [high], writer.product("", [base]))
     else:
         result = writer.product("", [base])
@@ -77,7 +80,12 @@ class _Use:
     @property
     def tiled(self) -> bool:
         """Whether matrix units multiply it."""
-        return self.flavour == "amx" and self.panels.format.dtype is None
+        return self.flavour == "amx" and (self.codes or min(self.panels.format.shape) > NARROW)
+
+    @property
+    def codes(self) -> bool:
+        """Whether it is quantized."""
+        return self.panels.format.dtype is None
 
 
 class _Writer:
@@ -100,26 +108,14 @@ class _Writer:
     def product(self, prefix: str, uses: Sequence[_Use], start: str | None = None) -> str:
         """The sum of products with parts of one weight, and `start`.  -> [rows, padded out]"""
         kernel = Kernel(f"{self.name}_{prefix}kernel")
-        terms: list[Term] = []
-        weight = uses[0].weight
+        weight, panels = uses[0].weight, uses[0].panels
         bytes_ = kernel.argument()
         operands = [("%arg_panels", tensor_type(*weight.shapes()["panels"]))]
-        tiled: TileTerm | None = None
+        stored = [Stored.of(kernel, bytes_, weight, use.factor) for use in uses]
+        found: list[Buffer] = []
         for use in uses:
-            stored = Stored.of(kernel, bytes_, weight, use.factor)
-            if use.tiled:
-                operands.append(self.activations(use))
-                tiling = Tiling(use.panels, self.rows)
-                tiled = TileTerm(kernel, stored, kernel.binding(tiling.shape, "i32"), tiling)
-            elif use.panels.format.dtype:
-                operands.append((use.x, tensor_type((self.rows, use.stride), "f32")))
-                x = kernel.binding((self.rows, use.stride), "f32")
-                terms.append(term_of(kernel, stored, x, use.flavour))
-            else:
-                operands.append(self.activations(use))
-                x = kernel.binding(*prepared(use.panels, self.rows, use.flavour))
-                terms.append(term_of(kernel, stored, x, use.flavour))
-        panels = uses[0].panels
+            operands.append(self.activations(use))
+            found.append(kernel.binding(*self.activation_shape(use)))
         shape = (self.rows, panels.panels * panels.rows)
         outputs = tensor_type(shape, "f32")
         y0 = None
@@ -127,15 +123,49 @@ class _Writer:
             operands.append((start, outputs))
             y0 = kernel.binding(shape, "f32")
         y = kernel.output(shape, "f32")
-        if tiled:
-            tiled.write(terms, (y0, y))
-            return self.dispatch(kernel, (panels.panels, tiled.tiling.parts), operands, outputs)
-        grid = product_grid(terms, self.rows)
-        places = kernel.workgroup(0), kernel.workgroup(1) if grid[1] > 1 else None
-        write_product(kernel, terms, self.rows, places, (y0, y))
+        each = list(zip(stored, found, uses, strict=True))
+        terms = [term_of(kernel, part, x, use.flavour) for part, x, use in each if not use.tiled]
+        if not uses[0].tiled:
+            grid = product_grid(terms, self.rows)
+            places = kernel.workgroup(0), kernel.workgroup(1) if grid[1] > 1 else None
+            write_product(kernel, terms, self.rows, places, (y0, y))
+        elif not uses[0].codes:
+            floats = FloatTiling(panels, self.rows)
+            FloatTiles(kernel, stored[0], found[0], floats).write(y0, y)
+            grid = floats.grid
+        else:
+            tiling = Tiling(panels, self.rows)
+            TileTerm(kernel, stored[0], found[0], tiling).write(terms, y0, y)
+            grid = panels.panels, tiling.parts
         return self.dispatch(kernel, grid, operands, outputs)
 
+    def activation_shape(self, use: _Use) -> tuple[tuple[int, ...], str]:
+        """Shape and element of what a use's kernel reads of its input."""
+        panels = use.panels
+        if use.tiled:
+            tiling = Tiling(panels, self.rows) if use.codes else FloatTiling(panels, self.rows)
+            return tiling.shape, "i32"
+        if use.codes:
+            return prepared(panels, self.rows, use.flavour)
+        return (self.rows, use.stride), "f32"
+
     def activations(self, use: _Use) -> tuple[str, str]:
+        """The input as `activation_shape` says, and its type."""
+        kind = tensor_type(*self.activation_shape(use))
+        if use.codes:
+            return self.block_activations(use, kind), kind
+        if not use.tiled:
+            return use.x, kind
+        tiling = FloatTiling(use.panels, self.rows)
+        x, stride = use.x, use.stride
+        if stride < tiling.width:
+            x = self.build.pad_end(x, (self.rows, stride), 1, tiling.width, "f32")
+            stride = tiling.width
+        given = tensor_type((self.rows, stride), "f32")
+        kernel = prepare_pieces(tiling, stride)
+        return self.dispatch(kernel, (self.rows, 1), [(x, given)], kind), kind
+
+    def block_activations(self, use: _Use, words: str) -> str:
         """The input in blocks, padded, and in digits where the kernel takes those."""
         value, rows, panels = use.x, self.rows, use.panels
         if scale := panels.shapes().get(INPUT_SCALE):
@@ -151,19 +181,17 @@ class _Writer:
             value = self.in_blocks(
                 self.first_columns(value, use.stride, panels.format.shape[1]), panels
             )
-        kind = tensor_type((rows, panels.blocks, panels.block), "f32")
         if use.flavour == "floats":
-            return value, kind
+            return value
+        grid = (panels.blocks, rows)
         if use.tiled:
-            tiling = Tiling(panels, rows)
-            words = tensor_type(tiling.shape, "i32")
-            return self.dispatch(prepare_tiles(tiling), (rows, 1), [(value, kind)], words), words
-        if shared := panels.rounded_blocks:
+            kernel, grid = prepare_tiles(Tiling(panels, rows)), (rows, 1)
+        elif shared := panels.rounded_blocks:
             kernel = digits.prepare_rounded(rows, panels.blocks, panels.block, shared)
         else:
             kernel = digits.prepare(rows, panels.blocks, panels.block)
-        words = tensor_type(*prepared(panels, rows, use.flavour))
-        return self.dispatch(kernel, (panels.blocks, rows), [(value, kind)], words), words
+        blocks = tensor_type((rows, panels.blocks, panels.block), "f32")
+        return self.dispatch(kernel, grid, [(value, blocks)], words)
 
     def in_blocks(self, value: str, panels: Panels) -> str:
         """`[rows, in] -> [rows, blocks, block]`; every scale group is padded to whole blocks."""

@@ -19,8 +19,11 @@ from typing import Literal, Protocol
 from trinity.lowering.builder import MLIR_TYPES
 from trinity.lowering.kernels.digits import EXACT, block_words
 from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
+from trinity.lowering.kernels.floats import DenseFloats, MaskedFloats
 from trinity.lowering.kernels.panels import WORD, Panels
-from trinity.lowering.kernels.unpack import BYTES, Chunk, Stored, Stream, Unpacker, bitmap_word
+from trinity.lowering.kernels.parts import Stored, widened
+from trinity.lowering.kernels.stream import BYTES
+from trinity.lowering.kernels.unpack import Chunk, Unpacker
 
 Flavour = Literal["amx", "digits", "floats"]
 # From so many rows on matrix units are faster: 4096 x 4096 of int4 took 0.8 times as long at six
@@ -54,8 +57,7 @@ class ValueTerm:
     def __init__(self, kernel: Kernel, stored: Stored, x: Buffer) -> None:
         """x: float32 [M, stride]"""
         self.kernel, self.panels, self.x = kernel, stored.panels, x
-        self.element = MLIR_TYPES[self.panels.own_shapes()["panel_values"][1]]
-        self.values = stored.buffers["panel_values"]
+        self.values = DenseFloats(kernel, stored)
 
     def added(
         self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
@@ -65,17 +67,8 @@ class ValueTerm:
         columns = [kernel.times(vector, LANES) for vector in vectors]
         inputs = self.panels.format.shape[1]
         with kernel.loop(inputs, 1, [(start, FLOATS) for start in starts]) as loop:
-            values = [
-                widened(kernel, self.values, [panel, loop.index, column], self.element)
-                for column in columns
-            ]
-            sums = list(loop.carried)
-            for r, row in enumerate(rows):
-                one = kernel.splat(self.x.load_scalar([row, loop.index]), FLOATS)
-                for v, value in enumerate(values):
-                    n = r * len(values) + v
-                    sums[n] = kernel.value(f"vector.fma {value}, {one}, {sums[n]} : {FLOATS}")
-            loop.yielded = sums
+            values = [self.values.at([panel, loop.index, column]) for column in columns]
+            loop.yielded = _multiplied(kernel, loop.carried, values, self.x, rows, loop.index)
         return loop.results
 
 
@@ -87,38 +80,44 @@ class MaskedTerm:
     def __init__(self, kernel: Kernel, stored: Stored, x: Buffer, flavour: Flavour) -> None:
         """x: float32 [M, stride]"""
         self.kernel, self.panels, self.x = kernel, stored.panels, x
-        self.buffers = stored.buffers
-        self.stream = Stream(kernel, stored, flavour != "floats")
+        self.weights = MaskedFloats(kernel, stored, native=flavour != "floats")
 
     def added(
         self, panel: str, rows: Sequence[str], vectors: Sequence[str], starts: Sequence[str]
     ) -> list[str]:
         """See `Term`."""
         kernel, inputs = self.kernel, self.panels.format.shape[1]
-        whole = kernel.constant(0)
-        positions = [self.stream.start(panel, whole, vector) for vector in vectors]
-        carried = [(start, FLOATS) for start in starts] + [(at, "index") for at in positions]
+        carried = [(start, FLOATS) for start in starts]
+        carried += [(at, "index") for at in self.weights.starts(panel, vectors)]
         with kernel.loop(-(-inputs // WORD), 1, carried) as loop:
             sums, positions = loop.carried[: len(starts)], loop.carried[len(starts) :]
-            bits = [
-                bitmap_word(kernel, self.buffers, [panel, loop.index, vector]) for vector in vectors
-            ]
-            for place in range(WORD):
+            found = self.weights.word(panel, loop.index, vectors, positions)
+            for place, values in enumerate(found):
                 index = kernel.add(kernel.times(loop.index, WORD), place)
                 if inputs % WORD:  # what is read past the end meets no weight
                     last = kernel.constant(inputs - 1)
                     index = kernel.value(f"arith.minui {index}, {last} : index")
-                values = []
-                for v, position in enumerate(positions):
-                    value, positions[v] = self.stream.floats(position, bits[v], place)
-                    values.append(value)
-                for r, row in enumerate(rows):
-                    one = kernel.splat(self.x.load_scalar([row, index]), FLOATS)
-                    for v, value in enumerate(values):
-                        n = r * len(values) + v
-                        sums[n] = kernel.value(f"vector.fma {value}, {one}, {sums[n]} : {FLOATS}")
+                sums = _multiplied(kernel, sums, values, self.x, rows, index)
             loop.yielded = [*sums, *positions]
         return loop.results[: len(starts)]
+
+
+def _multiplied(
+    kernel: Kernel,
+    sums: Sequence[str],
+    values: Sequence[str],
+    x: Buffer,
+    rows: Sequence[str],
+    index: str,
+) -> list[str]:
+    """Sums with the products of one input added; row by row, vector by vector."""
+    found = []
+    for r, row in enumerate(rows):
+        one = kernel.splat(x.load_scalar([row, index]), FLOATS)
+        for v, value in enumerate(values):
+            before = sums[r * len(values) + v]
+            found.append(kernel.value(f"vector.fma {value}, {one}, {before} : {FLOATS}"))
+    return found
 
 
 def digits_of(panels: Panels) -> int:
@@ -303,14 +302,6 @@ class CodeTerm:
         """The scale of every lane."""
         element = MLIR_TYPES[self.panels.own_shapes()["panel_scale"][1]]
         return widened(self.kernel, self.buffers["panel_scale"], [panel, group, column], element)
-
-
-def widened(kernel: Kernel, buffer: Buffer, at: Sequence[str], element: str) -> str:
-    """A vector of floats of any type, as float32."""
-    narrow = buffer.stream(at, f"vector<{LANES}x{element}>")
-    if element == "f32":
-        return narrow
-    return kernel.value(f"arith.extf {narrow} : vector<{LANES}x{element}> to {FLOATS}")
 
 
 def term_of(kernel: Kernel, stored: Stored, x: Buffer, flavour: Flavour) -> Term:

@@ -12,11 +12,10 @@ from trinity.lowering.kernels.digits import (
     split,
 )
 from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
+from trinity.lowering.kernels.matrix import DEEPEST, TALLEST
 from trinity.lowering.kernels.panels import WORD, Panels
 from trinity.lowering.kernels.terms import digits_of
 
-TALLEST = 16  # rows of a tile
-DEEPEST = 64  # bytes of a row of a tile
 LINE = 16  # words of a cache line, where a tile should start
 MOST_TILES = 4  # of one workgroup: their sums, 16 KiB, should stay in the first cache
 

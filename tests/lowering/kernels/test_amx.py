@@ -11,10 +11,10 @@ from trinity.lowering.check import relative_error
 from trinity.lowering.compile import compile_text
 from trinity.lowering.invoke import Loaded
 from trinity.lowering.kernels.choose import host_flavour
-from trinity.lowering.kernels.linear import linear_kernels, with_kernels
+from trinity.lowering.kernels.linear import NARROW, linear_kernels, with_kernels
 from trinity.lowering.kernels.panels import Panels
 from trinity.lowering.kernels.terms import TILED_ROWS, for_rows
-from trinity.methods.formats import CompressedWeight, InputFormat, format_of
+from trinity.methods.formats import CompressedWeight, Dense, InputFormat, format_of
 
 Make = Callable[..., CompressedWeight]
 # One tile, tiles of unequal and equal height, workgroups that share the rows, the last with fewer.
@@ -60,6 +60,13 @@ def worst_error(
         ((70, 600), "int8 group 300 asymmetric", None, 0),
         ((30, 160), "int8 channel asymmetric", "1:2", 0),
         ((40, 96), "int4 channel", "50%", 20),
+        ((100, 96), "int4 channel", None, 80),
+        # Floats: one piece of a weight, two and three; padded steps; one vector of outputs over.
+        ((80, 128), "float32", None, 0),
+        ((600, 300), "float16", None, 5),
+        ((100, 70), "bfloat16", None, 66),
+        ((530, 576), "float32", "50%", 0),
+        ((66, 100), "float16", "2:4", 0),
     ],
 )
 def test_a_product_of_many_rows_is_the_float64_product(
@@ -85,6 +92,26 @@ def test_both_factors_of_a_packed_adapter_are_multiplied_in_tiles(
 ) -> None:
     weight = make_packed_adapter((40, 96), 32, "int4 channel", "int4 group 16", "int8 group 48")
     assert worst_error(weight) < 1e-6
+
+
+@needs_amx
+def test_floats_of_every_size_are_as_accurate_as_in_float32() -> None:
+    values = torch.randn(96, 256) * torch.logspace(-12, 12, 256)
+    panels, cpu = Panels(format_of(Dense(values))), targets.get("llvm-cpu")
+    text = with_kernels("module {\n}\n", [linear_kernels("f", panels, 8, "amx")])
+    module = Loaded(compile_text(text.replace("func.func private", "func.func"), cpu), cpu)
+    x = torch.randn(8, 256) * torch.logspace(9, -9, 256)
+    stored = [module.put(tensor) for tensor in panels.pack(Dense(values)).values()]
+    found = module.fetch(module.call("f", [module.put(x), *stored]))
+    exact = x.double() @ values.double().T
+    assert relative_error(found, exact) < 2 * relative_error(x @ values.T, exact) + 1e-7
+
+
+def test_narrow_floats_stay_on_vector_instructions(make_weight: Make) -> None:
+    for shape, tiled in [((NARROW, 256), False), ((256, NARROW), False), ((65, 65), True)]:
+        panels = Panels(format_of(make_weight(shape, "float16")))
+        code = str(linear_kernels("f", panels, 16, "amx").executables)
+        assert ("tdpbf16ps" in code) == tiled
 
 
 def test_few_rows_stay_on_dot_products_of_vectors(make_weight: Make) -> None:

@@ -1,0 +1,107 @@
+"""Float weights in the lanes of vectors, in float32, whether all are stored or those of a mask."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from trinity.lowering.builder import MLIR_TYPES
+from trinity.lowering.kernels.emit import FLOATS, LANES, Kernel
+from trinity.lowering.kernels.panels import WORD
+from trinity.lowering.kernels.parts import Stored, bitmap_word, widened
+from trinity.lowering.kernels.stream import Stream
+
+
+class Floats(Protocol):
+    """Float weights, four inputs at a time."""
+
+    def starts(self, panel: str, vectors: Sequence[str]) -> list[str]:
+        """Where each vector's stream begins; nothing without one."""
+        ...
+
+    def word(
+        self, panel: str, word: str, vectors: Sequence[str], positions: list[str]
+    ) -> list[list[str]]:
+        """The weights of each input of a word, in float32, a vector for each of outputs; of inputs
+        that are not there zeros.
+
+        positions: of `starts`, moved on
+        """
+        ...
+
+
+def floats_of(kernel: Kernel, stored: Stored, native: bool) -> Floats:
+    """Those of a weight."""
+    if stored.panels.streamed:
+        return MaskedFloats(kernel, stored, native)
+    return DenseFloats(kernel, stored)
+
+
+class DenseFloats:
+    """Floats of which every one is stored."""
+
+    def __init__(self, kernel: Kernel, stored: Stored) -> None:
+        self.kernel, self.values = kernel, stored.buffers["panel_values"]
+        self.inputs = stored.panels.format.shape[1]
+        self.element = MLIR_TYPES[stored.panels.own_shapes()["panel_values"][1]]
+
+    def starts(self, panel: str, vectors: Sequence[str]) -> list[str]:
+        """See `Floats`."""
+        return []
+
+    def word(
+        self, panel: str, word: str, vectors: Sequence[str], positions: list[str]
+    ) -> list[list[str]]:
+        """See `Floats`."""
+        kernel, first = self.kernel, self.kernel.times(word, WORD)
+        columns = [kernel.times(vector, LANES) for vector in vectors]
+        found = []
+        for place in range(WORD):
+            index, there = _within(kernel, kernel.add(first, place), self.inputs)
+            values = [self.at([panel, index, column]) for column in columns]
+            found.append([_or_zero(kernel, value, there) for value in values])
+        return found
+
+    def at(self, place: Sequence[str]) -> str:
+        """The weights of one input.  place: panel, input, first output in the panel"""
+        return widened(self.kernel, self.values, place, self.element)
+
+
+class MaskedFloats:
+    """Floats of a stream."""
+
+    def __init__(self, kernel: Kernel, stored: Stored, native: bool) -> None:
+        self.kernel, self.buffers = kernel, stored.buffers
+        self.words = stored.panels.words
+        self.stream = Stream(kernel, stored, native)
+
+    def starts(self, panel: str, vectors: Sequence[str]) -> list[str]:
+        """See `Floats`."""
+        whole = self.kernel.constant(0)
+        return [self.stream.start(panel, whole, vector) for vector in vectors]
+
+    def word(
+        self, panel: str, word: str, vectors: Sequence[str], positions: list[str]
+    ) -> list[list[str]]:
+        """See `Floats`."""
+        kernel, none = self.kernel, self.kernel.constant(0, "i64")
+        word, there = _within(kernel, word, self.words)
+        bits = [bitmap_word(kernel, self.buffers, [panel, word, v]) for v in vectors]
+        bits = [kernel.value(f"arith.select {there}, {b}, {none} : i64") for b in bits]
+        found: list[list[str]] = []
+        for place in range(WORD):
+            found.append([])
+            for v, position in enumerate(positions):
+                value, positions[v] = self.stream.floats(position, bits[v], place)
+                found[-1].append(value)
+        return found
+
+
+def _within(kernel: Kernel, index: str, size: int) -> tuple[str, str]:
+    """An index, or the last one, and whether it is less than `size`."""
+    last = kernel.constant(size - 1)
+    there = kernel.value(f"arith.cmpi ule, {index}, {last} : index")
+    return kernel.value(f"arith.minui {index}, {last} : index"), there
+
+
+def _or_zero(kernel: Kernel, value: str, there: str) -> str:
+    none = kernel.constant("0.0", FLOATS)
+    return kernel.value(f"arith.select {there}, {value}, {none} : {FLOATS}")
