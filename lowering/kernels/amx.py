@@ -13,11 +13,11 @@ What is left is the conversion of sums to floats: for every output and block thr
 four multiplications, which is why blocks that one scale group fills to 256 inputs are the fastest.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
+from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel, write_all
 from trinity.lowering.kernels.matrix import DEEPEST, TALLEST, MatrixUnit
 from trinity.lowering.kernels.panels import WORD
 from trinity.lowering.kernels.parts import Stored
@@ -200,8 +200,8 @@ class TileTerm(CodeTerm):
         for _ in products:
             if new != done:  # else its sums are not there yet
                 next(stores, None)
-            _write(islice(rows, each))
-        _write(chain(rows, stores))
+            write_all(islice(rows, each))
+        write_all(chain(rows, stores))
 
     def _products(self, at: "_Block", unit: Unit) -> Iterator[None]:
         """Products with every digit in tile registers; one step of the iterator each."""
@@ -278,9 +278,3 @@ class _Block:
     block: str
     scales: list[str]
     zeros: list[str]
-
-
-def _write(steps: Iterable[None]) -> None:
-    """Append the code of some steps to their kernel."""
-    for _ in steps:
-        pass

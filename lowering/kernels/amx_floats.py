@@ -14,7 +14,7 @@ of outputs use each piece that is loaded for two products.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel
+from trinity.lowering.kernels.emit import FLOATS, LANES, WORDS, Buffer, Kernel, write_all
 from trinity.lowering.kernels.floats import floats_of
 from trinity.lowering.kernels.matrix import DEEPEST, TALLEST, MatrixUnit
 from trinity.lowering.kernels.panels import WORD, Panels
@@ -98,7 +98,10 @@ class FloatTiling:
 
 
 def prepare_pieces(tiling: FloatTiling, stride: int) -> Kernel:
-    """`[rows, stride] f32 -> tiling.shape i32`: the first columns in pieces.  A workgroup a row."""
+    """`[rows, stride] f32 -> tiling.shape i32`: the first columns in pieces.  A workgroup a row.
+
+    Columns behind the weight's inputs are zeros, which is why any weight may meet them.
+    """
     size = f"{tiling.rows}x{tiling.steps}x{stride}"
     kernel = Kernel(f"prepare_pieces_{size}")
     x = kernel.binding((tiling.rows, stride), "f32")
@@ -164,32 +167,28 @@ class FloatTiles:
         y0, y: `[rows, padded out]`
         """
         kernel, tiling = self.kernel, self.tiling
-        sums, left = (tiling.height, DEEPEST), (tiling.height, DEEPEST)
-        self.unit.configure([sums] * LEFT + [left] * 2 + [(TALLEST, DEEPEST)] * 2)
+        rows, pairs = (tiling.height, DEEPEST), (TALLEST, DEEPEST)
+        self.unit.configure([rows] * RIGHT + [pairs] * 2)
         count = kernel.value(f"arith.subi {kernel.constant(tiling.rows)}, {self.first_row} : index")
         share = kernel.constant(tiling.own * tiling.height)
         count = kernel.value(f"arith.minsi {count}, {share} : index")
-        for here, value in self._rows(count, range(tiling.vectors)):
-            start = y0.load(value, FLOATS) if y0 else kernel.constant("0.0", FLOATS)
+        for here, place in self._rows(count):
+            start = y0.load(place, FLOATS) if y0 else kernel.constant("0.0", FLOATS)
             self.totals.store(start, here, FLOATS)
         positions = self.inputs.starts(self.panel, self.vectors)
-        whole = range(tiling.block_words)
-        _write(
-            self._cut_words(
-                [kernel.constant(n) for n in whole], (kernel.constant(0),) * 2, positions
-            )
-        )
+        words, zero = range(tiling.block_words), kernel.constant(0)
+        write_all(self._cut_words([kernel.constant(n) for n in words], (zero, zero), positions))
         with kernel.loop(tiling.steps, STEPS, [(at, "index") for at in positions]) as loop:
             loop.yielded = self._block(loop.index, list(loop.carried))
-        for here, place in self._rows(count, range(tiling.vectors)):
+        for here, place in self._rows(count):
             y.store(self.totals.load(here, FLOATS), place, FLOATS)
         self.unit.release()
 
-    def _rows(self, count: str, vectors: range) -> Iterator[tuple[list[str], list[str]]]:
+    def _rows(self, count: str) -> Iterator[tuple[list[str], list[str]]]:
         """Inside a loop over the workgroup's rows: places in the totals, and in y."""
         kernel = self.kernel
         with kernel.loop(count) as row:
-            for v in vectors:
+            for v in range(self.tiling.vectors):
                 column = kernel.constant(v * LANES)
                 at = kernel.add(self.first_output, column)
                 yield [row.index, column], [kernel.add(self.first_row, row.index), at]
@@ -221,7 +220,7 @@ class FloatTiles:
                 cut = self._cut_words(words, (later, next_first), moved)
                 for _ in self._multiply(first, loop.index, own, now):
                     next(cut, None)
-                _write(cut)
+                write_all(cut)
                 loop.yielded = moved
             for register, place in sums:
                 self.unit.store(register, self.totals, place, self.stride)
@@ -295,9 +294,3 @@ class FloatTiles:
         kernel, tiling = self.kernel, self.tiling
         tile = kernel.times(kernel.add(self.first_tile, tile), tiling.steps)
         return kernel.times(kernel.add(tile, step), tiling.step_bytes)
-
-
-def _write(steps: Iterator[None]) -> None:
-    """Append the code of what is left of some steps."""
-    for _ in steps:
-        pass

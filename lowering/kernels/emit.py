@@ -223,6 +223,12 @@ class Kernel:
         )
 
 
+def write_all(steps: Iterator[None]) -> None:
+    """Append the code of what is left of some steps."""
+    for _ in steps:
+        pass
+
+
 @dataclass(frozen=True)
 class Buffer:
     """One argument of a kernel.  row_bytes: from one place of its second axis to the next"""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from trinity.lowering.builder import MLIR_TYPES
-from trinity.lowering.kernels.emit import FLOATS, LANES, Kernel
+from trinity.lowering.kernels.emit import LANES, Kernel
 from trinity.lowering.kernels.panels import WORD
 from trinity.lowering.kernels.parts import Stored, bitmap_word, widened
 from trinity.lowering.kernels.stream import Stream
@@ -21,7 +21,7 @@ class Floats(Protocol):
         self, panel: str, word: str, vectors: Sequence[str], positions: list[str]
     ) -> list[list[str]]:
         """The weights of each input of a word, in float32, a vector for each of outputs; of inputs
-        that are not there zeros.
+        that are not there any of the weight's numbers, or zeros.
 
         positions: of `starts`, moved on
         """
@@ -55,9 +55,9 @@ class DenseFloats:
         columns = [kernel.times(vector, LANES) for vector in vectors]
         found = []
         for place in range(WORD):
-            index, there = _within(kernel, kernel.add(first, place), self.inputs)
-            values = [self.at([panel, index, column]) for column in columns]
-            found.append([_or_zero(kernel, value, there) for value in values])
+            last = kernel.constant(self.inputs - 1)
+            index = kernel.value(f"arith.minui {kernel.add(first, place)}, {last} : index")
+            found.append([self.at([panel, index, column]) for column in columns])
         return found
 
     def at(self, place: Sequence[str]) -> str:
@@ -83,7 +83,9 @@ class MaskedFloats:
     ) -> list[list[str]]:
         """See `Floats`."""
         kernel, none = self.kernel, self.kernel.constant(0, "i64")
-        word, there = _within(kernel, word, self.words)
+        last = kernel.constant(self.words - 1)
+        there = kernel.value(f"arith.cmpi ule, {word}, {last} : index")
+        word = kernel.value(f"arith.minui {word}, {last} : index")
         bits = [bitmap_word(kernel, self.buffers, [panel, word, v]) for v in vectors]
         bits = [kernel.value(f"arith.select {there}, {b}, {none} : i64") for b in bits]
         found: list[list[str]] = []
@@ -93,15 +95,3 @@ class MaskedFloats:
                 value, positions[v] = self.stream.floats(position, bits[v], place)
                 found[-1].append(value)
         return found
-
-
-def _within(kernel: Kernel, index: str, size: int) -> tuple[str, str]:
-    """An index, or the last one, and whether it is less than `size`."""
-    last = kernel.constant(size - 1)
-    there = kernel.value(f"arith.cmpi ule, {index}, {last} : index")
-    return kernel.value(f"arith.minui {index}, {last} : index"), there
-
-
-def _or_zero(kernel: Kernel, value: str, there: str) -> str:
-    none = kernel.constant("0.0", FLOATS)
-    return kernel.value(f"arith.select {there}, {value}, {none} : {FLOATS}")
