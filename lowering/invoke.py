@@ -43,9 +43,9 @@ def has_device(driver: str) -> bool:
 def _batch_scheduling() -> Iterator[None]:
     """While it lasts, this thread takes no other's processor when it is woken.
 
-    A worker that ends a call wakes the caller before it is quite done, and the runtime lets the
-    caller spin for the rest.  With a worker on every processor, the caller took that worker's, and
-    both stood until the scheduler's next tick, 4 ms, as long as a whole step.
+    A worker that ends a call or a copy wakes the caller before it is quite done, and the runtime
+    lets the caller spin for the rest.  With a worker on every processor, the caller took that
+    worker's, and both stood until the scheduler's next tick, 4 ms, as long as a whole step.
     """
     if not hasattr(os, "SCHED_BATCH"):  # Linux's
         yield
@@ -91,13 +91,13 @@ class Loaded:
         module = self.modules[-1]
         self.functions = {name: module.lookup_function(name) for name in module.function_names}
 
+    @_batch_scheduling()
     def call(self, name: str, arguments: Sequence[rt.HalBufferView]) -> rt.HalBufferView:
         """Call an exported function of one result."""
         inputs, outputs = rt.VmVariantList(len(arguments)), rt.VmVariantList(1)
         for argument in arguments:
             inputs.push_ref(argument)
-        with _batch_scheduling():
-            self.context.invoke(self.functions[name], inputs, outputs)
+        self.context.invoke(self.functions[name], inputs, outputs)
         return outputs.get_as_ref(0).deref(rt.HalBufferView)
 
     def put(self, tensor: Tensor) -> rt.HalBufferView:
@@ -111,6 +111,7 @@ class Loaded:
             element_type=element_type,
         )
 
+    @_batch_scheduling()
     def fetch(self, view: rt.HalBufferView) -> Tensor:
         """Copy a float32 array from the device.
 

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trinity.lowering import invoke, targets
-from trinity.lowering.invoke import CompiledModel, CompiledSession
+from trinity.lowering.compile import compile_text
+from trinity.lowering.invoke import CompiledModel, CompiledSession, Loaded
 from trinity.methods.errors import MachineError
 
 
@@ -76,3 +78,28 @@ def test_a_module_for_matrix_units_is_refused_where_the_system_does_not_grant_th
     (tmp_path / "module.json").write_text(json.dumps(meta), "utf-8")
     with pytest.raises(MachineError, match=r"matrix units \(AMX\)"):
         CompiledModel(tmp_path, tmp_path / "parameters.safetensors", targets.get("llvm-cpu"))
+
+
+class Watched:
+    """A device that notes how the thread is scheduled that asks for a copy."""
+
+    def __init__(self, device: object) -> None:
+        self.device, self.policies = device, list[int]()
+
+    def __getattr__(self, name: str) -> object:
+        if name == "queue_copy":
+            self.policies.append(os.sched_getscheduler(0))
+        return getattr(self.device, name)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="batch scheduling is Linux's")
+def test_a_result_is_waited_for_on_nobodys_processor() -> None:
+    cpu = targets.get("llvm-cpu")
+    code = "func.func @same(%x: tensor<4xf32>) -> tensor<4xf32> { return %x : tensor<4xf32> }"
+    loaded, before = Loaded(compile_text(code, cpu), cpu), os.sched_getscheduler(0)
+    x = torch.randn(4)
+    stored = loaded.put(x)
+    loaded.device = watched = Watched(loaded.device)  # type: ignore[assignment]
+    assert torch.equal(loaded.fetch(stored), x)
+    assert watched.policies == [os.SCHED_BATCH]
+    assert os.sched_getscheduler(0) == before
