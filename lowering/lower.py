@@ -287,9 +287,13 @@ def parameter_tensors(
 
 
 def _stored(layer: str, weight: CompressedWeight, plan: Lowering) -> dict[str, Tensor]:
-    """The tensors of one layer."""
+    """The tensors of one layer; ConfigError, with its name, if its storage does not take it."""
     if layer not in plan.tables:
-        return storage_of(format_of(weight), plan.target).pack(weight)
+        try:
+            return storage_of(format_of(weight), plan.target).pack(weight)
+        except ConfigError as error:
+            msg = f"{layer}: {error}"
+            raise ConfigError(msg) from error
     assert isinstance(weight, Dense | Quantized)
     return table_tensors(weight)
 

@@ -68,10 +68,12 @@ def _bits(weight_format: WeightFormat, target: targets.Target) -> str:
 
 def _reasons(weight_format: WeightFormat, own: Sequence[str]) -> str:
     """Why no module holds a format, or which targets with kernels have none for it and why."""
-    everywhere = {_refused(weight_format, target) for target in targets.BUILT_IN.values()}
-    if len(everywhere) == 1 and (reason := everywhere.pop()):
-        return reason
-    found = {name: refused(weight_format, targets.BUILT_IN[name]) for name in own}
+    refusals = {name: _refused(weight_format, of) for name, of in sorted(targets.BUILT_IN.items())}
+    if all(refusals.values()):
+        return str(refusals[own[0]])
+    found = {name: refused(weight_format, targets.BUILT_IN[name]) for name in own} | {
+        name: reason.partition(" on ")[0] for name, reason in refusals.items() if reason
+    }
     return "; ".join(f"{name}: {reason}" for name, reason in found.items() if reason)
 
 

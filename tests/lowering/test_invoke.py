@@ -93,13 +93,14 @@ class Watched:
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="batch scheduling is Linux's")
-def test_a_result_is_waited_for_on_nobodys_processor() -> None:
+def test_a_result_is_waited_for_on_nobodys_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = targets.get("llvm-cpu")
     code = "func.func @same(%x: tensor<4xf32>) -> tensor<4xf32> { return %x : tensor<4xf32> }"
     loaded, before = Loaded(compile_text(code, cpu), cpu), os.sched_getscheduler(0)
     x = torch.randn(4)
     stored = loaded.put(x)
-    loaded.device = watched = Watched(loaded.device)  # type: ignore[assignment]
+    watched = Watched(loaded.device)
+    monkeypatch.setattr(loaded, "device", watched)
     assert torch.equal(loaded.fetch(stored), x)
     assert watched.policies == [os.SCHED_BATCH]
     assert os.sched_getscheduler(0) == before

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trinity.lowering.invoke import CompiledModel
 from trinity.lowering.lower import Lowering, lower, write_parameters
 from trinity.lowering.packed import packed_linears
 from trinity.methods.errors import ConfigError, LoweringError, UnsupportedError
-from trinity.methods.formats import CompressedWeight, Quantized, format_of
+from trinity.methods.formats import CompressedWeight, Quantized, Sparse, format_of
 
 Decoder = Callable[..., nn.Module]
 Compress = Callable[..., dict[str, CompressedWeight]]
@@ -227,6 +228,22 @@ def test_a_wrong_parameter_is_an_error_that_names_its_layer(packed: Built, tmp_p
     compiled = CompiledModel(packed.folder, path, packed.plan.target)
     with pytest.raises(LoweringError, match=r"compiled logits differ from torch"):
         check.verify(compiled, packed.model, packed.weights, tokens(6))
+
+
+def test_a_layer_that_keeps_more_than_its_pattern_says_is_named_and_nothing_is_written(
+    make_decoder: Decoder, compress_block: Compress, tmp_path: Path
+) -> None:
+    model, path = make_decoder("llama"), tmp_path / "p.safetensors"
+    weights = compress_block(model, 0, "float16", "50%")
+    layer = "model.layers.0.mlp.up_proj"
+    honest = weights[layer]
+    assert isinstance(honest, Sparse)
+    false = replace(honest, mask=torch.ones_like(honest.mask))
+    formats = {name: format_of(weight) for name, weight in weights.items()}
+    plan = Lowering(model.config, formats, targets.get("llvm-cpu"), LENGTHS, LONGEST)
+    with pytest.raises(ConfigError, match=rf"^{re.escape(layer)}: 50% float16: the mask keeps"):
+        write_parameters(path, model, weights | {layer: false}, [f"{layer}.panels"], plan)
+    assert not path.exists()
 
 
 def test_a_linear_that_is_wrong_by_itself_is_named_first(
