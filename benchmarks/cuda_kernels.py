@@ -13,6 +13,7 @@ import ctypes
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -20,9 +21,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from trinity.lowering.kernels.cuda import __path__ as kernel_folders
 from trinity.lowering.kernels.cuda.launch import DIGITS, Launch, Term, launches
-from trinity.lowering.kernels.cuda.tiles import BLOCK, Tiles
+from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.kernels.padded_panels import BLOCK
 from trinity.methods.formats import (
     NM,
     Adapted,
@@ -108,8 +109,8 @@ class Driver:
         """A kernel, loaded once."""
         if entry not in self.functions:
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
-            text = Path(kernel_folders[0], f"{entry}.ptx").read_bytes()
-            self._call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(text))
+            text = resources.files("trinity.lowering.kernels.cuda").joinpath(f"{entry}.ptx")
+            self._call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(text.read_bytes()))
             name = ctypes.c_char_p(entry.encode())
             self._call("cuModuleGetFunction", ctypes.byref(function), module, name)
             self.functions[entry] = function

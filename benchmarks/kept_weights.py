@@ -18,13 +18,16 @@ from typing import Any
 
 import torch
 
-from trinity.harness import calibration, data, sources
-from trinity.harness.activations import collected
-from trinity.harness.models import Decoder, weight_of
-from trinity.harness.quiet import hush_libraries
+from trinity.harness.checkpoints.block import layer_report
+from trinity.harness.compress import calibration
+from trinity.harness.compress.activations import collected
+from trinity.harness.models.decoder import Decoder, weight_of
+from trinity.harness.models.model_tokenizer import tokenizer_of
 from trinity.harness.records.environment import environment
-from trinity.harness.store import StageStore, default_root, write_json
-from trinity.harness.walk import layer_report
+from trinity.harness.sources import sources
+from trinity.harness.store.stages import StageStore, default_root, write_json
+from trinity.harness.terminal.hush import hush_libraries
+from trinity.harness.texts import corpora
 from trinity.methods import registry
 from trinity.methods.contract import LayerStats, Method, Reported, Statistic
 from trinity.methods.errors import TrinityError
@@ -143,7 +146,7 @@ def measure(blocks: list[int], combined: dict[str, Steps]) -> dict[str, Any]:
     names = [name for block in blocks for name in decoder.layer_names(block)]
     modules = {name: decoder.model.get_submodule(name) for name in names}
     drawn = calibration.sample(
-        data.load("c4-sample", "train"), sources.tokenizer_of(source.path), 32, 256, 0, "documents"
+        corpora.load("c4-sample", "train"), tokenizer_of(source.path), 32, 256, 0, "documents"
     )
     with collected(modules, [[name] for name in names], Statistic.NOTHING) as result:
         for ids in drawn.ids:

@@ -1,4 +1,4 @@
-"""The speed table of docs/kernels.md, from the records of `benchmarks/kernels.py`.
+"""The speed table of docs/diary/kernel-speed.md, from the records of `benchmarks/kernels.py`.
 
     python benchmarks/kernel_table.py results/notes/kernel-speed-*.json
 

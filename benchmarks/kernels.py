@@ -5,6 +5,11 @@ rotated so that no cache holds them.  Adapters have a tenth of the smaller side 
 bits.  Beside them torch's own bfloat16 product and its own int4 kernel (bfloat16 activations).
 
     python benchmarks/kernels.py --shape 4096 4096 --rows 1 16 128 --json FILE
+
+`--cpu x86-64-v3` times the code of another kind of processor on one that has more.  torch is then
+told to use no more either, by what it reads from the environment when it starts:
+
+    ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 """
 
 import argparse
@@ -14,11 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trinity.harness.bench.layers import Product, bench_layers, iree_product
 from trinity.harness.latency import ceilings
-from trinity.harness.layer_bench import Product, bench_layers, iree_product
 from trinity.harness.records.environment import environment
 from trinity.harness.records.measurement import Measurement
-from trinity.harness.store import write_json
+from trinity.harness.store.stages import write_json
+from trinity.lowering.kernels.cpu import cpus
+from trinity.lowering.kernels.cpu.flavour import instructions_of
 from trinity.methods.formats import (
     NM,
     AdapterFormat,
@@ -38,12 +45,18 @@ def main() -> None:
     """Time, print a table, and write the record."""
     options = parse()
     cases = formats(tuple(options.shape))
-    found: list[Measurement] = list(ceilings.ceilings())
+    limits = ceilings.measured()
+    found: list[Measurement] = list(limits.measurements)
     for name, weight_format in cases.items():
-        makers = [iree_product("llvm-cpu")]
-        if name == "int4":
-            makers += [torch_bfloat16, torch_int4]
-        found += bench_layers([weight_format], options.rows, options.repeats, makers)
+        if options.products and name not in options.products:
+            continue
+        for rows in options.rows:
+            makers = [iree_product("llvm-cpu", options.cpu)]
+            # Many rows of bfloat16 take torch seconds where the processor has no instructions.
+            fit = rows == 1 or ceilings.instructions(torch.bfloat16) != ceilings.NO_INSTRUCTIONS
+            if name == "int4" and options.cpu == cpus.HOST and fit:
+                makers += [torch_bfloat16, torch_int4]
+            found += bench_layers([weight_format], [rows], options.repeats, makers, limits)
     for m in found:
         speed = "" if m.metric != "speedup" else f"{m.value:.2f} {m.interval}"
         print(f"{m.name:72} {m.engine:16} {m.metric:8} {m.value:.3e} {speed}")
@@ -53,6 +66,9 @@ def main() -> None:
             {
                 "schema": "kernel-speed/1",
                 "command": f"python benchmarks/kernels.py {' '.join(map(str, words(options)))}",
+                "cpu": options.cpu,
+                "flavour": instructions_of(cpus.get(options.cpu)).flavour,
+                "torch_instructions": torch.backends.cpu.get_cpu_capability(),
                 "environment": environment(),
                 "measurements": [m.model_dump(mode="json") for m in found],
             },
@@ -65,13 +81,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", type=int, nargs=2, default=[4096, 4096], help="out and in")
     parser.add_argument("--rows", type=int, nargs="+", default=[1], help="rows of the input, M")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--cpu", default=cpus.HOST, help="whose instructions are used")
+    parser.add_argument("--products", nargs="+", help="short names; all if not given")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def words(options: argparse.Namespace) -> list[object]:
     """The command line again, without the file."""
-    return ["--shape", *options.shape, "--rows", *options.rows, "--repeats", options.repeats]
+    found = ["--shape", *options.shape, "--rows", *options.rows, "--repeats", options.repeats]
+    if options.cpu != cpus.HOST:
+        found += ["--cpu", options.cpu]
+    if options.products:
+        found += ["--products", *(f"'{name}'" for name in options.products)]
+    return found
 
 
 def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from trinity.harness.records.environment import environment
-from trinity.harness.store import write_json
+from trinity.harness.store.stages import write_json
 from trinity.methods import registry
 from trinity.methods.contract import LayerStats, Method
 from trinity.methods.formats import CompressedWeight, Dense

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from trinity.harness.latency import memory
 from trinity.harness.records.environment import environment
-from trinity.harness.store import write_json
+from trinity.harness.store.stages import write_json
 from trinity.methods import box_qp, optima, wanda
 from trinity.methods.contract import Reported
 from trinity.methods.formats import NM, Dense, Sparse

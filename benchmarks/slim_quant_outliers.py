@@ -20,13 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trinity.harness import data, sources
 from trinity.harness.accuracy import perplexity
-from trinity.harness.engine import TorchEngine
-from trinity.harness.models import Decoder, set_weight, weight_of
-from trinity.harness.quiet import hush_libraries
+from trinity.harness.engines.engine import TorchEngine
+from trinity.harness.models.decoder import Decoder, set_weight, weight_of
+from trinity.harness.models.model_tokenizer import tokenizer_of
 from trinity.harness.records.environment import environment
-from trinity.harness.store import StageStore, default_root, write_json
+from trinity.harness.sources import sources
+from trinity.harness.store.stages import StageStore, default_root, write_json
+from trinity.harness.terminal.hush import hush_libraries
+from trinity.harness.texts import corpora
 from trinity.methods import rtn, slim_quant
 from trinity.methods.errors import TrinityError
 from trinity.methods.formats import Quantized
@@ -69,10 +71,10 @@ def parse() -> argparse.Namespace:
 
 def measure(windows: int, seqlen: int) -> dict[str, Any]:
     """Every variant's perplexity and error, as plain data."""
-    corpus = data.load("wikitext2", "test")
+    corpus = corpora.load("wikitext2", "test")
     source = sources.resolve(MODEL, None, StageStore(default_root()))
     decoder = loaded(source.path)
-    tokenizer = sources.tokenizer_of(source.path)
+    tokenizer = tokenizer_of(source.path)
     original = {
         name: weight_of(decoder.model.get_submodule(name)) for name in decoder.layer_shapes()
     }

@@ -16,18 +16,19 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
-from trinity.harness import sources
-from trinity.harness.accuracy import tasks
-from trinity.harness.engine import TorchEngine
-from trinity.harness.quiet import hush_libraries
-from trinity.harness.store import StageStore, default_root
+from trinity.harness.accuracy import task_definitions, tasks
+from trinity.harness.engines.engine import TorchEngine
+from trinity.harness.models.model_tokenizer import tokenizer_of
+from trinity.harness.sources import sources
+from trinity.harness.store.stages import StageStore, default_root
+from trinity.harness.terminal.hush import hush_libraries
 
 TASKS = ("piqa", "arc_easy", "winogrande")
 
 
 def requests(name: str, examples: int) -> list[Instance]:
     """A task's first questions."""
-    task = tasks.load_task(name)
+    task = task_definitions.load(name).task
     task.build_all_requests(limit=examples)
     return list(task.instances)
 
@@ -42,7 +43,7 @@ def main() -> None:
     hush_libraries()
     folder = sources.resolve(arguments.model, None, StageStore(default_root())).path
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = sources.tokenizer_of(folder)
+    tokenizer = tokenizer_of(folder)
     engine = TorchEngine(model, 2048, "reference")
     asked = {name: requests(name, arguments.examples) for name in TASKS}
     runners = {f"trinity, {n} a forward": tasks.TrinityLM(engine, tokenizer, n) for n in (1, 4, 16)}

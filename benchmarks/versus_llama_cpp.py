@@ -26,19 +26,21 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from trinity.harness import recipe, statistics
-from trinity.harness.bench import bytes_a_token
-from trinity.harness.checkpoint import Checkpoint
-from trinity.harness.engine import Engine, MeasurementPath, TorchEngine
+from trinity.harness.bench.bench import bytes_a_token
+from trinity.harness.checkpoints.checkpoint import Checkpoint
+from trinity.harness.engines.engine import Engine, TorchEngine
 from trinity.harness.latency import ceilings, generate, machine
-from trinity.harness.models import read_config, skeleton
-from trinity.harness.progress import Reporter
-from trinity.harness.quiet import hush_libraries
-from trinity.harness.records.compare import speed_verdict
+from trinity.harness.models.decoder import skeleton
+from trinity.harness.models.model_config import read_config
+from trinity.harness.recipes import recipe
 from trinity.harness.records.environment import environment
-from trinity.harness.records.measurement import Interval, Measurement
-from trinity.harness.run import Run
-from trinity.harness.store import StageStore, default_root, write_json
+from trinity.harness.records.measurement import Interval, Measurement, MeasurementPath
+from trinity.harness.runs.run import Run
+from trinity.harness.statistics import intervals
+from trinity.harness.statistics.comparison import speed_verdict
+from trinity.harness.store.stages import StageStore, default_root, write_json
+from trinity.harness.terminal.hush import hush_libraries
+from trinity.harness.terminal.progress import Reporter
 from trinity.methods.errors import MachineError, TrinityError
 
 try:
@@ -239,7 +241,7 @@ def measure(options: argparse.Namespace, run: Run, folder: Path) -> dict[str, An
     candidates = candidates_of(run, folder, positions_of(options))
     exact = LlamaCpp(folder / FLOATS, positions_of(options), EXACT)
     untimed = {EXACTLY: replace(candidates[FLOATS], engine=exact)}
-    vocab_size = read_config(run.checkpoint).vocab_size
+    vocab_size = read_config(run.compress()).vocab_size
     ids = generate.fixed_tokens(vocab_size, (1, options.prompt + CHECKED), seed=1)
     checked = {
         name: compared(c.engine, c.reference(), ids, options.prompt)
@@ -261,18 +263,19 @@ def measure(options: argparse.Namespace, run: Run, folder: Path) -> dict[str, An
         seconds = dict(zip(engines, measured[::2], strict=True))
         found += [m.model_copy(update={"engine": name}) for name, m in seconds.items()]
         ratios += ratios_of(workload, {name: m.samples for name, m in seconds.items()})
+    found += ceilings.measured().measurements
     return {
         "schema": "versus-llama-cpp/1",
         "command": command(options),
         "model": {"id": options.model, "label": run.source.label, "sha256": run.source.sha256},
-        "checkpoints": {"int4": run.checkpoint.name, "float32": run.dense.checkpoint.name},
+        "checkpoints": {"int4": run.compress().name, "float32": run.make_dense().compress().name},
         "llama_cpp": {
             "llama-cpp-python": llama_cpp.__version__,
             "system_info": llama_cpp.llama_print_system_info().decode().strip(),
         },
         "weight_bytes": {name: c.weight_bytes for name, c in candidates.items()},
         "logits": checked,
-        "measurements": [m.model_dump(mode="json") for m in [*found, *ceilings.ceilings()]],
+        "measurements": [m.model_dump(mode="json") for m in found],
         "ratios": [asdict(r) | {"interval": dumped(r.interval)} for r in ratios],
         "environment": environment(),
     }
@@ -286,17 +289,20 @@ def dumped(interval: Interval | None) -> dict[str, Any] | None:
 def candidates_of(run: Run, folder: Path, positions: int) -> dict[str, Candidate]:
     """All that are timed, by name.  folder: for GGUF files   positions: of a sequence"""
     found = {}
-    for name, measuring in {INT4: run.measuring, DENSE: run.dense.measuring}.items():
-        lowered = measuring.lowered
+    dense = run.make_dense().make_measuring()
+    for name, measuring in {INT4: run.make_measuring(), DENSE: dense}.items():
+        lowered = measuring.lower()
         assert lowered is not None
-        size = bytes_a_token(lowered.parameters, measuring.torch_engine.model)
-        found[name] = Candidate(lowered.engine, lambda m=measuring: m.torch_engine, size)
-    eager = run.dense.measuring.torch_engine
+        size = bytes_a_token(lowered.parameters, measuring.dequantized.load().model)
+        found[name] = Candidate(lowered.load(), measuring.dequantized.load, size)
+    eager = dense.dequantized.load()
     size = sum(p.nbytes for p in eager.model.parameters())
     found[TORCH] = Candidate(eager, lambda: eager, size)
     config = read_config(run.source.path)
     for name, kinds in FILES.items():
-        tensors = contents(Checkpoint(run.checkpoint), Checkpoint(run.dense.checkpoint), *kinds)
+        tensors = contents(
+            Checkpoint.open(run.compress()), Checkpoint.open(run.make_dense().compress()), *kinds
+        )
         file = folder / name
         gguf_model.write(file, config, tensors)
         size = sum(tensor.data.nbytes for tensor in tensors.values())
@@ -354,11 +360,11 @@ def ratios_of(workload: str, seconds: Mapping[str, list[float]]) -> list[Ratio]:
 
     seconds: by candidate, the i-th of all in one round
     """
-    noise = statistics.paired_ratio(seconds[AGAIN], seconds[FAIR])
+    noise = intervals.paired_ratio(seconds[AGAIN], seconds[FAIR])
     floor = max(abs(math.log(noise.low)), abs(math.log(noise.high))) if noise else math.inf
     found = []
     for ours, theirs in [*PAIRS, (FAIR, AGAIN)]:
-        interval = statistics.paired_ratio(seconds[theirs], seconds[ours])
+        interval = intervals.paired_ratio(seconds[theirs], seconds[ours])
         ratio = median(seconds[theirs]) / median(seconds[ours])
         verdict = speed_verdict(interval, floor)
         found.append(Ratio(workload, ours, theirs, ratio, interval, verdict))

@@ -4,44 +4,45 @@ For plugin authors (`trinity methods check PACKAGE`) and for the methods of this
 the contract, not the algorithm: a method that conforms may still be a bad one.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from trinity.methods import sample_layers
 from trinity.methods.contract import (
     BlockMethod,
+    BlockTask,
     CheckpointSource,
     LayerStats,
     Method,
     MethodConfig,
     ModelMethod,
     Reported,
-    Statistic,
+    StoredTensors,
 )
-from trinity.methods.errors import ConfigError, TrinityError
+from trinity.methods.declarations import (
+    KINDS,
+    Violation,
+    attribute_violations,
+    config_violations,
+    told_once,
+)
+from trinity.methods.errors import TrinityError
 from trinity.methods.formats import (
     NM,
     Adapted,
     CompressedWeight,
     Dense,
-    Quantized,
-    Sparse,
-    bits_per_weight,
+    Unstructured,
     format_of,
     pack,
-    unpack,
+    sparsity_of,
 )
 from trinity.methods.sample_layers import SHAPES, prefixed, stats_tensors
-
-MAX_BITS = 64.0  # twice what plain float32 takes
-KINDS = (Method, BlockMethod, ModelMethod, CheckpointSource)
-Run = Callable[[], Mapping[str, CompressedWeight]]
+from trinity.methods.trials import Run, called, run_violations
 
 
 def check(
@@ -52,12 +53,15 @@ def check(
 ) -> list[str]:
     """What a method or a CheckpointSource breaks of the contract; empty if nothing.
 
+    Each is told once, with the first sample that shows it and the number of others.
     options: as in a recipe, where the defaults (or the fields' `examples`) do not make a config
-    tensors: a checkpoint for a CheckpointSource to read, else one of 2:4 float weights is made
+    tensors: a checkpoint for a CheckpointSource to read, as StoredTensors where it reads the
+        folder's settings too; else its own `example()`; else one of 2:4 float weights is made,
+        which it may refuse
     """
-    violations = _attribute_violations(method)
+    violations = attribute_violations(method)
     if violations:
-        return violations
+        return told_once(violations)
     assert isinstance(method, KINDS)
     config = sample_layers.example_config(method.config, options)
     if config is None:
@@ -65,7 +69,7 @@ def check(
             "config: no valid options could be guessed; give every required field a default or "
             "`examples`, or pass options to check"
         ]
-    violations = _config_violations(config)
+    violations = config_violations(config)
     # The walker runs without gradients; a method that wants them turns them on itself.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -77,75 +81,52 @@ def check(
             violations += _model_violations(method, config)
         else:
             violations += _source_violations(method, config, tensors)
-    return list(dict.fromkeys(violations))
+    return told_once(violations)
 
 
-def _attribute_violations(method: object) -> list[str]:
-    if isinstance(method, type):
-        return [f"{method.__name__} is a class; register an instance of it"]
-    if not isinstance(method, KINDS):
-        return [
-            f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
-            f"problem, compress), of a BlockMethod (compress_block), of a ModelMethod "
-            f"(compress_model) or of a CheckpointSource (parts, load)"
-        ]
-    # A protocol says that attributes are there, not what they hold.
-    names = ("name", "paper", "config", "needs")
-    name, paper, config, needs = (getattr(method, attribute, None) for attribute in names)
-    found = []
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        found.append(f"name: {name!r} is not lower-case words joined by hyphens")
-    if not isinstance(paper, str) or not paper:
-        found.append(f"paper: {paper!r} does not say where the method is from")
-    if not isinstance(config, type) or not issubclass(config, MethodConfig):
-        found.append(f"config: {config!r} is not a subclass of MethodConfig")
-    without = isinstance(method, (CheckpointSource, ModelMethod))
-    if not without and not isinstance(needs, Statistic):
-        found.append(f"needs: {needs!r} is not a Statistic")
-    if isinstance(method, CheckpointSource):
-        parts: object = method.parts
-        if not isinstance(parts, tuple) or not parts or not all(type(p) is str for p in parts):
-            found.append(f"parts: {parts!r} is not a tuple of the last words of tensor names")
-    return found
+def refusal(source: CheckpointSource[MethodConfig]) -> str | None:
+    """What a source says of the checkpoint that `check` makes; None if it reads it, or fails.
+
+    Of one that refuses it nothing was tried.
+    """
+    config = (
+        None if _example(source) is not None else sample_layers.example_config(source.config, None)
+    )
+    given = StoredTensors(sample_layers.checkpoint())
+    found = called(partial(source.load, given, config)) if config else None
+    return str(found) if isinstance(found, TrinityError) else None
 
 
-def _config_violations(config: MethodConfig) -> list[str]:
-    schema, found = type(config), []
-    data = config.model_dump(mode="json")
-    try:
-        schema.model_validate({**data, "no_such_option": 1})
-        found.append("config: accepts unknown keys (extra='forbid' was overridden)")
-    except ValidationError:
-        pass
-    name = next(iter(schema.model_fields), "no_such_option")
-    try:
-        setattr(config, name, getattr(config, name, 1))
-        found.append("config: can be changed after it was made (frozen=True was overridden)")
-    except (ValidationError, AttributeError):
-        pass
-    try:
-        if schema.model_validate(data) != config:
-            found.append("config: is another one after model_dump(mode='json') and back")
-    except ValidationError as error:
-        found.append(f"config: its own model_dump(mode='json') is refused ({error})")
-    return found
-
-
-def _method_violations(method: Method[MethodConfig], config: MethodConfig) -> list[str]:
-    found, accepted = [], 0
+def _method_violations(method: Method[MethodConfig], config: MethodConfig) -> list[Violation]:
+    found: list[Violation] = []
+    refused: dict[str, str] = {}
     for shape in SHAPES:
-        problem = _call(partial(method.problem, shape, config))
+        problem = called(partial(method.problem, shape, config))
         if problem is not None and not isinstance(problem, str):
-            found.append(f"problem: gave {problem!r} for {list(shape)}, expected a text or None")
+            found.append(_no_text(problem, shape))
             continue
-        accepted += problem is None
+        if problem:
+            refused[str(list(shape))] = problem
         for sample in sample_layers.layers(shape, method.needs):
             for current in sample_layers.currents(sample.W):
                 found += _sample_violations(method, sample, current, config, problem)
-    if not accepted:
-        shapes = ", ".join(str(list(shape)) for shape in SHAPES)
-        found.append(f"problem: refuses every layer that was tried ({shapes})")
-    return found
+    return found if len(refused) < len(SHAPES) else [*found, _untried(refused)]
+
+
+def _no_text(problem: object, shape: tuple[int, int]) -> Violation:
+    said = repr(problem)
+    if isinstance(problem, BaseException):
+        said = f"raised {type(problem).__name__}: {problem}"
+    return Violation(f"problem: gave {said} for {list(shape)}, expected a text or None")
+
+
+def _untried(refused: Mapping[str, str]) -> Violation:
+    """refused: layer or block -> why"""
+    reason = next(iter(refused.values()))
+    return Violation(
+        f"nothing was tried: `problem` refuses {', '.join(refused)} ({reason}). Give options with "
+        f"which it takes some"
+    )
 
 
 def _sample_violations(
@@ -154,13 +135,13 @@ def _sample_violations(
     current: CompressedWeight,
     config: MethodConfig,
     problem: str | None,
-) -> list[str]:
+) -> list[Violation]:
     """What goes wrong on one layer, after one kind of earlier step.  problem: of this shape"""
     W, stats = sample.W, sample.stats
     shape = (W.shape[0], W.shape[1])
     first = isinstance(current, Dense)
     where = f"layer {list(shape)}, {sample.kind}, after {format_of(current).label}"
-    found, result = _run_violations(
+    found, result = run_violations(
         _runner(method, W, current, stats, config),
         {"W": W, **stats_tensors(stats), **prefixed("current", pack(current))},
         {"layer": shape},
@@ -171,57 +152,96 @@ def _sample_violations(
     pattern = getattr(config, "pattern", None)
     if isinstance(pattern, NM) and result and not found:
         found += _pattern_violations(result["layer"], pattern, where)
+    random = sample.kind == sample_layers.RANDOM and first
+    if isinstance(pattern, Unstructured) and random and result and not found:
+        found += _share_violations(result["layer"], pattern, where)
     return found
 
 
-def _pattern_violations(weight: CompressedWeight, pattern: NM, where: str) -> list[str]:
+def _pattern_violations(weight: CompressedWeight, pattern: NM, where: str) -> list[Violation]:
     """The option `pattern: N:M` was asked for: is the weight that, and are its zeros there?"""
     label = format_of(weight).label
     if format_of(weight).pattern != pattern:
-        return [f"{where}: pattern {pattern} was asked for, the result is {label}"]
+        return [Violation(f"pattern {pattern} was asked for, the result is {label}", where)]
     base = weight.base if isinstance(weight, Adapted) else weight
     groups = base.dequantize().reshape(-1, pattern.m)
     if bool(((groups != 0).sum(-1) > pattern.n).any()):
-        return [f"{where}: a group of {pattern.m} inputs has more than {pattern.n} nonzero weights"]
+        what = f"a group of {pattern.m} inputs has more than {pattern.n} nonzero weights"
+        return [Violation(what, where)]
     return []
 
 
-def _block_violations(method: BlockMethod[MethodConfig], config: MethodConfig) -> list[str]:
-    found = []
-    shape = (128, 128)
-    problem = _call(partial(method.problem, shape, config))
-    if problem is not None and not isinstance(problem, str):
-        found.append(f"problem: gave {problem!r} for {list(shape)}, expected a text or None")
-    task = sample_layers.block_task(method.needs)
+def _share_violations(
+    weight: CompressedWeight, pattern: Unstructured, where: str
+) -> list[Violation]:
+    """The option `pattern: S%` was asked for: is that share of a random layer masked?"""
+    label, kept = format_of(weight).label, weight.base if isinstance(weight, Adapted) else weight
+    if format_of(weight).pattern != pattern:
+        return [Violation(f"pattern {pattern} was asked for, the result is {label}", where)]
+    found = sparsity_of(kept)
+    # A row keeps whole weights; rules that look at a layer's rows differ from it by a little.
+    if abs(found - pattern.sparsity) > 0.02 + 0.5 / weight.shape[1]:
+        return [Violation(f"{pattern} was asked for, {found:.1%} of the weights are zero", where)]
+    return []
+
+
+def _block_violations(method: BlockMethod[MethodConfig], config: MethodConfig) -> list[Violation]:
+    found: list[Violation] = []
+    refused: dict[str, str] = {}
+    samples = list(sample_layers.blocks(method.needs))
+    for sample in samples:
+        task, problems = sample.task, []
+        shapes = {name: (W.shape[0], W.shape[1]) for name, W in task.weights.items()}
+        for shape in dict.fromkeys(shapes.values()):
+            problem = called(partial(method.problem, shape, config))
+            if problem is not None and not isinstance(problem, str):
+                found.append(_no_text(problem, shape))
+            elif problem:
+                problems.append(problem)
+        if problems:
+            refused[sample.kind] = problems[0]
+        wrong, _ = run_violations(
+            lambda task=task: _weights_of(method.compress_block(task, config)),  # type: ignore[misc]  # mypy cannot infer a default's type
+            _tensors_of(task),
+            shapes,
+            sample.kind,
+            must_refuse=bool(problems),
+            may_refuse=bool(problems) or sample.may_refuse,
+        )
+        found += wrong
+    return found if len(refused) < len(samples) else [*found, _untried(refused)]
+
+
+def _tensors_of(task: BlockTask) -> dict[str, Tensor]:
+    """Everything that a block method is given to read, by name."""
     tensors = {**prefixed("weights", task.weights)}
     for name, stats in task.stats.items():
         tensors |= prefixed(name, stats_tensors(stats))
-    tensors |= {f"inputs.{i}": x for i, x in enumerate(task.inputs)}
-    wrong, _ = _run_violations(
-        partial(method.compress_block, task, config),
-        tensors,
-        dict.fromkeys(task.weights, shape),
-        "a block of two linears",
-        must_refuse=problem is not None,
-        may_refuse=problem is not None,
-    )
-    return found + wrong
+    for name, weight in task.current.items():
+        tensors |= prefixed(f"current.{name}", pack(weight))
+    return tensors | {f"inputs.{i}": x for i, x in enumerate(task.inputs)}
 
 
-def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -> list[str]:
+def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -> list[Violation]:
     task = sample_layers.model_task()
     tensors = {"sequences": task.sequences}
     for name, weight in task.current.items():
         tensors |= prefixed(name, pack(weight))
     shapes = {name: weight.shape for name, weight in task.current.items()}
-    found, _ = _run_violations(
-        partial(method.compress_model, task, config), tensors, shapes, "a model of four linears"
+    found, _ = run_violations(
+        lambda: _weights_of(method.compress_model(task, config)),
+        tensors,
+        shapes,
+        "a model of four linears",
     )
-    tuned = _call(partial(method.compress_model, task, config))
+    tuned = called(lambda: _weights_of(method.compress_model(task, config)))
     if isinstance(tuned, Mapping) and tuned.keys() == shapes.keys() and not found:
         found += [
-            f"a model of four linears: {name} came as {format_of(weight).label} and left as "
-            f"{format_of(tuned[name]).label}"
+            Violation(
+                f"{name} came as {format_of(weight).label} and left as "
+                f"{format_of(tuned[name]).label}",
+                "a model of four linears",
+            )
             for name, weight in task.current.items()
             if format_of(tuned[name]) != format_of(weight)
         ]
@@ -232,102 +252,30 @@ def _source_violations(
     source: CheckpointSource[MethodConfig],
     config: MethodConfig,
     tensors: Mapping[str, Tensor] | None,
-) -> list[str]:
-    given = dict(sample_layers.checkpoint() if tensors is None else tensors)
-    found, _ = _run_violations(
-        partial(source.load, given, config),
+) -> list[Violation]:
+    own = _example(source)
+    if isinstance(own, BaseException):
+        return [Violation(f"example: raised {type(own).__name__}: {own}")]
+    if own is not None and not isinstance(own, Mapping):
+        said = f"example: gave a {type(own).__name__}, expected a mapping of names to tensors"
+        return [Violation(said)]
+    given = next(found for found in (tensors, own, sample_layers.checkpoint()) if found is not None)
+    stored = given if isinstance(given, StoredTensors) else StoredTensors(given)
+    found, _ = run_violations(
+        partial(source.load, stored, config),
         given,
         None,
         "a checkpoint",
         # What the source reads is its own affair; a checkpoint made here may not be that.
-        may_refuse=tensors is None,
+        may_refuse=tensors is None and own is None,
     )
     return found
 
 
-def _run_violations(
-    run: Run,
-    inputs: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, int]] | None,
-    where: str,
-    *,
-    must_refuse: bool = False,
-    may_refuse: bool = False,
-) -> tuple[list[str], Mapping[str, CompressedWeight] | None]:
-    """Run twice and once more on a foreign default device; look at results and at inputs.
-
-    -> violations, and the result if there is one without
-    """
-    before = {name: tensor.clone() for name, tensor in inputs.items()}
-    torch.manual_seed(1)
-    first = _call(run)
-    if may_refuse and _is_clear(first, ConfigError if must_refuse else TrinityError):
-        return [], None
-    if isinstance(first, Exception):
-        return [f"{where}: raised {type(first).__name__}: {first}"], None
-    if must_refuse:
-        said = "`problem` reports one, but the layer was compressed; raise ConfigError"
-        return [f"{where}: {said}"], None
-    found = _result_violations(first, shapes, where)
-    found += [
-        f"{where}: changed its input {name}"
-        for name, tensor in inputs.items()
-        if not torch.equal(tensor, before[name])
-    ]
-    if found:
-        return found, None
-    torch.manual_seed(2)
-    again = _call(run)
-    if isinstance(again, Exception) or not _same_bytes(first, again):
-        found.append(
-            f"{where}: the same inputs gave another result; take a seed in the config instead of "
-            f"the global generator"
-        )
-    with torch.device("meta"):
-        elsewhere = _call(run)
-    if isinstance(elsewhere, Exception) or not _same_bytes(first, elsewhere):
-        found.append(f"{where}: makes tensors on the default device instead of `W.device`")
-    return found, None if found else first
-
-
-def _is_clear(result: object, kind: type[TrinityError]) -> bool:
-    """Whether it is an error of a kind that the method itself raised on purpose."""
-    # The formats refuse NaN too: a method that computes one has not said what is wrong.
-    return isinstance(result, kind) and "holds NaN or infinity" not in str(result)
-
-
-def _result_violations(
-    result: object, shapes: Mapping[str, tuple[int, int]] | None, where: str
-) -> list[str]:
-    if not isinstance(result, Mapping):
-        return [
-            f"{where}: gave a {type(result).__name__}, expected a mapping of compressed weights"
-        ]
-    if shapes is not None and set(result) != set(shapes):
-        return [f"{where}: gave weights for {sorted(result)}, expected {sorted(shapes)}"]
-    found = []
-    for name, weight in result.items():
-        if not isinstance(weight, (Dense, Quantized, Sparse, Adapted)):
-            found.append(f"{where}: {name} is a {type(weight).__name__}, not a CompressedWeight")
-            continue
-        if shapes is not None and weight.shape != shapes[name]:
-            found.append(f"{where}: {name} has shape {list(weight.shape)}")
-        if not bool(torch.isfinite(weight.dequantize()).all()):
-            found.append(f"{where}: {name} decodes to NaN or infinity")
-        if not _same_bytes({name: weight}, {name: unpack(format_of(weight), pack(weight))}):
-            found.append(f"{where}: {name} is another weight after it was stored and read")
-        if bits_per_weight(weight) > MAX_BITS and min(weight.shape) > 8:
-            bits = bits_per_weight(weight)
-            found.append(f"{where}: {name} takes {bits:.1f} bits per weight, more than {MAX_BITS}")
-    return found
-
-
-def _call(run: Callable[[], Any]) -> Any:
-    """The result, or the exception: a plugin may return and raise anything, hence Any."""
-    try:
-        return run()
-    except Exception as error:
-        return error
+def _example(source: CheckpointSource[MethodConfig]) -> object:
+    """The checkpoint that a source brings to be tried on, or why not; None if it brings none."""
+    make = getattr(source, "example", None)
+    return called(make) if callable(make) else None
 
 
 def _runner(
@@ -344,14 +292,8 @@ def _runner(
     return run
 
 
-def _same_bytes(one: Mapping[str, CompressedWeight], other: Mapping[str, CompressedWeight]) -> bool:
-    if one.keys() != other.keys():
-        return False
-    for name, weight in one.items():
-        ours, theirs = pack(weight), pack(other[name])
-        if format_of(weight) != format_of(other[name]) or ours.keys() != theirs.keys():
-            return False
-        for key, tensor in ours.items():
-            if tensor.device != theirs[key].device or not torch.equal(tensor, theirs[key]):
-                return False
-    return True
+def _weights_of(made: Mapping[str, CompressedWeight | Reported]) -> Any:
+    """Without what is told beside them; whatever else a plugin gives as it is, hence Any."""
+    if not isinstance(made, Mapping):
+        return made
+    return {name: w.weight if isinstance(w, Reported) else w for name, w in made.items()}

@@ -5,10 +5,11 @@ of that weight, because the papers need both: SLiM's pruner scores the original 
 quantized one, and its adapter fits the difference between the two.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Flag, auto
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +35,13 @@ class Statistic(Flag):
     ACTIVATIONS = auto()
 
 
+STATISTICS: Mapping[Statistic, str] = {
+    Statistic.X_NORM: "x_norm",
+    Statistic.X_MEAN_ABS: "x_mean_abs",
+    Statistic.HESSIAN: "H",
+    Statistic.ACTIVATIONS: "X",
+}
+"""Where `LayerStats` has what was asked for."""
 T = TypeVar("T")
 
 
@@ -67,13 +75,21 @@ class LayerStats:
             self._made[key] = make()
         return cast(T, self._made[key])
 
+    def only(self, needs: Statistic) -> "LayerStats":
+        """The same without what is not in `needs`; what is shared stays shared."""
+        kept = copy(self)
+        for need, name in STATISTICS.items():
+            if need not in needs:
+                object.__setattr__(kept, name, None)
+        return kept
+
     def forget(self) -> None:
         """Free what `shared` keeps; the walker calls it when it leaves these linears."""
         self._made.clear()
 
     def __post_init__(self) -> None:
         """Refuse NaN and infinity: a sort would place them somewhere, and a mask hide them."""
-        for name in ("x_norm", "x_mean_abs", "H", "X"):
+        for name in STATISTICS.values():
             values = getattr(self, name)
             if values is not None and not bool(torch.isfinite(values).all()):
                 msg = (
@@ -156,8 +172,12 @@ class BlockMethod(Protocol[C]):
         """Why a layer [out, in] cannot be compressed with `config`, or None."""
         ...
 
-    def compress_block(self, task: BlockTask, config: C) -> Mapping[str, CompressedWeight]:
-        """The compressed linears, under the names of `task.weights`."""
+    def compress_block(
+        self, task: BlockTask, config: C
+    ) -> Mapping[str, CompressedWeight | Reported]:
+        """The compressed linears, each alone or with details for its report: one for every name of
+        `task.weights` and no other; of a linear that is to stay, its `task.current`.
+        """
         ...
 
 
@@ -184,9 +204,47 @@ class ModelMethod(Protocol[C]):
     paper: str
     config: type[MethodConfig]
 
-    def compress_model(self, task: ModelTask, config: C) -> Mapping[str, CompressedWeight]:
-        """The tuned weights, under the names and in the formats of `task.current`."""
+    def compress_model(
+        self, task: ModelTask, config: C
+    ) -> Mapping[str, CompressedWeight | Reported]:
+        """The tuned weights, each alone or with details for its report.
+
+        All names and formats are those of `task.current`.
+        """
         ...
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """A checkpoint's tensors by name, with what its folder says about them.
+
+    settings: file name -> content, of the folder's `*config.json` and of `trinity.json`; the
+        content is JSON of other programs, hence Any.  Empty where there is no folder
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """tensors: may read each when it is asked for."""
+        self._tensors = tensors
+        self.settings = settings or {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One tensor, as stored."""
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name; reads none."""
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the tensors."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._tensors)
 
 
 @runtime_checkable
@@ -195,6 +253,9 @@ class CheckpointSource(Protocol[C]):
 
     parts: last words of the names of a layer's tensors, `<layer>.<part>`; a tensor of the file that
         is neither such a part nor a tensor of the model is reported as not mapped
+
+    A source may also have a method `example()`: tensors of a checkpoint that it reads, small, for
+    conformance to try it on.
     """
 
     name: str
@@ -202,8 +263,12 @@ class CheckpointSource(Protocol[C]):
     config: type[MethodConfig]
     parts: tuple[str, ...]
 
-    def load(self, tensors: Mapping[str, Tensor], config: C) -> Mapping[str, CompressedWeight]:
-        """The compressed weight of every linear found among a checkpoint's tensors."""
+    def load(self, tensors: StoredTensors, config: C) -> Mapping[str, CompressedWeight]:
+        """The compressed weight of every linear found among a checkpoint's tensors.
+
+        tensors: a mapping of names to tensors; a source that needs no settings may ask for no more
+            than `Mapping[str, Tensor]`
+        """
         ...
 
 

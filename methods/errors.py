@@ -34,6 +34,18 @@ class MachineError(TrinityError):
     exit_code = 3
 
 
+class NothingJudgedError(TrinityError):
+    """A gate has nothing that it could judge: a run broke, or no samples are pairs."""
+
+    exit_code = 4
+
+
+class PluginError(TrinityError):
+    """The code of a package beside Trinity is broken, raised, or broke its contract."""
+
+    exit_code = 4
+
+
 def nearest(name: str, known: list[str]) -> str:
     """Return ' Did you mean a or b?' for the known names closest to `name`, or an empty string."""
     close = get_close_matches(name, known, n=3, cutoff=0.5)

@@ -8,35 +8,46 @@
 | g_idx   | [in], int32                      | group of every input                               |
 
 The weight is scales * (code - zero point).  Version `gptq` stores each zero point less one,
-`gptq_v2` as it is.  A zero point of 0 therefore wraps in `gptq`, and its readers disagree about it:
-it is read as 0 here and never written.
+`gptq_v2` as it is.  A zero point of 0 therefore wraps in `gptq`, which damages the zero points
+beside it in ways that differ by writer: it is read where the writer is known to have borrowed from
+them (GPTQModel), refused elsewhere, and never written.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trinity.methods.contract import MethodConfig
-from trinity.methods.errors import ConfigError, UnsupportedError
+from trinity.methods.contract import MethodConfig, StoredTensors
+from trinity.methods.errors import ConfigError, TrinityError, UnsupportedError
 from trinity.methods.formats import CompressedWeight, Quantized, Sparse
 from trinity.methods.formats.quantized import BITS
+from trinity.methods.gptq_settings import LayerSettings, Version, read_settings
 
-Version = Literal["gptq", "gptq_v2"]
 WORD = 32
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 ENOUGH = 32  # equal zero points that cannot be a coincidence
 
 
 class GptqCheckpointConfig(MethodConfig):
-    """checkpoint_format: as in quantize_config.json, where a missing entry means 'gptq'."""
+    """checkpoint_format: for a folder that does not say it; None is what it says, else 'gptq'."""
 
-    checkpoint_format: Version = "gptq"
+    checkpoint_format: Version | None = None
 
 
-def load(tensors: Mapping[str, Tensor], version: Version) -> dict[str, Quantized]:
-    """Every quantized linear among a checkpoint's tensors, by the name of its module."""
+def load(tensors: StoredTensors, option: Version | None) -> dict[str, Quantized]:
+    """Every quantized linear among a checkpoint's tensors, by the name of its module.
+
+    option: the version, where the folder's settings do not name it; ConfigError if they differ
+    """
+    settings = read_settings(tensors.settings)
+    if None not in (option, settings.version) and option != settings.version:
+        msg = (
+            f"gptq-checkpoint: option checkpoint_format is {option}, but {settings.base.where} "
+            f"says {settings.version}. Leave the option out, or correct the file."
+        )
+        raise ConfigError(msg)
+    version = settings.version or option or "gptq"
     names = [key.removesuffix(".qweight") for key in tensors if key.endswith(".qweight")]
     if not names:
         msg = (
@@ -44,43 +55,49 @@ def load(tensors: Mapping[str, Tensor], version: Version) -> dict[str, Quantized
             "or it is another of its formats (marlin, awq)."
         )
         raise ConfigError(msg)
-    found = {}
+    layers = {}
     for name in names:
+        if f"{name}.weight" in tensors:
+            msg = (
+                f"gptq-checkpoint: holds both {name}.qweight and {name}.weight, and only one of "
+                f"them can be the layer's. Remove the file or the tensor that is left over."
+            )
+            raise ConfigError(msg)
+        said = settings.of_layer(name)
         parts = {part: tensors[key] for part in PARTS if (key := f"{name}.{part}") in tensors}
         try:
-            found[name] = read_layer(parts, version)
-        except ConfigError as error:
+            layers[name] = read_layer(parts, version, said)
+        except TrinityError as error:
             raise type(error)(f"{name}: {error}") from error
-    return found
+    return layers
 
 
-def read_layer(parts: Mapping[str, Tensor], version: Version) -> Quantized:
+def read_layer(
+    parts: Mapping[str, Tensor], version: Version, said: LayerSettings | None = None
+) -> Quantized:
     """One linear from its tensors, named as in the table above; symmetric if its zero points are.
 
     The number of bits is what the shapes say; codes and scales are kept bit for bit.
+    said: what the folder says of the layer; ConfigError where the tensors are something else
     """
+    said = said or LayerSettings()
     missing = sorted({"qweight", "qzeros", "scales"} - set(parts))
     if missing:
         msg = f"gptq-checkpoint: {', '.join(missing)} is missing; found {sorted(parts)}."
         raise ConfigError(msg)
     bits, d_in = _sizes(parts)
-    groups, out = parts["scales"].shape
-    stored = unpack_stream(parts["qzeros"].T, bits, out).T
-    half = 2 ** (bits - 1)
-    if version == "gptq" and stored.numel() >= ENOUGH and bool((stored == half).all()):
-        msg = (
-            f"gptq-checkpoint: every stored zero point is {half}, the middle of {bits} bits, where "
-            f"`gptq` stores {half - 1}. The file is in `gptq_v2`, whatever its configuration says: "
-            f"set checkpoint_format=gptq_v2."
-        )
-        raise ConfigError(msg)
-    zero = stored if version == "gptq_v2" else (stored.to(torch.int16) + 1) % 2**bits
+    _check_sizes(parts, bits, d_in, said)
+    zero = _zero_points(parts["qzeros"], bits, parts["scales"].shape[1], version, said)
     codes = unpack_stream(parts["qweight"], bits, d_in).T.contiguous()
-    scale, index = parts["scales"].T.contiguous(), _index(parts.get("g_idx"), d_in, groups)
+    scale, index = _scale(parts["scales"]), _index(parts, d_in, said)
+    half = 2 ** (bits - 1)
     if bool((zero == half).all()):
         signed = (codes.to(torch.int16) - half).to(torch.int8)
         return Quantized(signed, scale, None, bits, index)
-    return Quantized(codes, scale, zero.to(torch.uint8).T.contiguous(), bits, index)
+    if said.sym:
+        other = int(zero[zero != half][0])
+        raise said.contradiction("sym", f"qzeros hold a zero point of {other}, not only {half}")
+    return Quantized(codes, scale, zero.T.contiguous(), bits, index)
 
 
 def write_layer(weight: CompressedWeight, version: Version) -> dict[str, Tensor]:
@@ -99,8 +116,9 @@ def write_layer(weight: CompressedWeight, version: Version) -> dict[str, Tensor]
             f"[{out}, {d_in}]."
         )
         raise UnsupportedError(msg)
-    scale = base.scale.half()
-    if not torch.equal(scale.float(), base.scale.float()):
+    steps = _steps(base)
+    scale = steps.half()
+    if not torch.equal(scale.double(), steps):
         msg = (
             "the GPTQ format stores scales as float16, and these do not fit exactly: quantize "
             "with `scale_dtype: float16`."
@@ -181,17 +199,117 @@ def _sizes(parts: Mapping[str, Tensor]) -> tuple[int, int]:
     raise ConfigError(msg)
 
 
-def _index(index: Tensor | None, d_in: int, groups: int) -> Tensor | None:
-    """The group index, or None where groups are consecutive inputs.
+def _check_sizes(parts: Mapping[str, Tensor], bits: int, d_in: int, said: LayerSettings) -> None:
+    """ConfigError where the shapes are not those of the settings."""
+    if said.bits not in (None, bits):
+        shape = list(parts["qweight"].shape)
+        raise said.contradiction("bits", f"qweight {shape} holds {bits} bits a code")
+    groups = parts["scales"].shape[0]
+    if said.groups(d_in) not in (None, groups):
+        found = f"scales hold {groups} groups of the {d_in} inputs"
+        raise said.contradiction("group_size", found)
+
+
+def _zero_points(
+    qzeros: Tensor, bits: int, out: int, version: Version, said: LayerSettings
+) -> Tensor:
+    """qzeros: int32 [groups, out * bits / 32]  ->  uint8 [groups, out]"""
+    stored = unpack_stream(qzeros.T, bits, out).T
+    if version == "gptq_v2":
+        return stored
+    half, top = 2 ** (bits - 1), 2**bits - 1
+    if stored.numel() >= ENOUGH and bool((stored == half).all()):
+        msg = (
+            f"gptq-checkpoint: every stored zero point is {half}, the middle of {bits} bits, where "
+            f"`gptq` stores {half - 1}. The file is in `gptq_v2`: set checkpoint_format to that, "
+            f"in {said.where} if it says otherwise."
+        )
+        raise ConfigError(msg)
+    if not bool((stored == top).any()):
+        return stored + 1
+    if not said.borrows or WORD % bits:
+        msg = (
+            f"gptq-checkpoint: qzeros hold {top}, which is what `gptq` makes of a zero point of 0, "
+            f"and programs that write it damage the zero points beside it in different ways. Save "
+            f"the checkpoint as gptq_v2 with the program that made it."
+        )
+        raise UnsupportedError(msg)
+    ones = sum(1 << place for place in range(0, WORD, bits))
+    return unpack_stream((qzeros + ones).T, bits, out).T
+
+
+def _scale(scales: Tensor) -> Tensor:
+    """[groups, out] -> [out, groups]; ConfigError names what no step of a grid can be."""
+    if not bool((torch.isfinite(scales) & (scales > 0)).all()):
+        wrong = scales[~(torch.isfinite(scales) & (scales > 0))]
+        msg = (
+            f"gptq-checkpoint: scales hold {wrong.numel()} entries that are not positive finite "
+            f"numbers, such as {float(wrong[0]):g}."
+        )
+        raise ConfigError(msg)
+    return scales.T.contiguous()
+
+
+def _index(parts: Mapping[str, Tensor], d_in: int, said: LayerSettings) -> Tensor | None:
+    """The group index, or None where groups are consecutive inputs, all of one size.
 
     Writers that know no order leave g_idx out, or zero: an index that uses one of many groups.
     """
+    index, groups = parts.get("g_idx"), parts["scales"].shape[0]
     if index is None or (groups > 1 and not bool(index.any())):
-        return None
-    consecutive = torch.arange(d_in, device=index.device) // -(-d_in // groups)
-    if d_in % groups == 0 and torch.equal(index.long(), consecutive):
-        return None
-    return index.to(torch.int32)
+        if said.desc_act and groups > 1:
+            found = "g_idx is missing or zero, so the order of the inputs is lost"
+            raise said.contradiction("desc_act", found)
+        if said.group_size is None and d_in % groups:
+            msg = (
+                f"gptq-checkpoint: scales hold {groups} groups, which do not divide the {d_in} "
+                f"inputs, and neither g_idx nor a `group_size` of the folder says where they end."
+            )
+            raise ConfigError(msg)
+        index = _consecutive(parts, d_in, said)
+    elif not torch.equal(index.long(), _consecutive(parts, d_in, said).long()):
+        if said.desc_act is False:
+            if bool((index.diff() < 0).any()):
+                raise said.contradiction("desc_act", "g_idx puts inputs into groups out of order")
+            if said.group_size is not None:
+                found = f"the first group of g_idx has {int((index == 0).sum())} inputs"
+                raise said.contradiction("group_size", found)
+        return index.to(torch.int32)
+    return index.to(torch.int32) if int((index == 0).sum()) * groups != d_in else None
+
+
+def _consecutive(parts: Mapping[str, Tensor], d_in: int, said: LayerSettings) -> Tensor:
+    """The index of consecutive inputs in the groups that are said, or else in equal ones."""
+    scales = parts["scales"]
+    size = -(-d_in // scales.shape[0]) if said.group_size in (None, -1) else said.group_size
+    return torch.arange(d_in, device=scales.device) // size
+
+
+def _steps(base: Quantized) -> Tensor:
+    """Scales, those of the inputs multiplied in.  -> [1 | out, groups], float64
+
+    UnsupportedError where inputs of one group have different ones: the format has no place for them
+    """
+    steps = base.scale.double()
+    if base.input_scale is None:
+        return steps
+    inputs, groups = base.input_scale.double(), steps.shape[1]
+    index = base.group_index
+    if index is None:
+        index = torch.arange(len(inputs), device=inputs.device) // base.group_size
+    ends = inputs.new_ones(groups)
+    low, high = (
+        ends.scatter_reduce(0, index.long(), inputs, kind, include_self=False)
+        for kind in ("amin", "amax")
+    )
+    if not torch.equal(low, high):
+        msg = (
+            f"the GPTQ format has no scales of inputs, and those of this layer differ inside a "
+            f"group, from {float(inputs.min()):g} to {float(inputs.max()):g}, so that the scales "
+            f"of its groups cannot stand for them. Export as huggingface for plain floats."
+        )
+        raise UnsupportedError(msg)
+    return steps * low
 
 
 def _unsigned(base: Quantized) -> tuple[Tensor, Tensor]:
@@ -211,9 +329,15 @@ class _GptqCheckpoint:
     parts = PARTS
 
     def load(
-        self, tensors: Mapping[str, Tensor], config: GptqCheckpointConfig
+        self, tensors: StoredTensors, config: GptqCheckpointConfig
     ) -> Mapping[str, CompressedWeight]:
         return load(tensors, config.checkpoint_format)
+
+    def example(self) -> Mapping[str, Tensor]:
+        """A checkpoint of one layer [32, 64] in groups of 32, for conformance."""
+        codes = torch.randint(-8, 8, (32, 64), dtype=torch.int8)
+        weight = Quantized(codes, torch.full((32, 2), 0.5), None, 4)
+        return {f"fc.{part}": tensor for part, tensor in write_layer(weight, "gptq").items()}
 
 
 GPTQ_CHECKPOINT = _GptqCheckpoint()

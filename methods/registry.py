@@ -1,21 +1,16 @@
 """Which compression methods there are.  Reading one table tells all that is built in."""
 
-from functools import cache
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from trinity.methods.contract import (
-    BlockMethod,
-    CheckpointSource,
-    Method,
-    MethodConfig,
-    ModelMethod,
-    Registered,
-)
 from trinity.methods.errors import ConfigError, nearest
+from trinity.methods.plugins import Group, Owner
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+    from trinity.methods.contract import MethodConfig, Registered
 
 GROUP = "trinity.methods"
 
@@ -38,51 +33,46 @@ BUILT_IN = {
 }
 
 
+_PLUGINS = Group(GROUP, "method", lambda: BUILT_IN.items())
+
+
 def names() -> list[str]:
     """Every registered name, built-in and third-party, sorted; loads no method."""
-    return sorted(_owners())
+    return _PLUGINS.names()
 
 
 def owner(name: str) -> str:
     """'trinity' or the distribution that registers `name`."""
-    return _owners()[name][0]
+    return _PLUGINS.owner(name).distribution
 
 
-def get(name: str) -> Registered:
+def owners(name: str) -> list[Owner]:
+    """All who register `name`: more than one is an error where it is used."""
+    return _PLUGINS.owners(name)
+
+
+def get(name: str) -> "Registered":
     """Load a method by name; ConfigError with the nearest names if there is none."""
-    owners = _owners()
-    if name not in owners:
-        msg = (
-            f"method '{name}' is not registered.{nearest(name, sorted(owners))} "
-            f"`trinity methods list` lists all; plugins register in the group '{GROUP}'."
-        )
-        raise ConfigError(msg)
-    distribution, target = owners[name]
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        msg = f"method '{name}' of {distribution}: '{target}' cannot be loaded ({error})."
-        raise ConfigError(msg) from error
+    found = _PLUGINS.load(name)
+    # Imported here: it loads torch, and to know which methods there are must not.
+    from trinity.methods.declarations import KINDS, of_wrong_types
+
+    target = _PLUGINS.owner(name).target
     # A class has its instances' attributes, so it would pass as a protocol, and fail when called.
-    kinds = (Method, BlockMethod, ModelMethod, CheckpointSource)
-    if isinstance(found, type) or not isinstance(found, kinds):
-        msg = (
-            f"method '{name}' of {distribution}: '{target}' is a {type(found).__name__} that is "
-            f"neither a Method, a BlockMethod, a ModelMethod nor a CheckpointSource "
-            f"(trinity.methods.contract)."
+    if isinstance(found, type) or not isinstance(found, KINDS):
+        what = (
+            f"'{target}' is of type {type(found).__name__}, which is neither a Method, a "
+            f"BlockMethod, a ModelMethod nor a CheckpointSource (trinity.methods.contract)"
         )
-        raise ConfigError(msg)
+        raise _PLUGINS.broken(name, what)
     if found.name != name:
-        msg = (
-            f"method '{name}' of {distribution}: '{target}' calls itself '{found.name}'. "
-            f"Rename one of the two."
-        )
-        raise ConfigError(msg)
+        raise _PLUGINS.broken(name, f"'{target}' calls itself '{found.name}'; the names differ")
+    if wrong := of_wrong_types(found):
+        raise _PLUGINS.broken(name, f"'{target}': {'; '.join(wrong)}")
     return found
 
 
-def configure(name: str, options: dict[str, Any]) -> MethodConfig:
+def configure(name: str, options: dict[str, Any]) -> "MethodConfig":
     """Turn a recipe's options into a method's frozen config; ConfigError names the wrong key."""
     schema = get(name).config
     unknown = sorted(set(options) - set(schema.model_fields))
@@ -93,32 +83,22 @@ def configure(name: str, options: dict[str, Any]) -> MethodConfig:
         msg = f"method '{name}' has no option {', '.join(unknown)}.{hints} {options_known}"
         raise ConfigError(msg)
     try:
-        return schema.model_validate(options)
+        config = schema.model_validate(options)
+        config.model_dump(mode="json")  # what fingerprints and records hold
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'options'}: {item['msg']}, "
-            f"found {item['input']!r}"
-            for item in error.errors()
-        )
-        msg = f"method '{name}': {problems}."
+        problems = "; ".join(map(_problem, error.errors()))
+        msg = f"method '{name}': {problems}. `trinity methods show {name}` describes the options."
         raise ConfigError(msg) from error
+    except Exception as error:
+        # A plugin's own checks, and values of its own types, may fail in any way.
+        what = f"its options {options} cannot be read or written as JSON ({error!r})"
+        raise _PLUGINS.broken(name, what) from error
+    return config
 
 
-@cache
-def _owners() -> dict[str, tuple[str, str]]:
-    """Name -> (distribution, 'module:object')."""
-    owners = {name: ("trinity", target) for name, target in BUILT_IN.items()}
-    for entry in entry_points(group=GROUP):
-        distribution = _distribution(entry)
-        if entry.name in owners and owners[entry.name] != (distribution, entry.value):
-            msg = (
-                f"method '{entry.name}' is registered twice: by {owners[entry.name][0]} "
-                f"({owners[entry.name][1]}) and by {distribution} ({entry.value}). Uninstall one."
-            )
-            raise ConfigError(msg)
-        owners[entry.name] = (distribution, entry.value)
-    return owners
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else "an unknown distribution"
+def _problem(item: "ErrorDetails") -> str:
+    """What is wrong with one option."""
+    where = ".".join(map(str, item["loc"])) or "options"
+    if item["type"] == "missing":
+        return f"needs the option {where}"
+    return f"{where}: {item['msg'].removeprefix('Input ')}, found {item['input']!r}"

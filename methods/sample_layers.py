@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any
 
@@ -38,6 +38,7 @@ from trinity.methods.formats import (
 SHAPES = ((16, 128), (8, 256), (1, 128), (128, 16), (24, 40), (5, 7), (3, 1))
 NUMERIC_SHAPES = ((16, 128), (24, 40))
 TOKENS = 48
+RANDOM = "random weights"
 # Tried in turn for options that have no default and declare no examples.
 PLAUSIBLE: tuple[object, ...] = ("2:4", 4, 0.5, "float16", True)
 
@@ -52,6 +53,18 @@ class Sample:
     kind: str
     W: Tensor
     stats: LayerStats
+    may_refuse: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSample:
+    """A block to try a method on.
+
+    kind: in words   may_refuse: a clear error is as good as a result
+    """
+
+    kind: str
+    task: BlockTask
     may_refuse: bool = False
 
 
@@ -82,7 +95,7 @@ def layers(shape: tuple[int, int], needs: Statistic) -> Iterator[Sample]:
     d_in = shape[1]
     W, X = torch.randn(shape), torch.randn(TOKENS + d_in, d_in)
     stats = statistics(X, needs)
-    yield Sample("random weights", W, stats)
+    yield Sample(RANDOM, W, stats)
     dead, X_dead = W.clone(), X.clone()
     dead[0], X_dead[:, 0] = 0, 0
     yield Sample("a zero row and a dead input", dead, statistics(X_dead, needs))
@@ -133,10 +146,44 @@ def currents(W: Tensor) -> Iterator[CompressedWeight]:
         yield Sparse(quantized, mask, NM(2, 4))
 
 
-def block_task(needs: Statistic) -> BlockTask:
-    """`x + gelu(x up^T) down^T`."""
-    weights = {name: torch.randn(128, 128) / 11 for name in ("mlp.up", "mlp.down")}
-    inputs = tuple(torch.randn(TOKENS // 2, 128) for _ in range(2))
+def blocks(needs: Statistic) -> Iterator[BlockSample]:
+    """Blocks as models have them, and the degenerate ones, each `x + gelu(x up^T) down^T`."""
+    yield BlockSample("a block of two linears", block_task(needs))
+    yield BlockSample("a block of other widths", block_task(needs, (24, 40)))
+    task = block_task(needs, dead=True)
+    yield BlockSample("a block with a zero row and a dead input", task)
+    zero = {name: torch.zeros(128, 128) for name in ("mlp.up", "mlp.down")}
+    yield BlockSample("a block of zeros", block_task(needs, weights=zero))
+    one = block_task(needs, tokens=1)
+    yield BlockSample("a block and one token of each sequence", one, may_refuse=True)
+    for index, kind in enumerate(("quantized", "adapted", "sparse", "sparse and quantized"), 1):
+        task = block_task(needs)
+        current = {name: list(currents(W))[index] for name, W in task.weights.items()}
+        task = replace(task, current=current)
+        yield BlockSample(f"a block that is {kind} already", task, may_refuse=True)
+
+
+def block_task(
+    needs: Statistic,
+    widths: tuple[int, int] = (128, 128),
+    *,
+    tokens: int = TOKENS // 2,
+    dead: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
+) -> BlockTask:
+    """`x + gelu(x up^T) down^T`.
+
+    widths: of the block and inside   tokens: of each of two sequences
+    dead: a row of each weight is zero, and so is an input   weights: random if None
+    """
+    outer, inner = widths
+    sizes = {"mlp.up": (inner, outer), "mlp.down": (outer, inner)}
+    if weights is None:
+        weights = {name: torch.randn(size) / 11 for name, size in sizes.items()}
+    inputs = tuple(torch.randn(tokens, outer) for _ in range(2))
+    if dead:
+        for values in (*weights.values(), *(x.T for x in inputs)):
+            values[0] = 0
 
     def hidden(up: Tensor, x: Tensor) -> Tensor:
         return torch.nn.functional.gelu(x @ up.T)
@@ -208,6 +255,7 @@ def _format_of_block(
 ) -> WeightFormat | None:
     task = block_task(method.needs)
     try:
-        return format_of(next(iter(method.compress_block(task, config).values())))
+        made = next(iter(method.compress_block(task, config).values()))
+        return format_of(made.weight if isinstance(made, Reported) else made)
     except TrinityError:
         return None

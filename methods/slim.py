@@ -46,8 +46,9 @@ class SlimConfig(slim_lora.SlimLoraConfig):
 
 
 def quantizer_of(W: Tensor, stats: LayerStats, config: SlimConfig) -> Callable[[Tensor], Quantized]:
-    """One scale for the whole of a tensor [out, in].  W: the original weight, which salient inputs
-    are those of.
+    """One scale for the whole of a tensor [out, in].
+
+    W: the original weight, whose salient inputs they are
     """
     if config.quantizer == "absmax":
         absmax = rtn.RtnConfig(bits=config.bits, group_size="tensor", scale_dtype="float32")

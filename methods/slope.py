@@ -115,14 +115,13 @@ def load(tensors: Mapping[str, Tensor], config: SlopeConfig) -> dict[str, Compre
         layer, _, part = name.rpartition(".")
         if part != WEIGHT or W.ndim != 2 or not W.is_floating_point():
             continue
-        pattern = _pattern_of(layer, config)
-        base: Dense | Sparse | None = None if pattern is None else sparse_weight(layer, W, pattern)
-        factors = _factors(layer, tensors)
-        if factors is not None:
-            B, A = adapter(layer, *factors, pattern or _nm(config), config)
-            found[layer] = Adapted(base or Dense(W), B, A)
-        elif base is not None:
-            found[layer] = base
+        if weight := _weight(layer, W, tensors, config):
+            found[layer] = weight
+    for name in tensors:
+        layer, _, part = name.rpartition(".")
+        if part in (LEFT, RIGHT) and layer not in found:
+            msg = f"slope: {layer}: has {part} but no {WEIGHT} of floats. The file is incomplete."
+            raise ConfigError(msg)
     if not any(_is_sparse(weight) for weight in found.values()):
         msg = (
             f"slope: none of the {len(tensors)} tensors is a weight that obeys {config.pattern}. "
@@ -130,6 +129,24 @@ def load(tensors: Mapping[str, Tensor], config: SlopeConfig) -> dict[str, Compre
         )
         raise ConfigError(msg)
     return found
+
+
+def _weight(
+    layer: str, W: Tensor, tensors: Mapping[str, Tensor], config: SlopeConfig
+) -> CompressedWeight | None:
+    """One layer, or None if it is dense without adapters; ConfigError names it."""
+    pattern, factors = _pattern_of(layer, config), _factors(layer, tensors)
+    try:
+        base = None if pattern is None else sparse_weight(layer, W, pattern)
+        if factors is None:
+            return base
+        B, A = adapter(layer, *factors, pattern or _nm(config), config)
+        return Adapted(base or Dense(W), B, A)
+    except ConfigError as error:
+        if str(error).startswith("slope:"):
+            raise
+        msg = f"slope: {layer}: {error}"
+        raise ConfigError(msg) from error
 
 
 def _pattern_of(layer: str, config: SlopeConfig) -> NM | None:

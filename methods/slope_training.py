@@ -1,7 +1,7 @@
 """SLoPe's training steps: double-pruned backward pass, static masks, sparse AdamW, lazy adapters
 (Mozaffari et al., arXiv:2405.16325).
 
-Tensors only; `trinity.harness.pretrain` puts them in a model.
+Tensors only; `trinity.harness.training.pretrain` puts them in a model.
 
     Y  = X (W * R)^T            R: N:M along the inputs, static                       (eq. 2)
     dW = (dY^T X) * R           only kept entries have a gradient and moments         (eq. 3)

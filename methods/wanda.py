@@ -53,8 +53,7 @@ def shifted(x_norm: Tensor) -> Tensor:
     """SLiM's shift: sqrt(s + m), s = x_norm^2, m its smallest positive entry (1 if there is none).
 
     x_norm: [in] -> [in], positive.  SLiM's code takes min(m, 1) when some entry is 0, which makes
-        the
-    mask depend on the scale of the activations; here it does not.
+    the mask depend on the scale of the activations; here it does not.
     """
     s = x_norm.square()
     positive = s[s > 0]

@@ -1,18 +1,23 @@
 """What every test shares: its own caches, no hub, one thread, the data beside the checkout.
 
 The variables are set here, before any test module imports a Hugging Face library, because those
-libraries read them once, when they are imported. `setdefault` leaves the opt-in for network tests.
+libraries read them once, when they are imported.
 """
 
+import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 _HF_HOME = Path(tempfile.mkdtemp(prefix="trinity-tests-hf-"))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HOME", str(_HF_HOME))
+# HF_HUB_OFFLINE=0 opts in to network tests; else what the user has of the hub changes no test.
+if os.environ.get("HF_HUB_OFFLINE") != "0":
+    for _name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_XET_CACHE"):
+        os.environ.pop(_name, None)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(_HF_HOME)}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402  the variables above come first
@@ -21,9 +26,22 @@ import torch  # noqa: E402  as above
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from tests that did not ask for one: they expect what a processor does."""
+    if not re.search(r"(?<!not )\bgpu\b", config.getoption("markexpr") or ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_unconfigure() -> None:
     """Remove the Hugging Face home of this run."""
     shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: those of gzip hold the time, and workers that collect at
+    different seconds would find different tests.
+    """
+    return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +57,17 @@ def _one_thread() -> Iterator[None]:
 def _same_seed() -> None:
     """A failing test fails again: torch's global generator starts every test at the same place."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_log() -> Iterator[None]:
+    """The command line sets up the root logger of its process, here that of all tests: what it
+    hides, the next test would miss.
+    """
+    level, handlers = logging.root.level, logging.root.handlers[:]
+    yield
+    logging.root.setLevel(level)
+    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

@@ -139,7 +139,8 @@ def test_constraints_name_no_local_version_and_no_range(constraints: dict[str, s
 def test_every_dependency_is_pinned_inside_its_declared_range(
     pyproject: dict[str, Any], constraints: dict[str, str]
 ) -> None:
-    for text in pyproject["project"]["dependencies"]:
+    extras = pyproject["project"]["optional-dependencies"].values()
+    for text in (*pyproject["project"]["dependencies"], *(text for e in extras for text in e)):
         requirement = Requirement(text)
         pin = constraints[normalized(requirement.name)]
         assert requirement.specifier.contains(pin), f"{text}, pinned {pin}"

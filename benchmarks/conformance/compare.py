@@ -20,20 +20,20 @@ from given import run_of, tokens_of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trinity.harness import recipe
 from trinity.harness.accuracy import suites
-from trinity.harness.checkpoint import Checkpoint
-from trinity.harness.engine import TorchEngine
-from trinity.harness.measure import context_length
-from trinity.harness.models import set_weight
-from trinity.harness.progress import Reporter
-from trinity.harness.quiet import hush_libraries
-from trinity.harness.records import compare
+from trinity.harness.checkpoints.checkpoint import Checkpoint
+from trinity.harness.engines.engine import TorchEngine
+from trinity.harness.models.decoder import set_weight
+from trinity.harness.models.model_tokenizer import tokenizer_of
+from trinity.harness.recipes import recipe
 from trinity.harness.records.environment import environment
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.report.verdicts import outcome_text
-from trinity.harness.run import Finished, Run
-from trinity.harness.store import StageStore, default_root, write_json
+from trinity.harness.runs.run import Finished, Run
+from trinity.harness.statistics import comparison
+from trinity.harness.store.stages import StageStore, default_root, write_json
+from trinity.harness.terminal.hush import hush_libraries
+from trinity.harness.terminal.progress import Reporter
 from trinity.methods import registry
 from trinity.methods.contract import LayerStats, Reported
 from trinity.methods.errors import ConfigError, TrinityError
@@ -94,13 +94,13 @@ def weights_of(place: Path) -> Mapping[str, Tensor]:
         return load_file(place.with_suffix(".safetensors"))
     data = {"model": {"id": str(place)}, "compress": {"steps": [{"method": "gptq-checkpoint"}]}}
     imported = Run(recipe.parse(data, str(place)), StageStore(default_root()), Reporter())
-    checkpoint = Checkpoint(imported.checkpoint)
+    checkpoint = Checkpoint.open(imported.compress())
     return {name: weight.dequantize() for name, weight in checkpoint.weights()}
 
 
 def measured_with(run: Run, weights: Mapping[str, Tensor]) -> list[Measurement]:
     """The run's accuracy suites on its model with other weights in all its linears."""
-    checkpoint = Checkpoint(run.checkpoint)
+    checkpoint = Checkpoint.open(run.compress())
     if set(weights) != set(checkpoint.formats):
         odd = sorted(set(weights) ^ set(checkpoint.formats))
         msg = f"the weights are of other layers than the model's: {', '.join(odd[:3])}."
@@ -108,14 +108,13 @@ def measured_with(run: Run, weights: Mapping[str, Tensor]) -> list[Measurement]:
     model = checkpoint.load_model()
     for name, weight in weights.items():
         set_weight(model.get_submodule(name), weight, torch.float32)
-    engine = TorchEngine(model, context_length(run.checkpoint), "simulated")
+    engine = TorchEngine(model, checkpoint.context, "simulated")
     assert run.recipe.evaluate is not None
-    return [
-        m for spec in run.recipe.evaluate.suites for m in suites.run(spec, engine, run.tokenizer)
-    ]
+    tokenizer = tokenizer_of(run.compress())
+    return [m for spec in run.recipe.evaluate.suites for m in suites.run(spec, engine, tokenizer)]
 
 
-def models(folder: Path, package: str, case: str) -> tuple[dict[str, Any], list[compare.Pair]]:
+def models(folder: Path, package: str, case: str) -> tuple[dict[str, Any], list[comparison.Pair]]:
     """Agreement by layer and measurements of a whole model of both, and the pairs to be judged."""
     run = run_of(case)
     if not torch.equal(tokens_of(run), load_file(folder / "given" / "ids.safetensors")["ids"]):
@@ -126,22 +125,24 @@ def models(folder: Path, package: str, case: str) -> tuple[dict[str, Any], list[
     theirs = measured_with(run, weights)
     mine = finished.record.measurements
     found = {
-        "same": {name: same(w, weights[name]) for name, w in Checkpoint(run.checkpoint).weights()},
+        "same": {
+            name: same(w, weights[name]) for name, w in Checkpoint.open(run.compress()).weights()
+        },
         "ours": [m.model_dump(mode="json") for m in mine],
         "theirs": [m.model_dump(mode="json") for m in theirs],
     }
-    return found, compare.pairs(mine, theirs)
+    return found, comparison.pairs(mine, theirs)
 
 
 def measure(folder: Path) -> dict[str, Any]:
     """Everything that is in the folder, as plain data."""
     found: dict[str, Any] = {"layers": {}, "models": {}, "versions": {}}
-    judged: list[tuple[str, compare.Pair]] = []
+    judged: list[tuple[str, comparison.Pair]] = []
     for package in PACKAGES:
         if not (folder / package).is_dir():
             continue
         found["versions"][package] = (
-            (folder / package / "versions.txt").read_text().split("\n")[:-1]
+            (folder / package / "versions.txt").read_text(encoding="utf-8").split("\n")[:-1]
         )
         for case in CASES:
             if (folder / package / "layers" / f"{case}.safetensors").is_file():
@@ -150,17 +151,18 @@ def measure(folder: Path) -> dict[str, Any]:
                 found["layers"][key] = layers(folder, package, case)
                 found["models"][key], pairs = models(folder, package, case)
                 judged += [(key, pair) for pair in pairs]
-    outcomes = compare.judge([pair for _, pair in judged])
+    outcomes = comparison.judge([pair for _, pair in judged])
     for (key, _), outcome in zip(judged, outcomes, strict=True):
         found["models"][key].setdefault("outcomes", []).append(outcome.model_dump(mode="json"))
     dense = run_of(None)
+    drawn = dense.draw_calibration()
     return {
         "schema": "conformance/1",
         "command": " ".join(["python", "benchmarks/conformance/compare.py", *sys.argv[1:]]),
         "cases": CASES,
         "dense": [m.model_dump(mode="json") for m in dense.finish().record.measurements],
         "model": {"id": dense.recipe.model.id, "sha256": dense.source.sha256},
-        "calibration": dense.calibration[1] if dense.calibration else None,
+        "calibration": drawn[1] if drawn else None,
         **found,
         "environment": environment(),
     }
@@ -185,7 +187,7 @@ def tables(found: dict[str, Any]) -> str:
     for key, one in found["models"].items():
         shares = [100 * share for share in one["same"].values()]
         for theirs, outcome in zip(one["theirs"], one["outcomes"], strict=True):
-            said = outcome_text(compare.Outcome.model_validate(outcome))
+            said = outcome_text(comparison.Outcome.model_validate(outcome))
             lines.append(
                 f"| {key} | {statistics.fmean(shares):.2f}% ({min(shares):.2f}%) "
                 f"| {theirs['name']} | {theirs['value']:.2f} | {outcome['ours']:.2f} | {said} |"

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import statistics
 import sys
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from compare import same
 from given import run_of
 from torch import Tensor
 
-from trinity.harness.checkpoint import Checkpoint
-from trinity.harness.progress import Reporter
-from trinity.harness.quiet import hush_libraries
+from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.records.environment import environment
-from trinity.harness.run import Run
-from trinity.harness.store import StageStore, default_root, write_json
+from trinity.harness.runs.run import Run
+from trinity.harness.store.once import once
+from trinity.harness.store.stages import StageStore, default_root, write_json
+from trinity.harness.terminal.hush import hush_libraries
+from trinity.harness.terminal.progress import Reporter
 from trinity.methods.formats import CompressedWeight
 
 COMPARED = ("gptq", "sparsegpt-2of4")  # whose whole models differ from those of others
@@ -40,11 +40,12 @@ class Reordered(Run):
         super().__init__(run.recipe, StageStore(default_root()), Reporter())
         self.first, self.seed = run, seed
 
-    @cached_property
-    def calibration(self) -> tuple[Tensor, dict[str, Any]] | None:
+    @once
+    def draw_calibration(self) -> tuple[Tensor, dict[str, Any]] | None:
         """Ids [samples, seqlen] and how they came about."""
-        assert self.first.calibration is not None
-        ids, described = self.first.calibration
+        drawn = self.first.draw_calibration()
+        assert drawn is not None
+        ids, described = drawn
         if self.seed:
             order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(self.seed))
             ids = ids[order].contiguous()
@@ -66,7 +67,7 @@ def measure(case: str, orders: int) -> dict[str, Any]:
         for m in ordered.finish().record.measurements:
             if m.value is not None:
                 values.setdefault(m.name, []).append(m.value)
-        weights = Checkpoint(ordered.checkpoint).weights()
+        weights = Checkpoint.open(ordered.compress()).weights()
         if not seed:
             reference = dict(weights)
             continue

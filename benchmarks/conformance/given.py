@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from trinity.harness import paper, recipe
-from trinity.harness.progress import Reporter
-from trinity.harness.quiet import hush_libraries
-from trinity.harness.repro import first_at_hand
-from trinity.harness.run import Run
-from trinity.harness.store import StageStore, default_root
+from trinity.harness.recipes import paper, recipe
+from trinity.harness.repro.repro import first_at_hand
+from trinity.harness.runs.run import Run
+from trinity.harness.store.stages import StageStore, default_root
+from trinity.harness.terminal.hush import hush_libraries
+from trinity.harness.terminal.progress import Reporter
 
 LAYERS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -43,8 +43,9 @@ def run_of(case: str | None) -> Run:
 
 def tokens_of(run: Run) -> Tensor:
     """A run's calibration tokens, int64 [samples, seqlen]."""
-    assert run.calibration is not None
-    return run.calibration[0]
+    drawn = run.draw_calibration()
+    assert drawn is not None
+    return drawn[0]
 
 
 def layers_of(folder: Path, ids: Tensor) -> dict[str, Tensor]:

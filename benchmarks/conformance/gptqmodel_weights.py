@@ -69,7 +69,7 @@ def main() -> None:
     model.quantize(windows, batch_size=1)
     model.save(str(out / "models" / "gptq"))
     versions = [f"{name} {version(name)}" for name in ("gptqmodel", "transformers", "torch")]
-    (out / "versions.txt").write_text("\n".join(versions) + "\n")
+    (out / "versions.txt").write_text("\n".join(versions) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

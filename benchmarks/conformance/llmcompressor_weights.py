@@ -141,7 +141,7 @@ def main() -> None:
         found = whole_model(given / "model", ids, step)
         save_file(found, out / "models" / f"{case}.safetensors")
     versions = [f"{name} {version(name)}" for name in ("llmcompressor", "transformers", "torch")]
-    (out / "versions.txt").write_text("\n".join(versions) + "\n")
+    (out / "versions.txt").write_text("\n".join(versions) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

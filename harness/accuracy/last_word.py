@@ -10,15 +10,19 @@ go on and lengthen the word is not asked.
 import re
 import textwrap
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
 import torch
 
-from trinity.harness import statistics
 from trinity.harness.accuracy.scoring import continuation_scores, evenly_spaced
-from trinity.harness.data import TextCorpus, Tokenizer, token_ids
-from trinity.harness.engine import Engine
-from trinity.harness.pydoc_text import paragraphs
+from trinity.harness.engines import finite
+from trinity.harness.engines.engine import Engine
+from trinity.harness.records.facts import EVENLY_SPACED, Data, Questions, Text
 from trinity.harness.records.measurement import Measurement
+from trinity.harness.statistics import intervals
+from trinity.harness.texts.corpora import TextCorpus, Tokenizer, appended, token_ids
+from trinity.harness.texts.pydoc_text import paragraphs
 from trinity.methods.errors import ConfigError
 
 _SHORTEST_CONTEXT = 12  # words
@@ -52,6 +56,23 @@ def examples(corpus: TextCorpus) -> list[Example]:
     return found
 
 
+def split(tokenizer: Tokenizer, example: Example, tail: int) -> tuple[list[int], list[int]]:
+    """Tokens of context and word together, and those of them that the context alone lacks.
+
+    tail: how many special tokens the tokenizer appends; they are no part of a text that goes on
+    """
+    context, whole = (
+        token_ids(tokenizer, text).tolist()
+        for text in (example.context, f"{example.context} {example.word}")
+    )
+    context, whole = context[: len(context) - tail], whole[: len(whole) - tail]
+    # The word may change the last token of the context; what changes is asked for with the word.
+    common = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, whole, strict=False))
+    )
+    return whole, whole[common:]
+
+
 def evaluate(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -72,25 +93,15 @@ def evaluate(
         raise ConfigError(msg)
     correct: list[float] = []
     truncated = 0
+    tail = len(appended(tokenizer))
     for example in used:
-        context = token_ids(tokenizer, example.context).tolist()
-        whole = token_ids(tokenizer, f"{example.context} {example.word}").tolist()
+        whole, word = split(tokenizer, example, tail)
         truncated += len(whole) - 1 > engine.max_length
         inputs = torch.tensor(whole[:-1][-engine.max_length :], dtype=torch.int64)
-        (score,) = continuation_scores(engine, inputs, [whole[len(context) :]])
+        with finite.said_of(f"{name}, the sentence that ends in '{example.word}'"):
+            (score,) = continuation_scores(engine, inputs, [word])
         correct.append(float(score.greedy))
     right = round(sum(correct))
-    details = {
-        "corpus": corpus.name,
-        "split": corpus.split,
-        "source": corpus.source,
-        "sha256": corpus.sha256,
-        "examples": len(used),
-        "examples_available": len(available),
-        "examples_chosen": "evenly spaced",
-        "examples_truncated_on_the_left": truncated,
-        "right_if": "greedy tokens equal the word's tokens",
-    }
     return Measurement(
         name=name,
         metric="acc",
@@ -99,7 +110,22 @@ def evaluate(
         higher_is_better=True,
         path=engine.path,
         engine=engine.name,
-        interval=statistics.wilson_interval(right, len(correct)),
+        interval=intervals.wilson_interval(right, len(correct)),
         samples=correct,
-        details=details,
+        details=_details(corpus, len(used), len(available), truncated),
     )
+
+
+def _details(corpus: TextCorpus, used: int, available: int, truncated: int) -> dict[str, Any]:
+    """used, available, truncated: examples"""
+    asked = Questions(
+        examples=used,
+        examples_available=available,
+        examples_chosen=EVENLY_SPACED,
+        examples_truncated_on_the_left=truncated,
+    )
+    names = ("examples", "examples_available", "examples_chosen", "examples_truncated_on_the_left")
+    said = {"right_if": "greedy tokens equal the word's tokens"}
+    text = Text(corpus=corpus.name, split=corpus.split)
+    read = Data(source=corpus.source, sha256=corpus.sha256)
+    return text.details() | read.details() | asked.details(*names) | said

@@ -4,24 +4,32 @@ Join all documents with a blank line, tokenise once (the tokenizer's own special
 the very start), cut into non-overlapping windows of `seqlen` tokens, drop the tail.  A window's
 loss is the mean over its `seqlen - 1` predicted tokens; perplexity is exp of the mean window
 loss.  No window gets a BOS token of its own.
+
+A perplexity that no float64 holds is missing from the record, with its reason; the losses are kept,
+and comparisons are of losses.
 """
 
 import logging
 import math
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
-from trinity.harness import statistics
 from trinity.harness.accuracy.scoring import window_loss
-from trinity.harness.data import TextCorpus, Tokenizer, token_ids
-from trinity.harness.engine import Engine
+from trinity.harness.engines import finite
+from trinity.harness.engines.engine import Engine
+from trinity.harness.records.facts import Data, Text
 from trinity.harness.records.measurement import Measurement
+from trinity.harness.statistics import clusters, intervals
+from trinity.harness.texts.corpora import BLANK_LINE, TextCorpus, Tokenizer, token_ids
 from trinity.methods.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-BLANK_LINE = "\n\n"
+LARGEST_LOSS = math.log(sys.float_info.max)  # 709.78 nats
 
 
 def evaluate(
@@ -41,18 +49,35 @@ def evaluate(
     ids, details = windows_of(engine, tokenizer, corpus, seqlen, windows, joiner)
     losses = _losses(engine, ids, corpus.name)
     details |= {"arithmetic": "log-softmax float32, sums float64"}
+    reason = _why_none(losses)
+    value = None if reason else math.exp(math.fsum(losses) / len(losses))
     return Measurement(
         name=name or corpus.name,
         metric="perplexity",
-        value=math.exp(math.fsum(losses) / len(losses)),
+        value=value,
         unit="1",
         higher_is_better=False,
         path=engine.path,
         engine=engine.name,
-        interval=statistics.perplexity_interval(losses),
-        samples=losses,
+        interval=None if reason else intervals.perplexity_interval(losses),
+        samples=losses if all(map(math.isfinite, losses)) else [],
         details=details,
+        reason=reason,
     )
+
+
+def _why_none(losses: list[float]) -> str | None:
+    """Why there is no perplexity; None if there is one."""
+    infinite = [number for number, loss in enumerate(losses, start=1) if math.isinf(loss)]
+    if infinite:
+        return (
+            f"infinite: the model rules out a token of window {infinite[0]} of {len(losses)} "
+            f"({len(infinite)} such windows)"
+        )
+    mean = math.fsum(losses) / len(losses)
+    if mean > LARGEST_LOSS:
+        return f"exp({mean:.1f}), more than a float64 holds (exp({LARGEST_LOSS:.1f}))"
+    return None
 
 
 def windows_of(
@@ -71,7 +96,7 @@ def windows_of(
             "seqlen cannot be compared."
         )
         raise ConfigError(msg)
-    ids = token_ids(tokenizer, joiner.join(corpus.documents))
+    ids = _ids(tokenizer, corpus.documents, joiner)
     total = len(ids) // seqlen
     used = total if windows is None else min(windows, total)
     if used < 1:
@@ -80,35 +105,52 @@ def windows_of(
             f"of {seqlen} tokens. Lower seqlen or ask for at least one window."
         )
         raise ConfigError(msg)
-    details = {
-        "corpus": corpus.name,
-        "split": corpus.split,
-        "source": corpus.source,
-        "sha256": corpus.sha256,
-        "joined_with": joiner,
-        "tokens": len(ids),
-        "seqlen": seqlen,
-        "stride": seqlen,
-        "windows": used,
-        "windows_available": total,
-        "bos_at_start_of_text": tokenizer.bos_token_id is not None
-        and int(ids[0]) == tokenizer.bos_token_id,
-        "bos_in_every_window": False,
-    }
-    return ids[: used * seqlen].reshape(used, seqlen), details
+    alike, by = _clusters(tokenizer, corpus.documents, joiner, seqlen, used)
+    text = Text(
+        corpus=corpus.name,
+        split=corpus.split,
+        joined_with=joiner,
+        tokens=len(ids),
+        seqlen=seqlen,
+        stride=seqlen,
+        windows=used,
+        windows_available=total,
+        clusters=alike,
+        clustered_by=by,
+    )
+    first = tokenizer.bos_token_id is not None and int(ids[0]) == tokenizer.bos_token_id
+    said = {"bos_at_start_of_text": first, "bos_in_every_window": False}
+    read = Data(source=corpus.source, sha256=corpus.sha256)
+    return ids[: used * seqlen].reshape(used, seqlen), text.details() | read.details() | said
+
+
+# Both are asked again by every suite on a text, for every row of a table.
+@lru_cache(maxsize=4)
+def _ids(tokenizer: Tokenizer, documents: tuple[str, ...], joiner: str) -> Tensor:
+    """The whole text, int64 [tokens], not to be changed."""
+    return token_ids(tokenizer, joiner.join(documents))
+
+
+@lru_cache(maxsize=8)
+def _clusters(
+    tokenizer: Tokenizer, documents: tuple[str, ...], joiner: str, seqlen: int, windows: int
+) -> tuple[list[int], str]:
+    """See `clusters.of_windows`."""
+    return clusters.of_windows(_lengths(tokenizer, documents, joiner), seqlen, windows)
+
+
+def _lengths(tokenizer: Tokenizer, documents: tuple[str, ...], joiner: str) -> Iterator[int]:
+    """Tokens of each document with what joins it to the next, to within one or two each."""
+    for document in documents:
+        text = document + joiner
+        yield len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _losses(engine: Engine, windows: Tensor, name: str) -> list[float]:
     """windows: int64 [windows, seqlen]  ->  mean negative log-likelihood of each"""
     losses: list[float] = []
     for number, window in enumerate(windows, start=1):
-        losses.append(window_loss(engine, window))
-        if not math.isfinite(losses[-1]):
-            msg = (
-                f"perplexity on {name}: the loss of window {number} of {len(windows)} is "
-                f"{losses[-1]}. The model's logits hold NaN or infinity: check the compressed "
-                "layers, or use a wider dtype."
-            )
-            raise ConfigError(msg)
+        with finite.said_of(f"perplexity on {name}, window {number} of {len(windows)}"):
+            losses.append(window_loss(engine, window))
         log.info("%s: window %d of %d", name, number, len(windows))
     return losses

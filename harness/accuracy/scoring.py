@@ -12,7 +12,8 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from trinity.harness.engine import Engine, PackingEngine, Tree
+from trinity.harness.engines import finite
+from trinity.harness.engines.engine import Engine, PackingEngine, Tree
 from trinity.methods.errors import ConfigError
 
 LONGEST_TREE = 512  # positions: attention over a tree costs their square
@@ -59,6 +60,8 @@ def scores(
             logits = engine.packed_logits([tree for tree, _ in part])
             for (_, members), branches in zip(part, logits, strict=True):
                 for inputs, rows in zip(members, branches, strict=True):
+                    if not finite.are_numbers(rows):
+                        raise finite.refuse(engine, torch.tensor(inputs, dtype=torch.int64))
                     found.update(_read(rows, inputs, wanted[inputs]))
             progress(len(found), len(set(requests)))
     for inputs, continuations in wanted.items():
@@ -139,8 +142,10 @@ def _read(
 
 
 def window_loss(engine: Engine, ids: Tensor) -> float:
-    """Mean negative log-likelihood of the last `seq - 1` tokens.  ids: int64 [seq]"""
-    logits = engine.logits(ids)
+    """Mean negative log-likelihood of the last `seq - 1` tokens; infinite if the model rules one of
+    them out.  ids: int64 [seq]
+    """
+    logits = finite.logits(engine, ids)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(ids) - 1, _ROWS):
         stop = min(start + _ROWS, len(ids) - 1)
@@ -156,9 +161,15 @@ def continuation_scores(
     inputs: int64 [seq], the context and all but the last token of the continuations
     continuations: each one's tokens; its last `n` predictions are read from the last `n` positions
     """
-    logits = engine.logits(inputs)
+    logits = finite.logits(engine, inputs)
     for continuation in continuations:
-        if not 0 < len(continuation) <= len(logits):
+        if not continuation:
+            msg = (
+                "an answer has no tokens of its own: the tokenizer makes none of it, or joins all "
+                "of it with the question."
+            )
+            raise ConfigError(msg)
+        if len(continuation) > len(logits):
             msg = (
                 f"a continuation of {len(continuation)} tokens does not fit the {len(logits)} "
                 f"positions that the model reads at most ({engine.max_length}): shorten the "

@@ -1,179 +1,121 @@
-"""Accuracy suites: YAML data, read into frozen models, run on any Engine.
+"""Accuracy suites by name: YAML data, read into frozen models.
 
 Built-in suites are `harness/suites/*.yaml`.  Third parties add some through the `trinity.suites`
-entry-point group, each entry naming a mapping with the same keys.
+entry-point group, each entry naming a mapping with the same keys, and kinds of suites through the
+group `trinity.suite_kinds`, each entry naming a class derived from `suite.MeasuredSuite` or
+`suite.ComparedSuite`.
 """
 
-import importlib
-from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
-from importlib.metadata import entry_points
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from trinity.harness import data
-from trinity.harness.accuracy import fidelity, last_word, perplexity, task_data
-from trinity.harness.data import Tokenizer
-from trinity.harness.engine import Engine
-from trinity.harness.recipe import SuiteSpec
+from trinity.harness.accuracy.suite import ComparedSuite, MeasuredSuite, Suite
+from trinity.harness.accuracy.suite_data import SuiteData
+from trinity.harness.hub import data_sets
+from trinity.harness.recipes.recipe import SuiteSpec
+from trinity.harness.recipes.yaml_loaders import UniqueLoader
+from trinity.harness.records.facts import AVERAGE, Sized, Text
 from trinity.harness.records.measurement import Measurement
+from trinity.harness.texts.corpora import Tokenizer
 from trinity.methods.errors import ConfigError, nearest
+from trinity.methods.plugins import OURS, Group, Owner
+
+if TYPE_CHECKING:
+    from trinity.harness.engines.engine import Engine
 
 GROUP = "trinity.suites"
+KINDS_GROUP = "trinity.suite_kinds"
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
-Window = Annotated[int, Field(ge=2)]
-
-
-class PerplexitySuite(BaseModel):
-    """Perplexity of one text.
-
-    documents: the first ones only (None: all)   windows: the first ones only (None: all)
-    """
-
-    model_config = _FROZEN
-
-    kind: Literal["perplexity"]
-    name: str
-    corpus: str
-    split: str
-    seqlen: Window
-    windows: PositiveInt | None = None
-    documents: PositiveInt | None = None
-    joiner: str = perplexity.BLANK_LINE
-
-
-class TasksSuite(BaseModel):
-    """Zero-shot accuracy through lm-eval.
-
-    versions: lm-eval's, of the tasks; another installed version is refused
-    limit: examples a task (None: all)
-    """
-
-    model_config = _FROZEN
-
-    kind: Literal["tasks"]
-    name: str
-    tasks: tuple[str, ...] = Field(min_length=1)
-    metric: Literal["acc"] = "acc"
-    num_fewshot: Literal[0] = 0
-    versions: dict[str, str] = Field(default_factory=dict)
-    limit: PositiveInt | None = None
-
-
-class FidelitySuite(BaseModel):
-    """Closeness to the dense model's distributions on a text; sizes as of a perplexity."""
-
-    model_config = _FROZEN
-
-    kind: Literal["fidelity"]
-    name: str
-    corpus: str
-    split: str
-    seqlen: Window
-    windows: PositiveInt | None = None
-
-
-class FlipsSuite(BaseModel):
-    """Answers that are others than the dense model's, in a suite of tasks.
-
-    of: the suite   tasks, limit: as of that suite (None: as it has them)
-    """
-
-    model_config = _FROZEN
-
-    kind: Literal["flips"]
-    name: str
-    of: str
-    tasks: tuple[str, ...] | None = None
-    limit: PositiveInt | None = None
-
-    @property
-    def tasks_spec(self) -> SuiteSpec:
-        """The suite whose answers are compared, with these sizes."""
-        return SuiteSpec(suite=self.of, tasks=self.tasks, limit=self.limit)
-
-
-class LastWordSuite(BaseModel):
-    """Last-word prediction; limit: examples (None: all)."""
-
-    model_config = _FROZEN
-
-    kind: Literal["last-word"]
-    name: str
-    corpus: str
-    split: str
-    limit: PositiveInt | None = None
-
-
-Suite = PerplexitySuite | TasksSuite | LastWordSuite | FidelitySuite | FlipsSuite
-
-_KINDS: dict[str, type[Suite]] = {
-    "perplexity": PerplexitySuite,
-    "tasks": TasksSuite,
-    "last-word": LastWordSuite,
-    "fidelity": FidelitySuite,
-    "flips": FlipsSuite,
+# Kind -> its class, loaded when a suite of that kind is.
+BUILT_IN_KINDS = {
+    "perplexity": "trinity.harness.accuracy.kinds.perplexity:PerplexitySuite",
+    "tasks": "trinity.harness.accuracy.kinds.tasks:TasksSuite",
+    "last-word": "trinity.harness.accuracy.kinds.last_word:LastWordSuite",
+    "fidelity": "trinity.harness.accuracy.kinds.fidelity:FidelitySuite",
+    "flips": "trinity.harness.accuracy.kinds.flips:FlipsSuite",
 }
-_ADAPTER: TypeAdapter[Suite] = TypeAdapter(Annotated[Suite, Field(discriminator="kind")])
+
+_SUITES = Group(GROUP, "suite", lambda: _own().items())
+_KINDS = Group(KINDS_GROUP, "kind of suite", BUILT_IN_KINDS.items)
 
 
 def names() -> list[str]:
     """Every suite, built-in and third-party, sorted."""
-    return sorted(_owners())
+    return _SUITES.names()
 
 
 def load(name: str) -> Suite:
     """Read a suite by name; ConfigError with the nearest names if there is none."""
-    owners = _owners()
-    if name not in owners:
-        msg = (
-            f"suite '{name}' is unknown.{nearest(name, sorted(owners))} Known: "
-            f"{', '.join(sorted(owners))}; plugins register in the '{GROUP}' entry-point group."
-        )
-        raise ConfigError(msg)
-    owner, place = owners[name]
-    if owner == "trinity":
-        return parse(
-            name,
-            yaml.safe_load(files("trinity.harness").joinpath("suites", place).read_text("utf-8")),
-        )
-    module, _, attribute = place.partition(":")
+    owner = _SUITES.owner(name)
+    if owner.distribution == OURS:
+        text = _folder().joinpath(owner.target).read_text("utf-8")
+        return parse(name, yaml.load(text, Loader=UniqueLoader))
+    content = _SUITES.load_as(name, dict, "a mapping")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        msg = f"suite '{name}' of {owner}: '{place}' cannot be loaded ({error})."
-        raise ConfigError(msg) from error
-    return parse(name, found)
+        return parse(name, content)
+    except ConfigError as error:
+        raise _SUITES.broken(name, f"'{owner.target}' is no suite ({error})") from error
+
+
+def kinds() -> list[str]:
+    """Every kind of suite, built-in and third-party, sorted."""
+    return _KINDS.names()
+
+
+def kind(name: str) -> type[Suite]:
+    """The class of a kind; ConfigError with the nearest names if there is none."""
+    loaded = _KINDS.load_as(name, type, "a class")
+    if not issubclass(loaded, (MeasuredSuite, ComparedSuite)):
+        target = _KINDS.owner(name).target
+        raise _KINDS.broken(name, f"'{target}' is not derived from a suite of Trinity's")
+    if lacking := sorted(loaded.__abstractmethods__):
+        target = _KINDS.owner(name).target
+        raise _KINDS.broken(name, f"'{target}' has no {', no '.join(lacking)}")
+    return loaded
+
+
+def owners(spec: SuiteSpec) -> list[Owner]:
+    """Who registers a suite, its kind, and what it compares."""
+    suite = resolve(spec)
+    found = [_SUITES.owner(suite.name), _KINDS.owner(suite.kind)]
+    return found + (owners(suite.compared) if isinstance(suite, ComparedSuite) else [])
+
+
+def kind_owner(suite: Suite) -> Owner:
+    """Who registers a suite's kind."""
+    return _KINDS.owner(suite.kind)
 
 
 def parse(name: str, content: Any) -> Suite:
     """A mapping, as YAML gives it, to a suite; ConfigError names the wrong key."""
-    kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in _KINDS:
+    known_kinds = kinds()
+    named = content.get("kind") if isinstance(content, dict) else None
+    if named not in known_kinds:
         msg = (
-            f"suite '{name}': expected a mapping whose `kind` is one of {', '.join(_KINDS)}, found "
-            f"{kind!r}."
+            f"suite '{name}': expected a mapping whose `kind` is one of {', '.join(known_kinds)}, "
+            f"found {named!r}."
         )
         raise ConfigError(msg)
-    known = sorted(set(_KINDS[kind].model_fields) - {"name"})
+    found = kind(named)
+    known = sorted(set(found.model_fields) - {"name"})
     unknown = sorted(set(map(str, content)) - set(known))
     if unknown:
         hints = "".join(nearest(key, known) for key in unknown)
         msg = (
-            f"suite '{name}' has no key {', '.join(unknown)}.{hints} Keys of kind {kind}: "
+            f"suite '{name}' has no key {', '.join(unknown)}.{hints} Keys of kind {named}: "
             f"{', '.join(known)}."
         )
         raise ConfigError(msg)
     try:
-        return _ADAPTER.validate_python(content | {"name": name})
+        return found.model_validate(content | {"name": name})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}, found {item['input']!r}"
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {item['input']!r}"
             for item in error.errors()
         )
         msg = f"suite '{name}': {problems}."
@@ -183,7 +125,7 @@ def parse(name: str, content: Any) -> Suite:
 def resolve(spec: SuiteSpec) -> Suite:
     """The named suite with the sizes that a recipe gives it; ConfigError if it has no such size."""
     suite = load(spec.suite)
-    changes = spec.model_dump(exclude_none=True, exclude={"suite"})
+    changes = spec.model_dump(exclude_none=True, exclude={"suite", "resolve"})
     known = sorted(set(type(suite).model_fields) - {"kind", "name"})
     unknown = sorted(set(changes) - set(known))
     if unknown:
@@ -192,26 +134,103 @@ def resolve(spec: SuiteSpec) -> Suite:
             f"{', '.join(known)}."
         )
         raise ConfigError(msg)
-    return parse(spec.suite, suite.model_dump(exclude={"name"}) | changes)
+    sized = parse(spec.suite, suite.model_dump(exclude={"name"}) | changes)
+    chosen = sized.sizes_resolving(spec.resolve) if spec.resolve else {}
+    if chosen and spec.limit is not None:
+        msg = (
+            f"suite '{spec.suite}' has `limit: {spec.limit}`, and `resolve: {spec.resolve}` "
+            f"chooses how many questions are asked. Leave out one of the two."
+        )
+        raise ConfigError(msg)
+    return parse(spec.suite, sized.model_dump(exclude={"name"}) | chosen) if chosen else sized
 
 
-def at_hand(spec: SuiteSpec) -> str | None:
-    """None if the suite's data are on this machine, else what is missing."""
+def check_resolution(specs: Sequence[SuiteSpec]) -> None:
+    """ConfigError where a resolution is asked for and no suite has questions to choose."""
+    asked = [spec for spec in specs if spec.resolve]
+    if asked and not any(resolve(spec).sizes_resolving(spec.resolve or "") for spec in asked):
+        msg = (
+            f"`evaluate.resolve: {asked[0].resolve}` chooses how many questions are asked, and "
+            f"{', '.join(spec.suite for spec in asked)} has no tasks. Add a suite of tasks, or "
+            f"leave it out."
+        )
+        raise ConfigError(msg)
+
+
+def resolved(spec: SuiteSpec, found: Sequence[Measurement]) -> Sized:
+    """What the measurements of a suite must say of a resolution that was asked for."""
+    if spec.resolve is None or not resolve(spec).sizes_resolving(spec.resolve):
+        return Sized()
+    # Imported here: numpy is slow to import, and few suites are sized so.
+    from trinity.harness.statistics import power
+
+    return Sized(
+        resolve=spec.resolve,
+        resolution=power.resolution([len(m.samples) for m in found if m.name != AVERAGE]),
+        discordance=power.DISCORDANCE,
+    )
+
+
+def sized(names: Sequence[str], sizes: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    """Suites by name, each with those of the sizes that it has, as a recipe writes them.
+
+    ConfigError for a size that none of them has.
+    """
+    given = {key: value for key, value in sizes.items() if value is not None}
+    fields = {name: set(type(load(name)).model_fields) for name in names}
+    for key in given:
+        if names and not any(key in known for known in fields.values()):
+            kinds = "; ".join(f"{name} has {_sizes_of(known)}" for name, known in fields.items())
+            msg = f"--{key}: none of the suites has such a size: {kinds}."
+            raise ConfigError(msg)
+    return [
+        {"suite": name, **{key: value for key, value in given.items() if key in fields[name]}}
+        for name in names
+    ]
+
+
+def _sizes_of(fields: set[str]) -> str:
+    sizes = sorted(fields & (set(SuiteSpec.model_fields) - {"suite", "tasks"}))
+    return " and ".join(f"--{size}" for size in sizes) or "no size"
+
+
+def bounded(spec: SuiteSpec, context: int) -> SuiteSpec:
+    """Windows no longer than the model's context; ConfigError if longer ones are asked for."""
+    window = resolve(spec).window
+    if window is None or window <= context:
+        return spec
+    if spec.seqlen is not None:
+        msg = (
+            f"suite '{spec.suite}': seqlen is {spec.seqlen}, and this model reads {context} tokens "
+            f"at most. Set seqlen within that, or leave it out; numbers of different seqlen cannot "
+            f"be compared."
+        )
+        raise ConfigError(msg)
+    return spec.model_copy(update={"seqlen": context})
+
+
+def bounded_from(spec: SuiteSpec, bounded: SuiteSpec) -> Text:
+    """What a measurement must say of a suite whose windows had to be shorter; nothing of others."""
+    return Text(seqlen_bounded_from=None if bounded == spec else resolve(spec).window)
+
+
+def data(spec: SuiteSpec) -> SuiteData:
+    """What a suite reads; of one that compares, what the compared one reads."""
     suite = resolve(spec)
-    if isinstance(suite, FlipsSuite):
-        return at_hand(suite.tasks_spec)
-    if isinstance(suite, TasksSuite):
-        absent = [reason for task in suite.tasks if (reason := task_data.at_hand(task))]
-    else:
-        reason = data.at_hand(suite.corpus, suite.split)
-        absent = [reason] if reason else []
-    return "; ".join(absent) or None
+    if isinstance(suite, ComparedSuite):
+        return data(suite.compared)
+    assert isinstance(suite, MeasuredSuite)  # every kind is the one or the other
+    return suite.data()
 
 
 def missing(spec: SuiteSpec) -> str | None:
-    """None if the suite's data are on this machine or may be on the hub, else an error's text."""
-    absent = at_hand(spec)
-    if absent is None or not data.hub_is_off():
+    """Why the suite's data cannot be had, as an error's text.
+
+    None if they are on this machine, were fetched before, or may be on the hub.
+    """
+    read = data(spec)
+    absent = read.at_hand()
+    if absent is None or not data_sets.hub_is_off() or read.obtainable():
         return None
     return (
         f"suite '{spec.suite}': {absent}; and HF_HUB_OFFLINE forbids asking the Hugging Face hub. "
@@ -219,75 +238,28 @@ def missing(spec: SuiteSpec) -> str | None:
     )
 
 
-def fingerprint(spec: SuiteSpec) -> dict[str, str]:
-    """A hash of each text or local task file; 'hub' for a task whose data only the hub has."""
-    suite = resolve(spec)
-    if isinstance(suite, FlipsSuite):
-        return fingerprint(suite.tasks_spec)
-    if isinstance(suite, TasksSuite):
-        return {task: task_data.source(task).get("sha256", "hub") for task in suite.tasks}
-    return {suite.corpus: data.load(suite.corpus, suite.split).sha256}
-
-
-def needs_dense(spec: SuiteSpec) -> bool:
-    """Whether the suite compares with the model before compression."""
-    return isinstance(resolve(spec), (FidelitySuite, FlipsSuite))
-
-
 def run(
     spec: SuiteSpec,
-    engine: Engine,
+    engine: "Engine",
     tokenizer: Tokenizer,
-    dense: Callable[[], Engine] | None = None,
+    dense: "Callable[[], Engine] | None" = None,
 ) -> list[Measurement]:
     """Measure one suite; measurements carry the suite's name, those of tasks the task's.
 
     dense: the model before compression, for suites that compare with it
     """
     suite = resolve(spec)
-    if isinstance(suite, FlipsSuite):
+    if not isinstance(suite, MeasuredSuite):
         msg = f"suite '{suite.name}' compares the answers of two runs and is not run on one engine."
         raise ConfigError(msg)
-    if isinstance(suite, TasksSuite):
-        return _run_tasks(suite, engine, tokenizer)
-    corpus = data.load(suite.corpus, suite.split)
-    if isinstance(suite, LastWordSuite):
-        return [last_word.evaluate(engine, tokenizer, corpus, suite.limit, name=suite.name)]
-    sizes = (suite.seqlen, suite.windows)
-    if isinstance(suite, FidelitySuite):
-        if dense is None:
-            msg = f"suite '{suite.name}' compares with the dense model, and none is at hand."
-            raise ConfigError(msg)
-        return fidelity.evaluate(engine, dense(), tokenizer, corpus, *sizes, name=suite.name)
-    text = replace(corpus, documents=corpus.documents[: suite.documents])
-    return [
-        perplexity.evaluate(engine, tokenizer, text, *sizes, name=suite.name, joiner=suite.joiner)
-    ]
+    return suite.measure(engine, tokenizer, dense)
 
 
-def _run_tasks(suite: TasksSuite, engine: Engine, tokenizer: Tokenizer) -> list[Measurement]:
-    # Loaded on demand: this module imports lm_eval, which takes seconds.
-    tasks = importlib.import_module("trinity.harness.accuracy.tasks")
-    measured: list[Measurement] = tasks.evaluate(
-        engine, tokenizer, suite.tasks, suite.limit, suite=suite.name, versions=suite.versions
-    )
-    return measured
+def _folder() -> Traversable:
+    return files("trinity.harness").joinpath("suites")
 
 
-@cache
-def _owners() -> dict[str, tuple[str, str]]:
-    """Name -> ('trinity', file name) or (distribution, 'module:object')."""
-    owners = {
-        entry.name.removesuffix(".yaml"): ("trinity", entry.name)
-        for entry in files("trinity.harness").joinpath("suites").iterdir()
-        if entry.name.endswith(".yaml")
-    }
-    for entry in entry_points(group=GROUP):
-        owner = (entry.dist.name if entry.dist else "an unknown distribution", entry.value)
-        if owners.setdefault(entry.name, owner) != owner:
-            msg = (
-                f"suite '{entry.name}' is registered twice: by {owners[entry.name][0]} and by "
-                f"{owner[0]} ({owner[1]}). Uninstall one."
-            )
-            raise ConfigError(msg)
-    return owners
+def _own() -> dict[str, str]:
+    """Name -> file, of this package's suites."""
+    entries = (entry.name for entry in _folder().iterdir())
+    return {name.removesuffix(".yaml"): name for name in entries if name.endswith(".yaml")}

@@ -1,12 +1,14 @@
-"""Zero-shot tasks through lm-evaluation-harness on any Engine: the only import of lm_eval.
+"""Zero-shot tasks through lm-evaluation-harness on any Engine.  With `task_definitions` the only
+import of lm_eval.
 
 Importing it also registers the model `trinity` with lm-eval, for
 `lm_eval.simple_evaluate(model=TrinityLM(...))` and for scripts of one's own.  lm-eval 0.4.13
 loads no entry points, so its command line cannot find the model unasked.
 
 Tokenisation is that of lm-eval's HFLM with default arguments: the tokenizer's own special tokens
-(so a BOS token exactly if the tokenizer adds one), none added where the text already starts with
-BOS, the BOS or else EOS token as the only context of an empty one, and left truncation.
+(so a BOS token exactly if the tokenizer adds one, and an end token between question and answer if
+it appends one, which the record then says), none added where the text already starts with BOS,
+the BOS or else EOS token as the only context of an empty one, and left truncation.
 Different from it: no padding, answers share their question's forward, log-softmax in float32.
 """
 
@@ -15,33 +17,30 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 import lm_eval
 import torch
-import yaml
 from lm_eval import evaluator, utils
 from lm_eval.api import task as lm_eval_task
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.tasks import TaskManager
 
-from trinity.harness import statistics
-from trinity.harness.accuracy import task_data
+from trinity.harness.accuracy import task_data, task_definitions
 from trinity.harness.accuracy.scoring import Request, evenly_spaced, scores
-from trinity.harness.data import DATA_DIR, Tokenizer, content_hash
-from trinity.harness.engine import Engine
+from trinity.harness.accuracy.task_definitions import METRIC
+from trinity.harness.engines import finite
+from trinity.harness.engines.engine import Engine
+from trinity.harness.records.facts import AVERAGE, EVENLY_SPACED, Average, OfSuite, Questions
 from trinity.harness.records.measurement import Measurement
-from trinity.methods.errors import ConfigError, MachineError, UnsupportedError, nearest
+from trinity.harness.statistics import intervals
+from trinity.harness.texts.corpora import Tokenizer, appended, content_hash
+from trinity.methods.errors import ConfigError, UnsupportedError
 
 log = logging.getLogger(__name__)
 
-METRIC = "acc"  # `acc,none`, for every task of the papers; never `acc_norm`
-AVERAGE = "average"
 BATCH = 16  # questions in one forward
 _DIGITS = 6  # of log-likelihoods in records: float32 has no more that mean anything
 _MAX_NEW_TOKENS = 256  # HFLM's default
@@ -103,6 +102,7 @@ class TrinityLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         answers: list[tuple[float, bool]] = super().loglikelihood(
             requests, disable_tqdm=disable_tqdm
         )
+        _check_answers(requests, answers)
         return answers
 
     def _loglikelihood_tokens(
@@ -168,6 +168,8 @@ class TrinityLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         tokens: list[int] = []
         text = ""
         while len(tokens) < room:
+            if not finite.are_numbers(logits):
+                raise finite.refuse(self.engine, torch.tensor([*ids[0].tolist(), *tokens]))
             token = int(logits[0].argmax())
             if token == self.eot_token_id:
                 break
@@ -202,11 +204,18 @@ def evaluate(
             f"zero-shot tasks: limit is {limit}. Set at least 1, or leave it out for all examples."
         )
         raise ConfigError(msg)
+    ending = tokenizer.decode(appended(tokenizer))
+    # As lm-eval's hf model does, or numbers would be no one else's; but not without a word.
+    noted = {"tokenizer_appends": f"{ending}, which lm-eval leaves between question and answer"}
+    if ending:
+        log.warning("the tokenizer appends %s: %s", ending, noted["tokenizer_appends"])
     measured = []
     for name in tasks:
         model = TrinityLM(engine, tokenizer, batch)
         found = _evaluate_one(model, name, limit, (versions or {}).get(name))
-        measured.append(found.model_copy(update={"details": {**found.details, "suite": suite}}))
+        found = OfSuite(suite=suite).added_to(found)
+        said = found.details | (noted if ending else {})
+        measured.append(found.model_copy(update={"details": said}))
     return [*measured, _average(measured)] if len(measured) > 1 else measured
 
 
@@ -214,12 +223,14 @@ def _evaluate_one(
     model: TrinityLM, name: str, limit: int | None, version: str | None
 ) -> Measurement:
     engine = model.engine
-    with _quiet():
-        task = load_task(name)
+    with _quiet(), finite.said_of(f"task {name}"):
+        loaded = task_definitions.load(name)
+        task = loaded.task
         _check_version(task, name, version)
         total = len(task.eval_docs)
         spread = name in task_data.SORTED_BY_SUBJECT
         chosen = evenly_spaced(total, limit) if spread else list(range(total))[:limit]
+        task_definitions.check(loaded, name, chosen)
         log.info("task %s: %d of %d examples", name, len(chosen), total)
         results = evaluator.evaluate(
             lm=model,
@@ -228,25 +239,21 @@ def _evaluate_one(
             bootstrap_iters=0,
         )
     samples = sorted(results["samples"][name], key=lambda sample: int(sample["doc_id"]))
-    if METRIC not in samples[0]:
-        msg = f"task {name} has no metric '{METRIC}' (it has {', '.join(samples[0]['metrics'])})."
-        raise UnsupportedError(msg)
-    correct = [float(sample[METRIC]) for sample in samples]
+    correct = _right_or_wrong(name, samples, len(chosen))
+    if model.truncated:
+        log.warning(
+            "task %s: %d requests are longer than the %d tokens that %s reads, and were cut on the "
+            "left: the model did not see all of these questions",
+            name,
+            model.truncated,
+            model.max_length,
+            engine.name,
+        )
     right = round(sum(correct))
-    details = {
-        "examples": len(correct),
-        "examples_available": total,
-        "examples_chosen": "evenly spaced" if spread and limit else "first",
-        "num_fewshot": int(results["n-shot"][name]),
-        "task_version": results["versions"][name],
-        "lm_eval_version": lm_eval.__version__,
-        "lm_eval_key": f"{METRIC},none",
-        "pooled": name == "mmlu",
-        "documents_sha256": content_hash(sample["doc_hash"] for sample in samples),
-        "requests_truncated_on_the_left": model.truncated,
+    how = EVENLY_SPACED if spread and limit else "first"
+    asked = _asked(model, name, total, how, results, samples)
+    said = {
         "evaluation": "no padding; answers share their question's forward where the engine can",
-        "log_likelihoods": [_log_likelihoods(sample) for sample in samples],
-        "answers": [_answer(sample) for sample in samples],
     }
     return Measurement(
         name=name,
@@ -256,14 +263,60 @@ def _evaluate_one(
         higher_is_better=True,
         path=engine.path,
         engine=engine.name,
-        interval=statistics.wilson_interval(right, len(correct)),
+        interval=intervals.wilson_interval(right, len(correct)),
         samples=correct,
-        details=details | task_data.source(name),
+        details=asked.details() | said | loaded.source,
     )
+
+
+def _asked(
+    model: TrinityLM,
+    name: str,
+    available: int,
+    chosen: str,
+    results: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+) -> Questions:
+    """What a record says of a task's questions.
+
+    available: of the task   chosen: how   results: lm-eval's   samples: in the file's order
+    """
+    return Questions(
+        examples=len(samples),
+        examples_available=available,
+        examples_published=task_data.published_examples(name),
+        examples_chosen=chosen,
+        num_fewshot=int(results["n-shot"][name]),
+        task_version=results["versions"][name],
+        lm_eval_version=lm_eval.__version__,
+        lm_eval_key=f"{METRIC},none",
+        pooled=name == "mmlu",
+        documents_sha256=content_hash(sample["doc_hash"] for sample in samples),
+        requests_truncated_on_the_left=model.truncated,
+        answers=[_answer(sample) for sample in samples],
+        log_likelihoods=[_log_likelihoods(sample) for sample in samples],
+    )
+
+
+def _right_or_wrong(name: str, samples: list[Mapping[str, Any]], examples: int) -> list[float]:
+    """1 or 0 an example; UnsupportedError for a task that is not scored so."""
+    found = [float(sample[METRIC]) for sample in samples]
+    if len(found) != examples or not {0.0, 1.0}.issuperset(found):
+        msg = (
+            f"task {name}: its '{METRIC}' is not one answer an example, right or wrong, so it has "
+            f"neither an interval nor a test here. Use another task."
+        )
+        raise UnsupportedError(msg)
+    return found
 
 
 def _average(tasks: list[Measurement]) -> Measurement:
     means = [math.fsum(task.samples) / len(task.samples) for task in tasks]
+    of = Average(
+        tasks=[task.name for task in tasks],
+        questions=sum(len(task.samples) for task in tasks),
+        questions_published=sum(map(_whole, tasks)),
+    )
     return Measurement(
         name=AVERAGE,
         metric=METRIC,
@@ -272,29 +325,48 @@ def _average(tasks: list[Measurement]) -> Measurement:
         higher_is_better=True,
         path=tasks[0].path,
         engine=tasks[0].engine,
-        interval=statistics.average_interval([task.samples for task in tasks]),
+        interval=intervals.average_interval([task.samples for task in tasks]),
         samples=means,
-        details={
-            "tasks": [task.name for task in tasks],
-            "weights": "equal",
-            "suite": tasks[0].details["suite"],
-        },
+        details=of.details() | OfSuite.of(tasks[0]).details() | {"weights": "equal"},
     )
 
 
-def _log_likelihoods(sample: Mapping[str, Any]) -> list[float]:
-    """Of each continuation of an example, in lm-eval's order; none where text was generated."""
+def _whole(task: Measurement) -> int:
+    """Questions of a task as it was published, as far as that is known."""
+    asked = Questions.of(task)
+    return asked.examples_published or asked.examples_available or len(task.samples)
+
+
+def _log_likelihoods(sample: Mapping[str, Any]) -> list[float | None]:
+    """Of each continuation of an example, in lm-eval's order; none where text was generated.
+
+    None for an answer that the model rules out: JSON has no minus infinity.
+    """
     responses = [response for (response,) in sample["resps"]]
-    return [round(float(r[0]), _DIGITS) for r in responses if isinstance(r, tuple)]
+    found = [float(r[0]) for r in responses if isinstance(r, tuple)]
+    return [round(value, _DIGITS) if math.isfinite(value) else None for value in found]
 
 
 def _answer(sample: Mapping[str, Any]) -> int:
     """The likeliest continuation, the first of equal ones; with one only, whether it is greedy."""
     responses = [response for (response,) in sample["resps"] if isinstance(response, tuple)]
+    if "acc_mutual_info" in sample["metrics"]:  # then each is asked a second time, without context
+        responses = responses[: len(responses) // 2]
     if len(responses) < 2:
         return int(sample[METRIC])
     likelihoods = [float(r[0]) for r in responses]
     return likelihoods.index(max(likelihoods))
+
+
+def _check_answers(requests: list[Instance], answers: list[tuple[float, bool]]) -> None:
+    """Refuse a question of several answers all of which the model rules out: none is likeliest."""
+    likelihoods: dict[int | None, list[float]] = {}
+    for request, (likelihood, _) in zip(requests, answers, strict=True):
+        likelihoods.setdefault(request.doc_id, []).append(likelihood)
+    for example, found in likelihoods.items():
+        if len(found) > 1 and example is not None and max(found) == -math.inf:
+            msg = f"the model rules out every answer of example {example}, so none is likeliest."
+            raise finite.NotFiniteError(msg)
 
 
 def _check_version(task: lm_eval_task.Task, name: str, version: str | None) -> None:
@@ -307,47 +379,6 @@ def _check_version(task: lm_eval_task.Task, name: str, version: str | None) -> N
             f"own."
         )
         raise ConfigError(msg)
-
-
-def load_task(name: str) -> lm_eval_task.Task:
-    """lm-eval's task with zero shots, its data local if they are under TRINITY_DATA_DIR."""
-    try:
-        task = _load_known(name) if name in task_data.TASKS else _load_registered(name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        msg = (
-            f"task {name}: {task_data.at_hand(name) or 'its local file cannot be read'}, and "
-            f"loading its data failed ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Put the file under "
-            f"{DATA_DIR}, or allow this machine to reach huggingface.co (and unset "
-            "HF_HUB_OFFLINE)."
-        )
-        raise MachineError(msg) from error
-    if task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=0)
-    return task
-
-
-def _load_known(name: str) -> lm_eval_task.Task:
-    packaged = Path(lm_eval.__file__).parent / "tasks" / task_data.TASKS[name].definition
-    definition = {"include": str(packaged)} | task_data.overrides(name)
-    with TemporaryDirectory(prefix="trinity-task-") as folder:
-        path = Path(folder) / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(definition), encoding="utf-8")
-        # Without lm-eval's defaults: indexing its thousands of YAML files takes seconds.
-        return TaskManager(include_path=folder, include_defaults=False).load([name])["tasks"][name]
-
-
-def _load_registered(name: str) -> lm_eval_task.Task:
-    manager = TaskManager()
-    if name not in manager.all_subtasks:
-        known = sorted({*task_data.TASKS, *manager.all_subtasks})
-        msg = (
-            f"task '{name}' is no single task of lm-eval "
-            f"{lm_eval.__version__}.{nearest(name, known)} With data at hand offline: "
-            f"{', '.join(sorted(task_data.TASKS))}."
-        )
-        raise ConfigError(msg)
-    return manager.load([name])["tasks"][name]
 
 
 @contextmanager

@@ -15,8 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trinity.harness.engine import Engine
-from trinity.harness.latency import machine, timing
+from trinity.harness.engines import finite
+from trinity.harness.engines.engine import Engine
+from trinity.harness.latency import energy, machine, timing
+from trinity.harness.records.facts import Conditions
 from trinity.harness.records.measurement import Measurement
 from trinity.methods.errors import ConfigError
 
@@ -58,7 +60,7 @@ class Repetition:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseEngine:
     """The baseline: an engine of the model before compression, and a reader's words for it."""
 
     engine: Engine
@@ -73,10 +75,11 @@ def prefill(
     batch: int = 1,
     warmup: int = 2,
     seed: int = 0,
-    baseline: Dense | None = None,
+    baseline: DenseEngine | None = None,
 ) -> list[Measurement]:
-    """Per engine: `ttft` in seconds, `prefill` in prompt tokens/s and, with a baseline, its
-    speed-up; repetitions interleaved.
+    """Per engine: `ttft` in seconds, `prefill` in prompt tokens/s, and its speed-up to a baseline.
+
+    Repetitions are interleaved.
     """
     workload = Workload(batch, prompt_tokens, 0, repeats, warmup, "fixed", seed)
     timed = _interleaved(engines, workload, baseline)
@@ -102,10 +105,11 @@ def decode(
     warmup: int = 2,
     tokens: Tokens = "fixed",
     seed: int = 0,
-    baseline: Dense | None = None,
+    baseline: DenseEngine | None = None,
 ) -> list[Measurement]:
-    """Per engine: `tpot` in seconds, `decode` in tokens/s and, with a baseline, its speed-up;
-    repetitions interleaved.
+    """Per engine: `tpot` in seconds, `decode` in tokens/s, and its speed-up to a baseline.
+
+    Repetitions are interleaved.
     """
     if new_tokens < 1:
         msg = f"latency: new tokens must be at least 1, found {new_tokens}."
@@ -121,6 +125,27 @@ def decode(
         seconds = _seconds(engine, workload.named("tpot"), "tpot_s", times, details | steps)
         found += [seconds, _speed(engine, name, [batch / t for t in times], details)]
         found += _speedup(seconds, name, timed, lambda run: run.tpot_s)
+    return found
+
+
+def decode_energy(
+    engines: Sequence[Engine], prompt_tokens: int, new_tokens: int, *, batch: int = 1, seed: int = 0
+) -> list[Measurement]:
+    """Per engine: `energy` in joules a decoded token, where this machine counts it.
+
+    Each repetition reads a prompt too, which is in the number.
+    """
+    source = energy.counter()
+    workload = Workload(batch, prompt_tokens, new_tokens, 1, 0, "fixed", seed)
+    found = []
+    for engine in engines:
+        ids = fixed_tokens(2, (batch, prompt_tokens + new_tokens), seed)  # any vocabulary has two
+
+        def decoded(engine: Engine = engine, ids: Tensor = ids) -> int:
+            _repetition(engine, ids, workload)
+            return batch * new_tokens
+
+        found.append(energy.per_token(engine, workload.named("energy"), decoded, source))
     return found
 
 
@@ -149,10 +174,12 @@ class _Timed:
     runs: list[list[Repetition]]
     warmups: list[int]
     seen: dict[str, Any]
-    dense: Dense | None
+    dense: DenseEngine | None
 
 
-def _interleaved(engines: Sequence[Engine], workload: Workload, dense: Dense | None) -> _Timed:
+def _interleaved(
+    engines: Sequence[Engine], workload: Workload, dense: DenseEngine | None
+) -> _Timed:
     candidates = [*engines, *([dense.engine] * 2 if dense else [])]
     _check(candidates, workload)
     # The first ids of a common vocabulary: engines of one model may pad theirs differently.
@@ -190,31 +217,41 @@ def _repetition(engine: Engine, ids: Tensor, workload: Workload) -> Repetition:
     session = engine.session()
     first = timing.timed(partial(session.prefill, ids[:, : workload.prompt_tokens]))
     logits = first.result
+    _check_numbers(engine, logits, ids)
     steps: list[float] = []
     for forced in ids[:, workload.prompt_tokens :].unbind(1):
         chosen = forced if workload.tokens == "fixed" else logits.argmax(-1)
         step = timing.timed(partial(session.step, chosen))
         logits = step.result
         steps.append(step.seconds)
+    # What is no number stays in the caches, so the last step shows it; no step waits for a look.
+    _check_numbers(engine, logits, ids)
     return Repetition(first.seconds, tuple(steps))
 
 
+def _check_numbers(engine: Engine, logits: Tensor, ids: Tensor) -> None:
+    """A model that computes no numbers is not timed.  logits: float [batch, vocab]"""
+    for sequence, row in zip(ids, logits, strict=True):
+        if not finite.are_numbers(row):
+            with finite.said_of("latency"):
+                raise finite.refuse(engine, sequence)
+
+
 def _details(engine: Engine, workload: Workload, timed: _Timed) -> dict[str, Any]:
-    return (
-        {
-            "batch": workload.batch,
-            "prompt_tokens": workload.prompt_tokens,
-            "new_tokens": workload.new_tokens,
-            "tokens": workload.tokens,
-            "seed": workload.seed,
-            "warmup": f"until steady: {', '.join(map(str, timed.warmups))} repetitions",
-            "repeats": workload.repeats,
-            "interleaved_with": len(timed.runs) - 1,
-            "weights": "dequantized to floats" if engine.path == "simulated" else "as stored",
-        }
-        | machine.describe()
-        | timed.seen
-    )
+    read = Conditions(
+        batch=workload.batch,
+        prompt_tokens=workload.prompt_tokens,
+        new_tokens=workload.new_tokens,
+        repeats=workload.repeats,
+    ).details("batch", "prompt_tokens", "new_tokens", "repeats")
+    said = {
+        "tokens": workload.tokens,
+        "seed": workload.seed,
+        "warmup": f"until steady: {', '.join(map(str, timed.warmups))} repetitions",
+        "interleaved_with": len(timed.runs) - 1,
+        "weights": "dequantized to floats" if engine.path == "simulated" else "as stored",
+    }
+    return read | said | machine.describe() | timed.seen
 
 
 def _seconds(

@@ -12,10 +12,12 @@ import psutil
 import torch
 
 from trinity.harness.records.environment import cpu_model
+from trinity.harness.records.facts import Conditions
 
-__all__ = ["cpu_model", "describe", "usable_cpus", "watched"]
+__all__ = ["cpu_model", "describe", "instructions", "is_busy", "usable_cpus", "watched"]
 
 _CPU = Path("/sys/devices/system/cpu")
+_INFO = Path("/proc/cpuinfo")
 _GOVERNOR = _CPU / "cpu0/cpufreq/scaling_governor"
 _CGROUP = Path("/sys/fs/cgroup/cpu.stat")
 UNKNOWN = "unknown"
@@ -23,12 +25,13 @@ UNKNOWN = "unknown"
 
 def describe() -> dict[str, Any]:
     """Plain values for a measurement's details; 'unknown' where this system does not say."""
-    return {
-        "cpu": cpu_model(),
+    known = Conditions(cpu=cpu_model(), torch_threads=torch.get_num_threads())
+    return known.details("cpu", "torch_threads") | {
         "cpus_usable": usable_cpus(),
         "pinned_to": _affinity(),
-        "torch_threads": torch.get_num_threads(),
-        "clock_policy": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else UNKNOWN,
+        "clock_policy": _GOVERNOR.read_text(encoding="utf-8").strip()
+        if _GOVERNOR.is_file()
+        else UNKNOWN,
     }
 
 
@@ -37,6 +40,21 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def instructions() -> frozenset[str] | None:
+    """Extensions of the processor's instructions by the system's names; None where it has none."""
+    if not _INFO.is_file():
+        return None
+    for line in _INFO.read_text(encoding="utf-8").splitlines():
+        if line.startswith(("flags", "Features")):  # x86, Arm
+            return frozenset(line.partition(":")[2].split())
+    return None
+
+
+def is_busy() -> bool:
+    """Whether more processes run or wait than this one and the processors it may use."""
+    return os.getloadavg()[0] > usable_cpus() + 1
 
 
 @contextmanager
@@ -75,7 +93,7 @@ def _clock() -> Any:
 
 def _throttled() -> float | None:
     counts = [
-        int(path.read_text())
+        int(path.read_text(encoding="utf-8"))
         for path in _CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
     ]
     return sum(counts) if counts else None
@@ -84,7 +102,7 @@ def _throttled() -> float | None:
 def _quota() -> float | None:
     if not _CGROUP.is_file():
         return None
-    for line in _CGROUP.read_text().splitlines():
+    for line in _CGROUP.read_text(encoding="utf-8").splitlines():
         if line.startswith("throttled_usec "):
             return int(line.split()[1]) / 1e6
     return None

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import psutil
 
-from trinity.harness.engine import Engine
+from trinity.harness.engines.engine import Engine
+from trinity.harness.records.facts import Memory
 from trinity.harness.records.measurement import Measurement
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ def resident_bytes() -> int:
 def reset_peak() -> bool:
     """Forget the peak of resident memory so far; False where the system cannot."""
     try:
-        _CLEAR.write_text("5")  # Linux: reset the "high water mark" (man 5 proc)
+        _CLEAR.write_text("5", encoding="utf-8")  # Linux: reset the "high water mark" (man 5 proc)
     except OSError:
         return False
     return True
@@ -33,7 +34,7 @@ def high_water_bytes() -> int | None:
     """The peak of resident memory since the last reset; None if unknown here."""
     if not _STATUS.is_file():
         return None
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None
@@ -63,6 +64,9 @@ def peak(engine: Engine, before: int, at_most: int | None, scope: str) -> Measur
 
     before: bytes resident before the model was loaded, libraries included   at_most: the peak
     """
+    held = Memory(
+        before_loading_bytes=before, model_bytes=None if at_most is None else at_most - before
+    )
     return Measurement(
         name="peak-memory",
         metric="resident_bytes",
@@ -71,11 +75,7 @@ def peak(engine: Engine, before: int, at_most: int | None, scope: str) -> Measur
         higher_is_better=False,
         path=engine.path,
         engine=engine.name,
-        details={
-            "scope": scope,
-            "before_loading_bytes": before,
-            "model_bytes": None if at_most is None else at_most - before,
-        },
+        details={"scope": scope} | held.details(),
         reason=None if at_most is not None else "this system cannot reset a process's peak",
     )
 

@@ -15,10 +15,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from trinity.harness import statistics
-from trinity.harness.engine import MeasurementPath
-from trinity.harness.records.compare import SPEEDUP, speed_verdict
-from trinity.harness.records.measurement import Interval, Measurement
+from trinity.harness.records.facts import Conditions, Speedup
+from trinity.harness.records.measurement import Interval, Measurement, MeasurementPath
+from trinity.harness.statistics import intervals
+from trinity.harness.statistics.comparison import SPEEDUP, speed_verdict
 from trinity.methods.errors import ConfigError
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def measurement(
     details: dict[str, Any],
 ) -> Measurement:
     """The median with its bootstrap interval; quartiles go into the details."""
-    low, middle, high = statistics.quartiles(samples)
+    low, middle, high = intervals.quartiles(samples)
     return Measurement(
         name=name,
         metric=metric,
@@ -147,7 +147,7 @@ def measurement(
         higher_is_better=higher_is_better,
         path=engine.path,
         engine=engine.name,
-        interval=statistics.median_interval(samples),
+        interval=intervals.median_interval(samples),
         samples=list(samples),
         details=details | {"statistic": "median", "quartile_1": low, "quartile_3": high},
     )
@@ -168,7 +168,7 @@ class Baseline:
     @property
     def noise(self) -> Interval | None:
         """The interval of the baseline's ratio to itself."""
-        return statistics.paired_ratio(self.first, self.second)
+        return intervals.paired_ratio(self.first, self.second)
 
     @property
     def noise_floor(self) -> float | None:
@@ -191,38 +191,35 @@ def speedup(ours: Measurement, baseline: Baseline) -> Measurement:
             f"{len(seconds)} samples) are no pair. Measure both in one interleaved run."
         )
         raise ConfigError(msg)
-    interval = statistics.paired_ratio(seconds, ours.samples)
+    interval = intervals.paired_ratio(seconds, ours.samples)
     floor = baseline.noise_floor
     simulated = ours.path == "simulated"
     verdict = "not timed: dequantized weights" if simulated else "no noise floor"
     if not simulated and floor is not None:
         verdict = speed_verdict(interval, floor)
     noise = baseline.noise
+    against = Speedup(
+        baseline_engine=baseline.engine.name,
+        baseline_path=baseline.engine.path,
+        baseline_model=baseline.model,
+        baseline_s=list(seconds),
+        baseline_again_s=list(baseline.second),
+        noise_floor=floor,
+        noise_interval=[noise.low, noise.high] if noise else None,
+        verdict=verdict,
+    )
     return Measurement(
         name=ours.name,
         metric=SPEEDUP,
-        value=statistics.quartiles(seconds)[1] / statistics.quartiles(ours.samples)[1],
+        value=intervals.quartiles(seconds)[1] / intervals.quartiles(ours.samples)[1],
         unit="1",
         higher_is_better=True,
         path=ours.path,
         engine=ours.engine,
         interval=interval,
         samples=[b / a for a, b in zip(ours.samples, seconds, strict=True)],
-        details={
-            **{key: ours.details.get(key) for key in _WORKLOAD},
-            "baseline_engine": baseline.engine.name,
-            "baseline_path": baseline.engine.path,
-            "baseline_model": baseline.model,
-            "baseline_s": list(seconds),
-            "baseline_again_s": list(baseline.second),
-            "noise_floor": floor,
-            "noise_interval": [noise.low, noise.high] if noise else None,
-            "verdict": verdict,
-        },
+        details=Conditions.of(ours).details() | against.details(),
     )
-
-
-_WORKLOAD = ("cpu", "torch_threads", "batch", "prompt_tokens", "new_tokens", "repeats")
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "compression-trinity",
@@ -30,7 +32,9 @@ PACKAGES = (
 @cache
 def environment() -> dict[str, Any]:
     """Everything a reader needs to judge or repeat a measurement, as plain data."""
-    commit, dirty = _git()
+    import torch  # here: the doctor asks for the rest where torch is broken
+
+    commit, dirty = commit_here()
     return {
         "commit": commit,
         "dirty": dirty,
@@ -47,10 +51,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def numerics(device: torch.device) -> dict[str, Any]:
+def numerics(device: "torch.device") -> dict[str, Any]:
     """What the bits of a floating-point result depend on besides its inputs."""
+    import torch  # as in `environment`
+
     return {
         "torch": torch.__version__,
+        "transformers": _version("transformers"),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "architecture": platform.machine(),
@@ -58,9 +65,16 @@ def numerics(device: torch.device) -> dict[str, Any]:
     }
 
 
+def tokenizing() -> dict[str, str | None]:
+    """Versions of what turns a text into tokens."""
+    return {name: _version(name) for name in ("transformers", "tokenizers")}
+
+
 @cache
 def machine_name() -> str:
     """A short name for file names: the kind of processor and its cores, not the host's name."""
+    import torch  # as in `environment`
+
     if torch.cuda.is_available():
         words = torch.cuda.get_device_name(0)
     else:
@@ -74,7 +88,7 @@ def cpu_model() -> str:
     """The processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -87,20 +101,48 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> tuple[str | None, bool | None]:
+def commit_here() -> tuple[str | None, bool | None]:
     """(commit, dirty) of the source tree this code runs from; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    return _commit_of(Path(__file__).resolve().parent)
+
+
+def project_here() -> dict[str, Any] | None:
+    """Commit, its time, branch, and whether there are local changes, of the repository that a run
+    is started in; None outside one.
+    """
+    here = Path.cwd()
+    commit, dirty = _commit_of(here)
+    if commit is None:
+        return None
+    return {
+        "commit": commit,
+        "committed": _git_says(here, "show", "--no-patch", "--format=%cI", "HEAD"),
+        "branch": _branch(here),
+        "dirty": dirty,
+    }
+
+
+def _commit_of(folder: Path) -> tuple[str | None, bool | None]:
     try:
-        commit = _git_says(here, "rev-parse", "HEAD")
+        commit = _git_says(folder, "rev-parse", "HEAD")
         # Generated results do not change what the code computes.
-        changed = _git_says(here, "status", "--porcelain", "--", ":/", ":(exclude,top)results")
+        generated = [f":(exclude,top){name}" for name in ("results", "gate-results")]
+        changed = _git_says(folder, "status", "--porcelain", "--", ":/", *generated)
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return commit, bool(changed)
 
 
+def _branch(folder: Path) -> str | None:
+    """The branch; where CI has checked a commit out by itself, what CI says of it."""
+    name = _git_says(folder, "rev-parse", "--abbrev-ref", "HEAD")
+    if name != "HEAD":
+        return name
+    told = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME")
+    return next((os.environ[key] for key in told if os.environ.get(key)), None)
+
+
 def _git_says(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-    )
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return done.stdout.strip()

@@ -1,12 +1,21 @@
 """One measured number with everything that makes it checkable."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from trinity.harness.engine import MeasurementPath
+from trinity.harness.store.stages import read_json, write_json
+
+FILE = "measurements.json"
+MeasurementPath = Literal["simulated", "reference", "compiled", "kernel"]
+"""How a number came about.
+
+simulated: torch, weights dequantized to floats   reference: torch, packed weights
+compiled: IREE code generation, packed weights     kernel: this project's own kernels inside IREE
+"""
 
 
 class Interval(BaseModel):
@@ -66,3 +75,26 @@ class Measurement(BaseModel):
     details: dict[str, Any] = {}
     reason: str | None = None
     seeds: SeedSpread | None = None
+
+
+def save(folder: Path, found: Sequence[Measurement]) -> None:
+    """Fill a stage with measurements."""
+    write_json(folder / FILE, [m.model_dump(mode="json") for m in found])
+
+
+def load(folder: Path) -> list[Measurement]:
+    """The measurements of a stage."""
+    return [Measurement.model_validate(m) for m in read_json(folder / FILE)]
+
+
+def with_spread(seeds: Sequence[Measurement]) -> Measurement:
+    """The first seed's measurement with the spread over all, or with why there is none.
+
+    seeds: the same measurement of each seed, in the order of the recipe
+    """
+    first, values = seeds[0], [m.value for m in seeds if m.value is not None]
+    if len(values) == len(seeds):
+        return first.model_copy(update={"seeds": seed_spread(values)})
+    reason = next(m.reason for m in seeds if m.value is None)
+    lost = {"seeds_missing": f"no value of {len(seeds) - len(values)} of {len(seeds)}: {reason}"}
+    return first.model_copy(update={"details": {**first.details, **lost}})

@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trinity.harness.records.facts import Questions
 from trinity.harness.records.measurement import Measurement
-from trinity.harness.store import write_json
+from trinity.harness.records.migrations import SCHEMA_VERSION, migrated
+from trinity.harness.store import writing
+from trinity.harness.store.stages import as_json, fingerprint
 from trinity.methods.errors import RecordError
-
-SCHEMA_VERSION = 1
 
 
 class ModelInfo(BaseModel):
@@ -47,6 +48,8 @@ class CheckpointInfo(BaseModel):
 class LoweringInfo(BaseModel):
     """The compiled module and how far its logits are from torch's.
 
+    kernels: 'kernel' (ours) or 'compiled' (IREE's own code) of every compressed layer, and flavour:
+        which instructions the kernels for processors are written in; not in older records
     logit_errors: norm of the differences from torch's logits over theirs, of prefill and of decode
     outside: layers that no method compressed and that are stored in a narrower format, which holds
     their numbers exactly; its label by name
@@ -60,13 +63,18 @@ class LoweringInfo(BaseModel):
     flags: list[str]
     bits_per_weight: float
     outside: dict[str, str] = {}
+    kernels: dict[str, str] = {}
+    flavour: str | None = None
     logit_errors: dict[str, float]
     tolerance: float
     compile_s: float
 
 
 class Record(BaseModel):
-    """Everything about one run.  A part that was not done is null."""
+    """Everything about one run.  A part that was not done is null.
+
+    schema_version: of the file that it was read from; its content is of today's version
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,9 +90,9 @@ class Record(BaseModel):
 
     @property
     def place(self) -> Path:
-        """`<model>/<recipe>/<machine>-<date>.json` under `results/v1`."""
+        """`<model>/<recipe>/<machine>-<date>.json` under `results/v1`, whatever the schema."""
         machine = self.environment["machine"]
-        return Path(self.model.label, self.recipe["name"], f"{machine}-{self.date}.json")
+        return folder_of(self.model.label, self.recipe["name"]) / f"{machine}-{self.date}.json"
 
     def find(self, name: str, metric: str, engine: str | None = None) -> Measurement | None:
         """The measurement of that name and metric, of any engine if none is given."""
@@ -98,57 +106,109 @@ class Record(BaseModel):
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as it is written, with lm-eval's keys beside our own."""
+    """The record as it is written: lm-eval's keys beside our own, and a hash over all of them."""
     data = record.model_dump(mode="json")
-    accuracy = [m for m in record.measurements if "lm_eval" in m.details]
+    # Tasks; what else is made of their answers (flips) is no result of lm-eval's.
+    asked = {m.name: (m, Questions.of(m)) for m in record.measurements if m.metric == "acc"}
+    asked = {name: (m, of) for name, (m, of) in asked.items() if of.lm_eval_version}
+    accuracy = [m for m, _ in asked.values()]
     data["results"] = {m.name: _lm_eval_result(m) for m in accuracy}
-    data["configs"] = {m.name: {"num_fewshot": m.details.get("num_fewshot")} for m in accuracy}
-    data["versions"] = {m.name: m.details.get("task_version") for m in accuracy}
-    data["n-shot"] = {m.name: m.details.get("num_fewshot") for m in accuracy}
+    data["configs"] = {name: {"num_fewshot": of.num_fewshot} for name, (_, of) in asked.items()}
+    data["versions"] = {name: of.task_version for name, (_, of) in asked.items()}
+    data["n-shot"] = {name: of.num_fewshot for name, (_, of) in asked.items()}
     data["higher_is_better"] = {m.name: {m.metric: m.higher_is_better} for m in accuracy}
     data["n-samples"] = {m.name: {"effective": len(m.samples)} for m in accuracy}
+    data[SHA256] = fingerprint(data)
     return data
 
 
 LM_EVAL_KEYS = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+SHA256 = "sha256"  # of the file's other keys; older files have none
+
+
+def folder_of(label: str, name: str) -> Path:
+    """`<model>/<recipe>` of a model's label and a recipe's name; RecordError if that is no path of
+    two folders below `results/v1`.
+    """
+    for what, text in (("model label", label), ("recipe name", name)):
+        if text in ("", ".", "..") or "/" in text or "\0" in text:
+            msg = f"{what} '{text}' cannot name the folder of a record. Rename the model or recipe."
+            raise RecordError(msg)
+    return Path(label, name)
+
+
+def check_writable(results: Path, label: str, name: str) -> None:
+    """Before the work: whether the record of a run can be written."""
+    writing.check_writable(results / "v1" / folder_of(label, name))
 
 
 def write(record: Record, results: Path) -> Path:
     """Write a record under `results/v1`; an equal one that is there already is left alone."""
     path = results / "v1" / record.place
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = to_json(record)
+    text = as_json(to_json(record))
+    with writing.writing(results):
+        path.parent.mkdir(parents=True, exist_ok=True)
     serial = 1
-    while path.exists():
-        if json.loads(path.read_text()) == json.loads(json.dumps(data)):
+    # Records are append-only: another run on the same day gets its own file, also if both end at
+    # once.
+    while not writing.write_new(path, text):
+        if json.loads(path.read_text(encoding="utf-8")) == json.loads(text):
             return path
-        # Records are append-only: another run on the same day gets its own file.
         serial += 1
         path = path.with_name(f"{record.place.stem}-{serial}.json")
-    write_json(path, data)
     return path
 
 
 def read(path: Path) -> Record:
     """Read a record; RecordError says if it is damaged or newer than this reader."""
     try:
-        data = json.loads(path.read_text())
-        version = data["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"record {path}: cannot be read ({error!r})."
-        raise RecordError(msg) from error
-    if version > SCHEMA_VERSION:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(path), error) from error
+    return parse(text, str(path))
+
+
+def parse(text: str, place: str) -> Record:
+    """A record from its text; RecordError names its place."""
+    try:
+        data = json.loads(text)
+        version = int(data["schema_version"])
+        written = data.pop(SHA256, None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(place, error) from error
+    if not 1 <= version <= SCHEMA_VERSION:
         msg = (
-            f"record {path}: has schema version {version}, this trinity reads up to "
+            f"record {place}: has schema version {version}, this trinity reads 1 to "
             f"{SCHEMA_VERSION}. Upgrade with `pip install -U compression-trinity`."
         )
         raise RecordError(msg)
+    if written is not None and written != fingerprint(data):
+        msg = (
+            f"record {place}: is damaged, or was edited: its content has another sha256 than when "
+            f"it was written. Get the file again; a record is never changed."
+        )
+        raise RecordError(msg)
     try:
-        return Record.model_validate({k: v for k, v in data.items() if k not in LM_EVAL_KEYS})
+        data = migrated(data, version)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        msg = f"record {place}: is no whole record of schema version {version} ({error!r})."
+        raise RecordError(msg) from error
+    try:
+        found = Record.model_validate({k: v for k, v in data.items() if k not in LM_EVAL_KEYS})
     except ValidationError as error:
         first = error.errors()[0]
-        msg = f"record {path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}."
+        msg = f"record {place}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}."
         raise RecordError(msg) from error
+    for section, name in (("recipe", "name"), ("environment", "machine")):
+        if name not in getattr(found, section):
+            msg = f"record {place}: has no `{section}.{name}`, which tells it from others."
+            raise RecordError(msg)
+    return found
+
+
+def _unreadable(place: str, error: Exception) -> RecordError:
+    reason = getattr(error, "strerror", None) or repr(error)
+    return RecordError(f"record {place}: cannot be read ({reason}).")
 
 
 def read_all(results: Path) -> list[Record]:
@@ -156,9 +216,12 @@ def read_all(results: Path) -> list[Record]:
     return [read(path) for path in sorted((results / "v1").rglob("*.json"))]
 
 
-def age(path: Path, found: Record) -> tuple[str, int, str]:
-    """Older before newer: by day, and within a day by the number at the end of the file's name."""
-    return str(found.date), len(path.name), path.name
+def age(path: Path, found: Record) -> tuple[str, str, int, str]:
+    """Older before newer: by day, and within a day by time, where the record has one, and by the
+    number at the end of the file's name.
+    """
+    time = found.environment.get("time") or ""
+    return str(found.date), str(time), len(path.name), path.name
 
 
 def json_schema() -> dict[str, Any]:
@@ -166,6 +229,7 @@ def json_schema() -> dict[str, Any]:
     schema = Record.model_json_schema()
     for key in LM_EVAL_KEYS:
         schema["properties"][key] = {"type": "object", "description": "as in lm-eval's results"}
+    schema["properties"][SHA256] = {"type": "string", "description": "of all other keys"}
     return schema
 
 

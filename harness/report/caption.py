@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trinity.harness.paper import Paper, published_line
+from trinity.harness.recipes.paper import Paper, published_line
+from trinity.harness.records.facts import AVERAGE, Average, Questions, Sized, Text
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import Record
-from trinity.harness.report import verdicts
 from trinity.harness.report.judged import Cell, Judged, heading, row_name
 from trinity.harness.report.verdicts import accuracy_measurements
 
@@ -30,9 +30,10 @@ def caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
         "hold no spread of calibration seeds."
     )
     lines.append(_compared(judged))
+    lines += _resolved(judged)
     lines.append(_timed(record))
     lines += _published(judged)
-    if profile_name != "paper":
+    if not judged.profile.published_names:
         lines.append(
             "Sizes are chosen to fit two processor cores and differ from the paper's, and the "
             "paper has no number for this model: compare rows with each other."
@@ -70,7 +71,7 @@ def _published(judged: Judged) -> list[str]:
     lines = [table.note] if table.note else []
     if model is None:
         return lines
-    names = {verdicts.AVERAGE, *(m.name for m in accuracy_measurements(judged.cells[0].record))}
+    names = {AVERAGE, *(m.name for m in accuracy_measurements(judged.cells[0].record))}
     found = [
         published_line(table, cell.row, cell.pattern, model, m)
         for cell in judged.cells
@@ -87,11 +88,38 @@ def _compared(judged: Judged) -> str:
         return "No dense row is in this table, so no cell has a verdict against it."
     tested = next((o.compared for o in judged.outcomes.values() if o.compared), 0)
     return (
-        f"Second lines compare with the dense row on the same samples: the ratio of perplexities "
-        f"or the difference in points, and `better`, `worse` or `no difference shown` by an exact "
-        f"paired test at 5%, Holm-corrected over the {tested} tests of this table. `could show` is "
-        f"the least difference that the test would have found four times of five."
+        f"Verdicts compare with the dense row on the same samples: the ratio of perplexities or "
+        f"the difference in points, and `better`, `worse` or `no difference shown` (`n.s.` where "
+        f"it is short) by an exact paired test at 5%, Holm-corrected over the {tested} tests of "
+        f"this table. `could show` is the least difference that the test would have found four "
+        f"times of five."
     )
+
+
+def _resolved(judged: Judged) -> list[str]:
+    """What questions were chosen to show, and what they did show; nothing where none were."""
+    averaged = {task for m in judged.columns.values() for task in Average.of(m).tasks or ()}
+    sized = {key: m for key, m in judged.columns.items() if Sized.of(m).resolve is not None}
+    lines = []
+    for key, m in sized.items():
+        facts = Sized.of(m)
+        if m.name in averaged or facts.resolution is None or facts.discordance is None:
+            continue
+        line = (
+            f"{heading(m)}: {Average.of(m).questions or len(m.samples)} questions, chosen to "
+            f"resolve {facts.resolve}; they resolve {100 * facts.resolution:.1f} points (80% power "
+            f"at 5% in one paired comparison, if only one of two models is right in "
+            f"{facts.discordance:.0%} of them)."
+        )
+        of_rows = [o.detectable for k, o in judged.outcomes.items() if k[1:] == key]
+        least = [100 * value for value in of_rows if value is not None]
+        if least:
+            line += (
+                f" As far as these rows disagree, and after the correction, differences of "
+                f"{min(least):.1f} to {max(least):.1f} points could be shown."
+            )
+        lines.append(line)
+    return lines
 
 
 def _timed(record: Record) -> str:
@@ -134,13 +162,14 @@ def _machine(record: Record) -> str:
 
 def _scope(m: Measurement) -> str:
     """How much of a suite was run, in words."""
-    if m.name == "average":
+    if m.name == AVERAGE:
         return "unweighted mean of the tasks"
-    parts = [f"{len(m.samples)} {'windows' if 'windows' in m.details else 'examples'}"]
-    if "seqlen" in m.details:
-        parts[0] += f" of {m.details['seqlen']} tokens"
-    if "task_version" in m.details:
-        parts.append(
-            f"task version {m.details['task_version']}, {m.details.get('num_fewshot', 0)}-shot"
-        )
+    text, asked = Text.of(m), Questions.of(m)
+    parts = [f"{len(m.samples)} {'examples' if text.windows is None else 'windows'}"]
+    if text.seqlen is not None:
+        parts[0] += f" of {text.seqlen} tokens"
+        if text.seqlen_bounded_from is not None:
+            parts[0] += f" (the suite's {text.seqlen_bounded_from} exceed the model's context)"
+    if asked.task_version is not None:
+        parts.append(f"task version {asked.task_version}, {asked.num_fewshot or 0}-shot")
     return f"{m.metric}, {', '.join(parts)}"

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trinity.harness.paper import Profile, Row, Table
-from trinity.harness.records.compare import Outcome
+from trinity.harness.recipes.paper import Profile, Row, Table
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import Record
 from trinity.harness.report import verdicts
 from trinity.harness.report.verdicts import Key, accuracy_measurements
+from trinity.harness.statistics.comparison import Outcome
 
 FIDELITY = {"kl": "KL", "top1_agreement": "same top token %", "flip_rate": "flipped %"}
 

@@ -5,10 +5,11 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trinity.harness.records.compare import Outcome
+from trinity.harness.records.facts import Speedup
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import Record
 from trinity.harness.report.verdicts import Published
+from trinity.harness.statistics.comparison import Outcome
 
 COLUMNS = (
     *("model", "method", "quantization", "pattern", "bits_per_weight", "name", "metric", "value"),
@@ -70,7 +71,7 @@ def _value(m: Measurement) -> list[object]:
 
 def _outcome(outcome: Outcome | None, m: Measurement) -> list[object]:
     if outcome is None:
-        return [*[""] * 7, m.details.get("verdict", "")]
+        return [*[""] * 7, Speedup.of(m).verdict or ""]
     interval = outcome.interval
     return [
         _digits(outcome.effect),

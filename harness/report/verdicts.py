@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trinity.harness.paper import Profile, Protocol, Row, Table, printed
-from trinity.harness.records import compare
-from trinity.harness.records.compare import Outcome
+from trinity.harness.recipes.paper import Profile, Protocol, Row, Table, printed
+from trinity.harness.records.facts import AVERAGE, Average, Questions, Text
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import Record
+from trinity.harness.statistics import comparison
+from trinity.harness.statistics.comparison import Outcome
 
 ACCURACY = ("perplexity", "acc", "kl", "top1_agreement", "flip_rate")
-AVERAGE = "average"
 
 Key = tuple[int, str, str, str]  # cell, name, metric, engine
 
@@ -48,15 +48,15 @@ def against_dense(records: Sequence[Record], baseline: int | None) -> dict[Key, 
     if baseline is None:
         return {}
     keys: list[Key] = []
-    found: list[compare.Pair] = []
+    found: list[comparison.Pair] = []
     dense = accuracy_measurements(records[baseline])
     for index, record in enumerate(records):
         if index == baseline:
             continue
         ours = accuracy_measurements(record)
         keys += [(index, m.name, m.metric, m.engine) for m in ours]
-        found += compare.pairs(ours, dense)
-    return dict(zip(keys, compare.judge(found), strict=True))
+        found += comparison.pairs(ours, dense)
+    return dict(zip(keys, comparison.judge(found), strict=True))
 
 
 def against_paper(
@@ -97,25 +97,37 @@ def judge(measurement: Measurement | None, value: str | float, protocol: Protoco
 
 
 def other_protocol(measurement: Measurement, protocol: Protocol) -> list[str]:
-    """What was measured in another way than the paper did, in words; a part that the paper does
-    not state is not compared.
+    """What was measured in another way than the paper did, in words.
+
+    A part that the paper does not state is not compared.
     """
-    details = measurement.details
+    text, of = Text.of(measurement), Average.of(measurement)
     differing = []
     if measurement.metric == "perplexity":
-        if protocol.seqlen and details.get("seqlen") != protocol.seqlen:
+        if protocol.seqlen and text.seqlen != protocol.seqlen:
             differing.append(f"seqlen, {protocol.seqlen} there")
-        if details.get("windows") != details.get("windows_available"):
+        if text.windows != text.windows_available:
             differing.append("number of windows, all there")
-    if measurement.name == AVERAGE:
-        if protocol.tasks and set(details.get("tasks", [])) != set(protocol.tasks):
-            differing.append(f"tasks, {len(protocol.tasks)} there")
-    elif "examples" in details and details["examples"] != details.get("examples_available"):
+    is_average, tasks = measurement.name == AVERAGE, set(of.tasks or ())
+    if is_average and protocol.tasks and tasks != set(protocol.tasks):
+        differing.append(f"tasks, {len(protocol.tasks)} there")
+    if _examples_left_out(measurement):
         differing.append("number of examples, all there")
     wanted = protocol.task_versions.get(measurement.name)
-    if wanted is not None and str(details.get("task_version")) != wanted:
+    if wanted is not None and str(Questions.of(measurement).task_version) != wanted:
         differing.append(f"task version, {wanted} there")
     return differing
+
+
+def _examples_left_out(measurement: Measurement) -> bool:
+    """Whether a task, or an average, is over fewer examples than there are: by a limit, or because
+    a local file holds fewer.  Older records do not say how many were published.
+    """
+    of, asked = Average.of(measurement), Questions.of(measurement)
+    if of.questions != of.questions_published:
+        return True
+    whole = asked.examples_published or asked.examples_available
+    return asked.examples is not None and asked.examples != whole
 
 
 def _why_none(table: Table, row: Row, pattern: str | None, name: str, model: str | None) -> str:
@@ -134,9 +146,11 @@ def outcome_text(outcome: Outcome | None) -> str:
     if outcome.effect is not None:
         points = f"{100 * outcome.effect:+.1f}" if outcome.unit_is_points else None
         effect = points or _number(outcome)
-    if outcome.verdict == compare.NO_DIFFERENCE:
-        return f"{effect}, {outcome.verdict} ({detectable_text(outcome)})"
-    return f"{effect}, {outcome.verdict} ({p_text(outcome.p_adjusted)})"
+    if outcome.verdict == comparison.NO_DIFFERENCE:
+        said = f"{outcome.verdict} ({detectable_text(outcome)})"
+    else:
+        said = f"{outcome.verdict} ({p_text(outcome.p_adjusted)})"
+    return ", ".join(filter(None, (effect, said)))
 
 
 def detectable_text(outcome: Outcome) -> str:

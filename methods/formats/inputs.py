@@ -51,6 +51,11 @@ class InputFormat:
             return "fp8 tensor"
         return f"int8 group {self.group_size}" if self.group_size else "int8 token"
 
+    @property
+    def is_of_call(self) -> bool:
+        """Whether all that one call reads shares a scale: what it gives depends on all of it."""
+        return self.kind == "fp8"
+
     def problem(self, shape: tuple[int, int]) -> str | None:
         """Why the inputs of a layer [out, in] cannot be rounded so, or None."""
         if self.group_size and shape[1] % self.group_size:

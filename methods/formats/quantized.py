@@ -32,8 +32,8 @@ class Grid:
 class Quantized:
     """`scale * (code - zero_point) * input_scale`, one scale a tensor, output or group of inputs.
 
-    codes: [out, in], int8 in [-2^(bits-1), 2^(bits-1) - 1] if symmetric, else uint8 in [0, 2^bits -
-        1]
+    codes: [out, in], int8 in -2^(bits-1) .. 2^(bits-1) - 1 if symmetric, else uint8 in
+        0 .. 2^bits - 1
     scale: [1, 1], [out, 1] or [out, groups], float32, float16 or bfloat16, positive
     zero_point: None if symmetric, else uint8 of the shape of `scale`
     group_index: int32 [in], the group of every input (GPTQ's `g_idx`); None where groups are

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trinity.harness.engine import MeasurementPath
+from trinity.harness.records.measurement import MeasurementPath
 
 VOCAB = 256
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trinity.lowering import targets
-from trinity.lowering.invoke import CompiledModel, CompiledSession
-from trinity.lowering.lower import LoweredModel, Lowering, lower, write_parameters
+from trinity.lowering.kernels.cpu import cpus
+from trinity.lowering.lower import LoweredModel, lower
+from trinity.lowering.module.invoke import CompiledModel, CompiledSession
+from trinity.lowering.parameters import write_parameters
+from trinity.lowering.plan import Lowering
+from trinity.lowering.targets import targets
 from trinity.methods.formats import CompressedWeight, format_of
 
 LENGTHS, LONGEST = (1, 8), 21
@@ -41,6 +44,7 @@ def build(
     tables: dict[str, CompressedWeight] | None = None,
     lengths: tuple[int, ...] = LENGTHS,
     longest: int = LONGEST,
+    cpu: str = cpus.HOST,
 ) -> Built:
     formats, head_formats, table_formats = (
         {name: format_of(weight) for name, weight in (of or {}).items()}
@@ -49,7 +53,7 @@ def build(
     plan = Lowering(
         model.config,
         formats,
-        targets.get(target),
+        targets.get(target, cpu),
         lengths,
         longest,
         batch=batch,

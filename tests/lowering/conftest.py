@@ -83,7 +83,20 @@ FAMILIES: dict[str, dict[str, object]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "gpt2": {"n_inner": 48},
     "gpt_neox": {},
+    "gptj": {"n_inner": 48, "rotary_dim": 4},
+    "phi": {},
+    "phi3": {"pad_token_id": 0},
+    "stablelm": {"use_parallel_residual": True, "qk_layernorm": True},
+    "olmo": {"clip_qkv": 1.5},
+    "olmo2": {},
+    "cohere": {"use_qk_norm": True},
+    "gemma": {"head_dim": 16},
+    "granite": {"attention_multiplier": 0.5, "residual_multiplier": 0.7},
+    "smollm3": {"pad_token_id": 0, "no_rope_layers": [1, 0]},
+    "falcon": {"ffn_hidden_size": 48},
 }
+# Their configurations call sizes otherwise.
+OTHER_KEYS = ("opt", "gpt2", "gptj", "falcon")
 
 
 def random_decoder(family: str, **sizes: int) -> nn.Module:
@@ -98,9 +111,9 @@ def random_decoder(family: str, **sizes: int) -> nn.Module:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    if family not in ("opt", "gpt2"):
+    if family not in OTHER_KEYS:
         common["intermediate_size"] = 48
-    if family not in ("opt", "gpt2", "gpt_neox"):
+    if family not in (*OTHER_KEYS, "gpt_neox"):
         common["num_key_value_heads"] = 2
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **{**common, **FAMILIES[family], **sizes})

@@ -12,9 +12,9 @@ from trinity.methods.conformance import check
 from trinity.methods.contract import LayerStats, MethodConfig, Statistic
 from trinity.methods.dense import DENSE
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense
+from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense, Unstructured
 from trinity.methods.options import PatternOption
-from trinity.methods.tensors import pattern_problem
+from trinity.methods.tensors import masked, pattern_problem
 
 
 class Options(MethodConfig):
@@ -229,7 +229,7 @@ class NaNOnZeros(Good):
         (ChangesStatistics(), "changed its input x_norm"),
         (Random(), "take a seed in the config"),
         (OtherShape(), "layer has shape"),
-        (NotAWeight(), "layer is a Tensor, not a CompressedWeight"),
+        (NotAWeight(), "layer is of type Tensor, not a CompressedWeight"),
         (Raises(), "raised ZeroDivisionError: oops"),
         (TakesMoreThanItAsked(), "raised AssertionError: no Hessian"),
         (OnTheDefaultDevice(), "default device instead of `W.device`"),
@@ -282,10 +282,13 @@ class FitsNothing(Good):
 @pytest.mark.parametrize(
     ("method", "violation"),
     [
-        (SaysNothing(), "layer [5, 7], random weights, after float32: raised ConfigError"),
+        (
+            SaysNothing(),
+            "layer [5, 7], random weights, after float32 and 9 more cases: raised",
+        ),
         (CriesWolf(), "`problem` reports one, but the layer was compressed"),
         (ProblemIsABool(), "problem: gave True for [16, 128], expected a text or None"),
-        (FitsNothing(), "problem: refuses every layer that was tried"),
+        (FitsNothing(), "nothing was tried: `problem` refuses [16, 128], [8, 256]"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Good) else "",
 )
@@ -332,9 +335,9 @@ class RefusesOneToken(Good):
     ("method", "violation"),
     [
         (ForgetsItsPattern(), "pattern 2:4 was asked for, the result is float32"),
-        (NaNOnOneToken(), "one calibration token, after float32: raised ConfigError"),
-        (FailsOnHalf(), "bfloat16 weights, after bfloat16: raised RuntimeError"),
-        (FailsOnHalf(), "float16 weights, after float16: raised RuntimeError"),
+        (NaNOnOneToken(), "one calibration token, after float32 and 9 more cases: raised"),
+        (FailsOnHalf(), "bfloat16 weights, after bfloat16"),
+        (FailsOnHalf(), ", float16 weights, after float16"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Good) else "",
 )
@@ -348,3 +351,36 @@ def test_a_clear_refusal_of_a_numerically_hopeless_layer_conforms() -> None:
 
 def test_dense_conforms_though_it_hands_back_what_it_was_given() -> None:
     assert check(DENSE) == []
+
+
+def test_a_violation_is_told_once_with_the_number_of_cases() -> None:
+    (found,) = check(NotAWeight())
+    assert found.startswith("layer [16, 128], random weights, after float32 and ")
+    assert found.endswith(" more cases: layer is of type Tensor, not a CompressedWeight")
+
+
+class EndsTheProcess(Good):
+    def compress(self, W: Tensor, current: Any, stats: LayerStats, config: Any) -> Dense:
+        raise SystemExit(0)
+
+
+def test_a_method_that_ends_the_process_is_told() -> None:
+    assert "raised SystemExit: 0" in result_of(EndsTheProcess())
+
+
+class PrunesTooFew(Good):
+    """Says 50% and masks a tenth."""
+
+    class config(MethodConfig):  # noqa: N801  # the contract's name
+        pattern: PatternOption = Unstructured(0.5)
+
+    def compress(
+        self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: Any
+    ) -> CompressedWeight:
+        mask = torch.ones_like(W, dtype=torch.bool)
+        mask[:, ::10] = False
+        return masked(current, mask, config.pattern, "prunes-too-few")
+
+
+def test_another_share_than_was_asked_for_is_found() -> None:
+    assert "50% was asked for, 10.2% of the weights are zero" in result_of(PrunesTooFew())

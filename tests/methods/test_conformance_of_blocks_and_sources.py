@@ -1,13 +1,13 @@
 """methods/conformance.py on block methods and checkpoint sources."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from trinity.methods.conformance import check
+from trinity.methods.conformance import check, refusal
 from trinity.methods.contract import BlockTask, MethodConfig, Statistic
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight, Dense
@@ -73,6 +73,40 @@ def test_a_block_method_that_breaks_the_contract_is_found(
     assert violation in "\n".join(check(method))
 
 
+class DividesByARow(GoodBlock):
+    """Right on healthy blocks, and not on a row of zeros."""
+
+    def compress_block(self, task: BlockTask, config: Options) -> Mapping[str, CompressedWeight]:
+        return {
+            name: Dense(W / W.norm(dim=1, keepdim=True) * W.norm(dim=1).mean())
+            for name, W in task.weights.items()
+        }
+
+
+class RefusesEveryBlock(GoodBlock):
+    def problem(self, shape: tuple[int, int], config: Options) -> str | None:
+        return "is on a Tuesday"
+
+    def compress_block(self, task: BlockTask, config: Options) -> Mapping[str, CompressedWeight]:
+        raise ConfigError("refuses-every-block: is on a Tuesday.")
+
+
+def test_block_methods_are_tried_on_degenerate_blocks() -> None:
+    (found,) = check(DividesByARow())
+    assert found.startswith("a block with a zero row and a dead input and 1 more case: raised")
+
+
+def test_a_block_method_that_refuses_every_block_was_not_tried() -> None:
+    (found,) = check(RefusesEveryBlock())
+    assert found.startswith("nothing was tried: `problem` refuses a block of two linears, ")
+    assert "(is on a Tuesday)" in found
+
+
+def test_a_source_that_refuses_the_made_up_checkpoint_was_not_tried() -> None:
+    assert refusal(GoodSource()) == "good-source: the checkpoint has no tensor 'magic'."
+    assert refusal(CarelessSource()) is None
+
+
 class GoodSource:
     name = "good-source"
     paper = "none"
@@ -98,3 +132,15 @@ def test_a_good_source_conforms_with_a_checkpoint_and_may_refuse_the_made_up_one
 def test_a_source_must_read_the_checkpoint_it_is_given_and_refuse_others_in_words() -> None:
     assert "raised ConfigError" in "\n".join(check(GoodSource(), tensors={"x": torch.ones(2, 3)}))
     assert "a checkpoint: raised KeyError" in "\n".join(check(CarelessSource()))
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [(lambda: {}["x"], "example: raised KeyError: 'x'"), (lambda: [1], "example: gave a list")],
+)
+def test_an_example_that_cannot_be_had_is_told_and_ends_nothing(
+    example: Callable[[], object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GoodSource, "example", staticmethod(example), raising=False)
+    assert any(found.startswith(said) for found in check(GoodSource()))
+    assert refusal(GoodSource()) is None

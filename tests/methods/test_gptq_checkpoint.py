@@ -1,5 +1,7 @@
 """methods/gptq_checkpoint.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,18 +15,19 @@ from tests.methods.samples import (
     with_adapter,
 )
 from tests.oracles import gptq_format
+from trinity.methods.contract import StoredTensors
 from trinity.methods.errors import ConfigError, UnsupportedError
 from trinity.methods.formats import NM, Dense, Quantized, Sparse, Unstructured
 from trinity.methods.gptq_checkpoint import (
     GPTQ_CHECKPOINT,
     GptqCheckpointConfig,
-    Version,
     load,
     pack_stream,
     read_layer,
     unpack_stream,
     write_layer,
 )
+from trinity.methods.gptq_settings import LayerSettings, Version
 
 OUT, IN = 32, 64
 CASES = [
@@ -87,17 +90,29 @@ def test_the_first_version_stores_zero_points_less_one() -> None:
     assert found == [[0x88888888] * 4]
 
 
-def test_a_zero_point_of_zero_wraps_when_read_and_is_not_written() -> None:
+def test_a_zero_point_of_zero_is_not_written_in_the_first_version() -> None:
     weight = sample(GridCase(4, False, 1, torch.float16))
     assert weight.zero_point is not None
     weight.zero_point[3] = 0
     with pytest.raises(UnsupportedError, match="Export as gptq_v2"):
         write_layer(weight, "gptq")
     assert_same_weight(read_layer(write_layer(weight, "gptq_v2"), "gptq_v2"), weight)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_zero_point_that_borrowed_from_its_neighbour_is_read_if_the_writer_is_known(
+    bits: int,
+) -> None:
+    weight = sample(GridCase(bits, False, 4, torch.float16))
+    assert weight.zero_point is not None
+    weight.zero_point[::3] = 0
     parts = write_layer(weight, "gptq_v2")
-    wrapped = (unpack_stream(parts["qzeros"].T, 4, OUT).to(torch.int16) - 1) % 16
-    parts["qzeros"] = pack_stream(wrapped.to(torch.uint8), 4).T.contiguous()
-    assert_same_weight(read_layer(parts, "gptq"), weight)
+    # GPTQModel subtracts one from every field by one subtraction a word.
+    ones = sum(1 << place for place in range(0, 32, bits))
+    parts["qzeros"] = parts["qzeros"] - ones
+    assert_same_weight(read_layer(parts, "gptq", LayerSettings(borrows=True)), weight)
+    with pytest.raises(UnsupportedError, match=rf"qzeros hold {2**bits - 1}.*Save.*as gptq_v2"):
+        read_layer(parts, "gptq")
 
 
 def test_symmetric_zero_points_of_the_other_version_are_noticed() -> None:
@@ -148,10 +163,10 @@ def test_a_missing_part_is_named_with_its_layer(absent: str) -> None:
     tensors = {f"a.b.{name}": tensor for name, tensor in parts.items() if name != absent}
     if absent == "qweight":
         with pytest.raises(ConfigError, match=r"no tensor is called '<layer>\.qweight'"):
-            load(tensors, "gptq")
+            load(StoredTensors(tensors), "gptq")
         return
     with pytest.raises(ConfigError, match=f"a\\.b: gptq-checkpoint: {absent} is missing"):
-        load(tensors, "gptq")
+        load(StoredTensors(tensors), "gptq")
 
 
 def test_shapes_that_do_not_fit_are_refused_with_all_of_them() -> None:
@@ -185,5 +200,28 @@ def test_every_layer_of_a_checkpoint_is_found_under_its_name() -> None:
     for name in ("layers.0.up", "layers.1.up"):
         parts = write_layer(sample(CASES[1]), "gptq")
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
-    found = GPTQ_CHECKPOINT.load(tensors, GptqCheckpointConfig())
+    found = GPTQ_CHECKPOINT.load(StoredTensors(tensors), GptqCheckpointConfig())
     assert sorted(found) == ["layers.0.up", "layers.1.up"]
+
+
+@pytest.mark.parametrize("by_index", [False, True])
+def test_scales_of_inputs_are_folded_where_a_group_shares_them(by_index: bool) -> None:
+    base = sample(GridCase(4, True, 4, torch.float16), by_index=by_index)
+    assert base.by_input(base.scale).shape == (OUT, IN)
+    index = base.group_index if by_index else torch.arange(IN) // (IN // 4)
+    assert index is not None
+    inputs = torch.tensor([0.25, 1.0, 2.0, 0.5])[index.long()].half()
+    weight = replace(base, input_scale=inputs)
+    found = read_layer(write_layer(weight, "gptq"), "gptq")
+    assert torch.equal(found.dequantize(), weight.dequantize())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_scales_of_inputs_that_differ_in_a_group_are_refused_for_what_they_are(
+    dtype: torch.dtype,
+) -> None:
+    inputs = torch.ones(IN)
+    inputs[3] = 0.5
+    weight = replace(random_quantized(OUT, IN, GridCase(4, dtype=dtype)), input_scale=inputs)
+    with pytest.raises(UnsupportedError, match=r"no scales of inputs.*from 0\.5 to 1.*huggingface"):
+        write_layer(weight, "gptq")

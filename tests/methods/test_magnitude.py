@@ -90,7 +90,7 @@ def test_pruning_twice_is_refused() -> None:
 
 
 def test_the_pattern_is_needed_and_checked_against_the_layer() -> None:
-    with pytest.raises(ConfigError, match="method 'magnitude': pattern: Field required"):
+    with pytest.raises(ConfigError, match="method 'magnitude': needs the option pattern"):
         registry.configure("magnitude", {})
     config = registry.configure("magnitude", {"pattern": "4:8"})
     assert isinstance(config, MagnitudeConfig)

@@ -13,6 +13,7 @@ import pytest
 USE = """
 import json
 import torch
+from trinity.harness.models import families
 from trinity.methods import registry
 from trinity.methods.conformance import check
 from trinity.methods.contract import BlockTask, LayerStats
@@ -44,6 +45,7 @@ loaded = source.load({"fc.weight": pruned.dequantize(), "norm.weight": W[0]}, pa
 print(json.dumps({
     "names": registry.names(),
     "owners": {name: registry.owner(name) for name in registry.names()},
+    "family": families.get("starcoder2").blocks,
     "kept": [int(v) for v in pruned.mask.view(8, 4, 4).sum(-1).unique()],
     "same_seed": torch.equal(
         pruned.mask, random_nm.compress(W, Dense(W), LayerStats(), options).mask
@@ -67,7 +69,8 @@ print(json.dumps({
 NAMES = """
 from trinity.methods import registry
 try:
-    print(registry.names())
+    assert 'wanda' in registry.names()
+    print(registry.get('random-nm'))
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -128,6 +131,10 @@ def test_an_installed_package_is_listed_beside_the_built_in_methods(used: dict[s
 def test_the_owner_of_a_method_is_the_distribution_that_registers_it(used: dict[str, Any]) -> None:
     assert used["owners"]["random-nm"] == "trinity-example-plugin"
     assert used["owners"]["wanda"] == "trinity"
+
+
+def test_a_family_of_another_package_is_known(used: dict[str, Any]) -> None:
+    assert used["family"] == "model.layers"
 
 
 def test_a_method_of_another_package_compresses(used: dict[str, Any]) -> None:

@@ -1,14 +1,13 @@
 """methods/registry.py.  Third-party packages are tested in test_plugin_package.py."""
 
 import sys
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from trinity.methods import registry
+from trinity.methods import plugins, registry
 from trinity.methods.contract import (
     BlockMethod,
     CheckpointSource,
@@ -18,14 +17,14 @@ from trinity.methods.contract import (
     ModelMethod,
 )
 from trinity.methods.dense import DENSE
-from trinity.methods.errors import ConfigError
+from trinity.methods.errors import ConfigError, PluginError
 
 
 class Distribution:
     """What the registry reads of a distribution."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.version = name, "0.1"
 
 
 def entry(name: str, value: str, distribution: str) -> EntryPoint:
@@ -36,13 +35,11 @@ def entry(name: str, value: str, distribution: str) -> EntryPoint:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
-    """Entry points that seem to be installed; the registry's memory is cleared around the test."""
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    """Entry points that seem to be installed."""
     entries: list[EntryPoint] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
-    registry._owners.cache_clear()
-    yield entries
-    registry._owners.cache_clear()
+    monkeypatch.setattr(plugins, "installed", lambda group: entries)
+    return entries
 
 
 @pytest.fixture
@@ -73,7 +70,7 @@ def test_the_table_is_sorted_and_names_list_it() -> None:
 def test_an_unknown_method_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(ConfigError, match=r"'wnada' is not registered\. Did you mean wanda\?"):
         registry.get("wnada")
-    with pytest.raises(ConfigError, match=r"not registered\. `trinity methods list`"):
+    with pytest.raises(ConfigError, match=r"not registered\. There is dense, .*trinity\.methods"):
         registry.get("xyzzy")
 
 
@@ -119,7 +116,9 @@ def test_two_distributions_with_one_name_raise_and_both_are_named(
 ) -> None:
     installed += [entry("mine", "a:M", "first-dist"), entry("mine", "b:M", "second-dist")]
     with pytest.raises(ConfigError, match=r"'mine' is registered twice: .*first-dist.*second-dist"):
-        registry.names()
+        registry.get("mine")
+    assert "mine" in registry.names()
+    assert registry.get("wanda").name == "wanda"
 
 
 def test_a_built_in_name_cannot_be_taken(installed: list[EntryPoint]) -> None:
@@ -140,9 +139,9 @@ def test_a_module_that_does_not_load_is_reported_with_its_own_error(
         entry("gone", "no_such_module:M", "mine-dist"),
         entry("missing", "plugin:MISSING", "mine-dist"),
     ]
-    with pytest.raises(ConfigError, match=r"'gone' of mine-dist: .*No module named"):
+    with pytest.raises(PluginError, match=r"'gone' of mine-dist 0\.1: .*No module named"):
         registry.get("gone")
-    with pytest.raises(ConfigError, match=r"'missing' of mine-dist: .*has no attribute 'MISSING'"):
+    with pytest.raises(PluginError, match=r"'missing' of .*has no attribute 'MISSING'"):
         registry.get("missing")
 
 
@@ -154,9 +153,9 @@ def test_an_object_that_is_no_method_is_refused_also_if_it_is_the_class_of_one(
         entry("number", "plugin:NUMBER", "mine-dist"),
         entry("class", "plugin:CLASS", "mine-dist"),
     ]
-    with pytest.raises(ConfigError, match=r"'number' of mine-dist: .* is a int that is neither"):
+    with pytest.raises(PluginError, match=r"'number' of mine-dist 0\.1: .* of type int, which"):
         registry.get("number")
-    with pytest.raises(ConfigError, match=r"'class' of mine-dist: .* is a type that is neither"):
+    with pytest.raises(PluginError, match=r"'class' of mine-dist 0\.1: .* of type type, which"):
         registry.get("class")
 
 
@@ -165,5 +164,23 @@ def test_a_method_registered_under_another_name_is_refused(
 ) -> None:
     plugin.OTHER = DENSE  # type: ignore[attr-defined]
     installed.append(entry("other", "plugin:OTHER", "mine-dist"))
-    with pytest.raises(ConfigError, match=r"'other' of mine-dist: .* calls itself 'dense'"):
+    with pytest.raises(PluginError, match=r"'other' of mine-dist 0\.1: .* calls itself 'dense'"):
         registry.get("other")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "said"),
+    [
+        ("config", dict, "config: <class 'dict'> is not a subclass of MethodConfig"),
+        ("needs", "hessian", "needs: 'hessian' is not a Statistic"),
+        ("paper", None, "paper: None does not say where the method is from"),
+    ],
+)
+def test_a_method_with_an_attribute_of_another_type_is_refused(
+    attribute: str, value: object, said: str, installed: list[EntryPoint], plugin: ModuleType
+) -> None:
+    mine = type("Mine", (type(DENSE),), {"name": "mine", attribute: value})
+    plugin.MINE = mine()  # type: ignore[attr-defined]
+    installed.append(entry("mine", "plugin:MINE", "mine-dist"))
+    with pytest.raises(PluginError, match=said):
+        registry.get("mine")

@@ -8,11 +8,11 @@ import torch
 
 from tests.oracles.low_rank import remaining_error, weighted_norm
 from tests.oracles.quantization import clipping_error
-from trinity.harness import sources
-from trinity.harness.activations import collected
-from trinity.harness.models import Decoder, weight_of
-from trinity.harness.store import StageStore
-from trinity.harness.walk import recorded_calls
+from trinity.harness.compress.activations import collected
+from trinity.harness.compress.walk import recorded_calls
+from trinity.harness.models.decoder import Decoder, weight_of
+from trinity.harness.sources import sources
+from trinity.harness.store.stages import StageStore
 from trinity.methods import slim, slim_lora, slim_quant, slim_quant_o, wanda
 from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
@@ -45,9 +45,7 @@ def first_block(folder: Path) -> Layers:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, vocabulary, (4, 64), generator=generator)
     path = f"{decoder.family.blocks}.0"
-    with recorded_calls(decoder.blocks) as calls:
-        decoder.model(input_ids=ids, use_cache=False)
-    hidden, call = calls[0]
+    hidden, call = recorded_calls(decoder.model, decoder.blocks, ids)[0]
     decoder.load(path)
     modules = {name: decoder.model.get_submodule(name) for name in decoder.layer_names(0)}
     groups = [[f"{path}.{name}" for name in group] for group in decoder.family.groups]

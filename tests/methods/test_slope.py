@@ -117,6 +117,25 @@ def test_factors_that_do_not_fit_each_other_are_an_error() -> None:
         load(tensors, SlopeConfig())
 
 
+def test_an_adapter_without_its_layers_weight_is_an_error() -> None:
+    tensors = layer() | {
+        "other.lora_left": torch.randn(16, 3),
+        "other.lora_right": torch.randn(3, 8),
+    }
+    with pytest.raises(ConfigError, match=r"other: has lora_left but no weight"):
+        load(tensors, SlopeConfig())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_weight_that_cannot_be_kept_is_named(dtype: torch.dtype) -> None:
+    tensors = {"fc.weight": sparse_weight((8, 16)).to(dtype)}
+    if dtype == torch.float32:
+        tensors["fc.weight"][0, 0:2] = torch.inf
+        tensors["fc.weight"][0, 2:4] = 0
+    with pytest.raises(ConfigError, match=r"slope: fc: values: (holds NaN|expected float32)"):
+        load(tensors, SlopeConfig())
+
+
 def test_dense_matrices_norms_and_integers_are_left_alone() -> None:
     tensors = layer() | {
         "embeddings.word.weight": torch.randn(30, 16),

@@ -22,6 +22,21 @@ def values_of(words: Sequence[int], bits: int) -> list[int]:
     return [(number >> (place * bits)) % 2**bits for place in range(len(words) * 32 // bits)]
 
 
+def encode(
+    codes: Sequence[Sequence[int]],
+    zeros: Sequence[Sequence[int]],
+    bits: int,
+    subtracted: int,
+) -> tuple[Words, Words]:
+    """(qweight, qzeros) of codes [out, in] and zero points [groups, out].
+
+    subtracted: from every zero point before it is stored
+    """
+    columns = [words_of(row, bits) for row in codes]
+    qzeros = [words_of([(z - subtracted) % 2**bits for z in row], bits) for row in zeros]
+    return np.array(columns, dtype=np.int32).T, np.array(qzeros, dtype=np.int32)
+
+
 def decode(
     qweight: Words, qzeros: Words, scales: Array, g_idx: Sequence[int], bits: int, added: int
 ) -> Array:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from trinity.lowering.compile import OBJECTS
+from trinity.lowering.kernels.cuda.device import OBJECTS
 
 # More than the kernels need (`mma.sp` is of 7.1), and what IREE writes for sm_80 itself.  nvcc
 # writes the version that it came with, which every older driver refuses.
@@ -36,7 +36,9 @@ def ptx_of(source: Path) -> str:
 
 def nvcc_version() -> str:
     """The line of `nvcc --version` that says which it is."""
-    done = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["nvcc", "--version"], capture_output=True, encoding="utf-8", errors="replace", check=True
+    )
     return next(line for line in done.stdout.splitlines() if "release" in line)
 
 

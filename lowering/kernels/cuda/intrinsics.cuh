@@ -24,6 +24,14 @@ __device__ __forceinline__ uint32_t multiply_add(uint32_t pair, uint32_t factor,
   return sum;
 }
 
+// `word & mask | bits`. In one instruction, which takes one constant: the compiler, free to choose,
+// gives each operation its own constant and makes two.
+__device__ __forceinline__ uint32_t and_or(uint32_t word, uint32_t mask, uint32_t bits) {
+  uint32_t found;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(found) : "r"(word), "r"(mask), "r"(bits));
+  return found;
+}
+
 __device__ __forceinline__ float half_to_float(uint32_t bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits)));

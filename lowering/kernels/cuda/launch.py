@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from trinity.lowering.kernels.cuda.tiles import PANEL, Tiles
+from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.kernels.padded_panels import PANEL
 
 DIGITS = 3  # of a float32 in bfloat16
 TOKENS = (8, 16, 32)  # of a block of threads, one entry each
@@ -25,8 +26,8 @@ Source = Literal["x", "low"]
 class Term:
     """A weight in the tensors `<prefix>tile_...` and what it is multiplied with.
 
-    source: the linear's input, or t = A x   digits: activations are float32 in bfloat16 digits,
-    not float16
+    source: the linear's input, or t = A x
+    digits: activations are float32 in bfloat16 digits, not float16
     """
 
     tiles: Tiles
@@ -59,8 +60,8 @@ class Term:
 class Launch:
     """One kernel: the sum of its terms for so many tokens.
 
-    low: the result is t in digits, uint16 [panels, digits, tokens, 32], and not y, float32 [tokens,
-    out]
+    low: the result is t in digits, uint16 [panels, digits, tokens, 32], and not y,
+        float32 [tokens, out]
     """
 
     first: Term

@@ -1,8 +1,7 @@
 """One compressed linear as a function that launches our CUDA kernels, in text for IREE."""
 
-from collections.abc import Sequence
-
-from trinity.lowering.builder import MLIR_TYPES, Builder, Operand, tensor_type
+from trinity.lowering.kernels.calls import KernelCode, dispatch, entry_of, linear_arguments
+from trinity.lowering.kernels.cuda.device import CUDA_CODE
 from trinity.lowering.kernels.cuda.launch import (
     BINDINGS,
     CONSTANTS,
@@ -11,23 +10,20 @@ from trinity.lowering.kernels.cuda.launch import (
     Term,
     launches,
 )
-from trinity.lowering.kernels.cuda.tiles import BLOCK, Tiles
-from trinity.lowering.kernels.linear import LinearKernels
-from trinity.lowering.linalg import scaled_input
-from trinity.lowering.targets import CUDA_CODE
+from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.kernels.padded_panels import BLOCK, padded_input
+from trinity.lowering.mlir.builder import MLIR_TYPES, Builder, Operand, tensor_type
 
 SPLIT = (4, 4, 2)  # a block of 32 inputs by register, thread and half of a B operand
 
 
-def tile_kernels(name: str, tiles: Tiles, rows: int, dtype: str) -> LinearKernels:
+def tile_kernels(name: str, tiles: Tiles, rows: int, dtype: str) -> KernelCode:
     """The private function `x: [rows, in], storage... -> y: [rows, out]`, all in float32.
 
     dtype: of the model, which says what numbers x holds
     """
     (out, d_in), build = tiles.format.shape, Builder()
-    arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
-    for tensor, of in tiles.shapes().items():
-        arguments.append(f"%arg_{tensor}: {tensor_type(*of)}")
+    arguments = linear_arguments(d_in, rows, tiles.shapes())
     result, low = "", ("", "")
     executables = {}
     for launch in launches(tiles, rows, dtype):
@@ -36,24 +32,14 @@ def tile_kernels(name: str, tiles: Tiles, rows: int, dtype: str) -> LinearKernel
             operands.append(low if term.source == "low" else activations(build, term, rows))
             shapes = {f"{term.prefix}{key}": of for key, of in term.tiles.shapes().items()}
             operands += [(f"%arg_{key}", tensor_type(*shapes[key])) for key in term.stored]
-        result = dispatch(build, launch, operands)
-        low = result, _tensor(launch)
+        made = _tensor(launch)
+        entry = entry_of(launch.entry)
+        result = dispatch(build, entry, launch.grid, operands, made, launch.constants)
+        low = result, made
         executables[launch.entry] = executable(launch)
     kind = tensor_type((rows, out), "f32")
     function = build.function(name, arguments, result, kind)
-    return LinearKernels(name, function, tuple(executables.items()))
-
-
-def dispatch(build: Builder, launch: Launch, operands: Sequence[tuple[str, str]]) -> str:
-    """Append the call of a kernel on operands of (value, type); its result."""
-    grid = [build.value(f"arith.constant {size} : index") for size in launch.grid]
-    numbers = [build.value(f"arith.constant {number} : i32") for number in launch.constants]
-    values, types = zip(*operands, strict=True)
-    return build.value(
-        f"flow.dispatch @{launch.entry}::@{launch.entry}[{', '.join(grid)}]"
-        f"({', '.join([*numbers, *values])}) : "
-        f"({', '.join(['i32'] * len(numbers) + list(types))}) -> {_tensor(launch)}"
-    )
+    return KernelCode(name, function, tuple(executables.items()))
 
 
 def _tensor(launch: Launch) -> str:
@@ -68,16 +54,8 @@ def activations(build: Builder, term: Term, rows: int) -> tuple[str, str]:
     `8 r + 2 t + e`, for `r` of four registers and `e` of their halves.  The compiler writes this
     loop, so that it can be part of what makes the input.
     """
-    tiles, value = term.tiles, "%arg_x"
-    if scale := tiles.shapes().get("input_scale"):
-        kind = MLIR_TYPES[scale[1]]
-        stored = Operand("s", f"%arg_{term.prefix}input_scale", ("k",), scale[0], kind)
-        value = scaled_input(build, rows, value, stored)
-    groups, group, span = tiles.groups, tiles.group, tiles.span * BLOCK
-    if group != span:
-        value = build.expand(value, (rows, groups * group), [[rows], [groups, group]], "f32")
-        value = build.pad_end(value, (rows, groups, group), 2, span, "f32")
-        value = build.collapse(value, [[rows], [groups, span]], "f32")
+    tiles = term.tiles
+    value = padded_input(build, tiles, rows, "%arg_x", term.prefix)
     width = tiles.blocks * BLOCK
     value = build.expand(value, (rows, width), [[rows], [tiles.blocks, *SPLIT]], "f32")
     x = Operand("x", value, tuple("mbrte"), (rows, tiles.blocks, *SPLIT), "f32")

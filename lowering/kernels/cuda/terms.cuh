@@ -132,15 +132,16 @@ __device__ __forceinline__ void unpacked(uint32_t (&a)[4], uint32_t word, uint32
   if constexpr (TYPE == Type::F16) {
     constexpr uint32_t ONE = 0x3C003C00u, SIXTEENTH = 0x2C002C00u, OFFSET = 0x64006400u;
     const uint32_t upper = word >> 8;
-    a[0] = multiply_add<TYPE>((word & 0x000F000Fu) | OFFSET, ONE, low);
-    a[1] = multiply_add<TYPE>((word & 0x00F000F0u) | OFFSET, SIXTEENTH, high);
-    a[2] = multiply_add<TYPE>((upper & 0x000F000Fu) | OFFSET, ONE, low);
-    a[3] = multiply_add<TYPE>((upper & 0x00F000F0u) | OFFSET, SIXTEENTH, high);
+    a[0] = multiply_add<TYPE>(and_or(word, 0x000F000Fu, OFFSET), ONE, low);
+    a[1] = multiply_add<TYPE>(and_or(word, 0x00F000F0u, OFFSET), SIXTEENTH, high);
+    a[2] = multiply_add<TYPE>(and_or(upper, 0x000F000Fu, OFFSET), ONE, low);
+    a[3] = multiply_add<TYPE>(and_or(upper, 0x00F000F0u, OFFSET), SIXTEENTH, high);
   } else {
     constexpr uint32_t ONE = 0x3F803F80u, OFFSET = 0x43004300u;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      a[i] = multiply_add<TYPE>(((word >> 4 * i) & 0x000F000Fu) | OFFSET, ONE, i % 2 ? high : low);
+      const uint32_t code = and_or(word >> 4 * i, 0x000F000Fu, OFFSET);
+      a[i] = multiply_add<TYPE>(code, ONE, i % 2 ? high : low);
     }
   }
 }

@@ -27,15 +27,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trinity.lowering.kernels.stored import FACTORS, Codes, KernelStorage, Shapes
-from trinity.lowering.storage import raw_codes
-from trinity.methods.formats import NM, Quantized, WeightFormat
+from trinity.lowering.kernels.kernel_storage import FACTORS, Codes
+from trinity.lowering.kernels.padded_panels import (
+    AS_TWO_FOUR,
+    BLOCK,
+    PANEL,
+    PaddedPanels,
+    two_of_four,
+)
+from trinity.lowering.rows.row_storage import raw_codes
+from trinity.lowering.weight_storage import Shapes
+from trinity.methods.formats import Quantized, WeightFormat
 
-PANEL = 32  # outputs of a panel
-BLOCK = 32  # inputs whose activations stand together
 BITS = 4
 HALF = ("float16", "bfloat16")
-AS_TWO_FOUR = (NM(2, 4), NM(1, 2))  # two of every four consecutive inputs
 
 
 def refusal(weight_format: WeightFormat) -> str | None:
@@ -64,25 +69,10 @@ def _refusal(weight_format: WeightFormat) -> str | None:
 
 
 @dataclass(frozen=True)
-class Tiles(KernelStorage):
+class Tiles(PaddedPanels):
     """Where the entries of a weight of one format stand in tiles."""
 
     format: WeightFormat
-
-    @property
-    def panels(self) -> int:
-        """Panels of the weight; the last may be padding in part."""
-        return -(-self.format.shape[0] // PANEL)
-
-    @property
-    def span(self) -> int:
-        """Blocks of a scale group."""
-        return -(-self.group // BLOCK)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of a row."""
-        return self.groups * self.span
 
     @property
     def two_four(self) -> bool:
@@ -100,6 +90,11 @@ class Tiles(KernelStorage):
     def units(self) -> int:
         """Units of a row; the last may be padding in part."""
         return -(-self.blocks * BLOCK // self.unit)
+
+    @property
+    def width(self) -> int:
+        """See `PaddedPanels`: whole units."""
+        return self.units * self.unit
 
     def own_shapes(self) -> Shapes:
         """See `KernelStorage`."""
@@ -160,22 +155,6 @@ class Tiles(KernelStorage):
             None if zeros is None else self._from_lanes(zeros),
         )
 
-    def _padded(self, entries: Tensor) -> Tensor:
-        """[out, in] -> [panels 32, units unit]; outputs, groups and the last unit padded."""
-        out, span = self.format.shape[0], self.span * BLOCK
-        full = torch.zeros(self.panels * PANEL, self.groups, span, dtype=entries.dtype)
-        full[:out, :, : self.group] = entries.reshape(out, self.groups, self.group)
-        return torch.nn.functional.pad(
-            full.flatten(1), (0, self.units * self.unit - self.groups * span)
-        )
-
-    def _cut(self, padded: Tensor) -> Tensor:
-        """Inverse of `_padded`."""
-        span = self.span * BLOCK
-        full = padded[: self.format.shape[0], : self.groups * span]
-        grouped = full.reshape(-1, self.groups, span)[:, :, : self.group]
-        return grouped.reshape(self.format.shape).contiguous()
-
     def _pack_nibbles(self, codes: Tensor) -> Tensor:
         """[rows, stored inputs] -> tile_codes"""
         # row: tile, half, g   stored input: unit, step, upper, t, e
@@ -219,14 +198,3 @@ class Tiles(KernelStorage):
         """Inverse of `_by_lane`."""
         rows = stored.permute(0, 3, 2, 1).reshape(self.panels * PANEL, self.groups)
         return rows[: self.format.shape[0]].contiguous()
-
-
-def two_of_four(kept: Tensor) -> Tensor:
-    """A mask that keeps all that `kept` does and, at the ends of padded groups, places of padding.
-
-    kept: bool [rows, inputs], two of every four at most, and of every four without padding  ->
-    exactly two of every four
-    """
-    words = kept.view(len(kept), -1, 4)
-    rank = words.to(torch.uint8) * 4 + torch.arange(4, dtype=torch.uint8)
-    return torch.zeros_like(words).scatter_(2, rank.topk(2).indices, True).view(kept.shape)

@@ -1,9 +1,13 @@
-import pytest
+from itertools import pairwise
 
+import pytest
+import torch
+
+from tests.harness import tokenizers
 from tests.harness.tiny import BigramEngine, ByteTokenizer, saying
-from trinity.harness import data
 from trinity.harness.accuracy import last_word
-from trinity.harness.data import TextCorpus
+from trinity.harness.texts import corpora
+from trinity.harness.texts.corpora import TextCorpus
 from trinity.methods.errors import ConfigError
 
 LEAD = "one two three four five six seven eight nine ten eleven twelve"
@@ -52,6 +56,12 @@ def test_the_word_is_right_if_every_token_of_it_is_the_most_likely() -> None:
     assert found.interval.low < 1 / 3 < found.interval.high
 
 
+def test_a_model_without_numbers_is_refused_with_the_sentence() -> None:
+    engine = BigramEngine(torch.full((256, 256), torch.nan))
+    with pytest.raises(ConfigError, match="the sentence that ends in 'word': the logits"):
+        last_word.evaluate(engine, ByteTokenizer(), corpus(f"{LEAD} a word."))
+
+
 def test_a_limit_takes_examples_from_the_whole_text() -> None:
     text = corpus(*(f"{LEAD} a {word}." for word in ("wora", "worb", "worc", "word")))
     engine = BigramEngine()
@@ -67,4 +77,33 @@ def test_nothing_to_measure_is_an_error() -> None:
 
 
 def test_pydoc_holds_enough_examples_to_measure() -> None:
-    assert len(last_word.examples(data.load("pydoc", "test"))) >= 100
+    assert len(last_word.examples(corpora.load("pydoc", "test"))) >= 100
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+def test_every_kind_of_tokenizer_asks_for_the_word_and_nothing_else(kind: str) -> None:
+    tokenizer = tokenizers.KINDS[kind]()
+    tail = len(corpora.appended(tokenizer))
+    assert tail == ("EOS" in kind)
+    example = last_word.Example(f"{LEAD} a", "word")
+    whole, word = last_word.split(tokenizer, example, tail)
+    assert tokenizer.eos_token_id not in whole
+    assert tokenizer.decode(word).strip() == ("a word" if "across" in kind else "word")
+    bare = tokenizer(f"{LEAD} a word", add_special_tokens=False)["input_ids"]
+    front = [tokenizer.bos_token_id] if "BOS" in kind else []
+    assert whole == [*front, *bare]
+    assert whole[len(whole) - len(word) :] == word
+
+
+def test_a_tokenizer_that_appends_an_end_token_scores_the_same_words() -> None:
+    text = corpus(f"{LEAD} a word.", f"{LEAD} a wore.", f"{LEAD} a mord.")
+    vocabulary = len(tokenizers.KINDS["byte-level"]())
+    table = torch.zeros(vocabulary, vocabulary)
+    ids = tokenizers.KINDS["byte-level"]()(" a word")["input_ids"]
+    for before, after in pairwise(ids):
+        table[before, after] = 10.0
+    found = [
+        last_word.evaluate(BigramEngine(table), tokenizers.KINDS[kind](), text).samples
+        for kind in ("byte-level", "byte-level, BOS", "byte-level, EOS", "byte-level, BOS and EOS")
+    ]
+    assert found == [[1.0, 0.0, 0.0]] * 4

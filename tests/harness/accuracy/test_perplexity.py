@@ -8,10 +8,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.harness.tiny import BigramEngine, ByteTokenizer
-from trinity.harness import data
 from trinity.harness.accuracy import perplexity
-from trinity.harness.data import TextCorpus
-from trinity.harness.engine import TorchEngine
+from trinity.harness.engines.engine import TorchEngine
+from trinity.harness.statistics import intervals
+from trinity.harness.texts import corpora
+from trinity.harness.texts.corpora import TextCorpus
 from trinity.methods.errors import ConfigError
 
 CORPUS = TextCorpus("made-up", "test", ("first line\n", "", "second and last line"), "a test", "0")
@@ -74,14 +75,37 @@ def test_a_text_shorter_than_one_window_is_refused() -> None:
 def test_not_a_number_is_an_error_that_names_the_window() -> None:
     table = BigramEngine().table.clone()
     table[ord("d")] = math.nan  # of "second" and "and"
-    with pytest.raises(ConfigError, match="window 3 of 4 is nan"):
+    with pytest.raises(ConfigError, match=r"window 3 of 4: the logits .* hold NaN or infinity"):
         perplexity.evaluate(BigramEngine(table), ByteTokenizer(), CORPUS, seqlen=8)
+
+
+def test_a_perplexity_beyond_a_float_is_missing_with_its_reason_and_keeps_the_losses() -> None:
+    engine = BigramEngine(1e4 * BigramEngine().table)
+    found = perplexity.evaluate(engine, ByteTokenizer(), CORPUS, seqlen=8)
+    mean = math.fsum(found.samples) / 4
+    assert mean > perplexity.LARGEST_LOSS
+    assert (found.value, found.interval) == (None, None)
+    assert found.reason == f"exp({mean:.1f}), more than a float64 holds (exp(709.8))"
+
+
+def test_an_interval_beyond_a_float_is_missing() -> None:
+    assert intervals.perplexity_interval([600.0, 700.0, 800.0]) is None
+    assert intervals.perplexity_interval([600.0, 605.0]) is not None
+
+
+def test_a_token_that_the_model_rules_out_makes_perplexity_infinite() -> None:
+    table = BigramEngine().table.clone()
+    table[ord("c"), ord("o")] = -math.inf  # of "second", in the third window
+    found = perplexity.evaluate(BigramEngine(table), ByteTokenizer(), CORPUS, seqlen=8)
+    assert (found.value, found.samples) == (None, [])
+    assert found.reason is not None
+    assert found.reason.startswith("infinite: the model rules out a token of window 3 of 4")
 
 
 def test_losses_are_those_of_the_papers_code_on_a_real_model(stories260k: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(stories260k).eval()
     tokenizer = AutoTokenizer.from_pretrained(stories260k)
-    whole = data.load("pydoc", "test")
+    whole = corpora.load("pydoc", "test")
     corpus = TextCorpus(whole.name, whole.split, whole.documents[-8:], whole.source, whole.sha256)
     found = perplexity.evaluate(TorchEngine(model, 512, "reference"), tokenizer, corpus, 128, 4)
     ids = tokenizer("\n\n".join(corpus.documents), return_tensors="pt", verbose=False).input_ids
@@ -94,3 +118,11 @@ def test_losses_are_those_of_the_papers_code_on_a_real_model(stories260k: Path) 
         total += float(loss) * 128
         assert found.samples[i] == pytest.approx(float(loss), abs=1e-5)
     assert found.value == pytest.approx(math.exp(total / (4 * 128)), rel=1e-5)
+
+
+def test_the_record_says_which_windows_are_alike() -> None:
+    # Documents of two windows of eight bytes each, the blank line included; the last has none.
+    text = TextCorpus("made-up", "test", ("fourteen bytes",) * 8, "a test", "0")
+    details = perplexity.evaluate(BigramEngine(), ByteTokenizer(), text, seqlen=8).details
+    assert details["clusters"] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7]
+    assert details["clustered_by"] == "documents, at least 1 window"

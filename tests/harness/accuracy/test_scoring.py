@@ -1,5 +1,6 @@
 """Trees are an economy: which sequences share one must show in the count of positions only."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,8 @@ from torch import Tensor
 from tests.harness.tiny import BigramEngine
 from trinity.harness.accuracy import scoring
 from trinity.harness.accuracy.scoring import Request
-from trinity.harness.engine import Tree
+from trinity.harness.engines.engine import Tree
+from trinity.methods.errors import ConfigError
 
 
 class PackingBigram(BigramEngine):
@@ -77,3 +79,26 @@ def test_every_request_is_reported_once() -> None:
     seen: list[tuple[int, int]] = []
     scoring.scores(PackingBigram(), REQUESTS, 1, lambda done, of: seen.append((done, of)))
     assert seen[-1] == (5, 5)
+
+
+@pytest.mark.parametrize("kind", [BigramEngine, PackingBigram])
+def test_a_sequence_without_numbers_is_refused_alone_and_in_a_tree(kind: type) -> None:
+    engine = kind()
+    engine.table = engine.table.clone()
+    engine.table[3] = torch.nan
+    with pytest.raises(ConfigError, match="hold NaN or infinity"):
+        scoring.scores(engine, REQUESTS, batch=8)
+
+
+def test_a_token_that_is_ruled_out_has_no_likelihood_and_is_not_greedy() -> None:
+    engine = BigramEngine()
+    engine.table = engine.table.clone()
+    engine.table[3, 9] = -torch.inf
+    found = scoring.scores(engine, [Request((1, 2, 3), (9,)), Request((1, 2, 3), (8,))])
+    assert found[0] == scoring.Score(-math.inf, False)
+    assert math.isfinite(found[1].log_likelihood)
+
+
+def test_an_answer_without_tokens_is_refused_as_that() -> None:
+    with pytest.raises(ConfigError, match="an answer has no tokens of its own"):
+        scoring.scores(PackingBigram(), [Request((1, 2, 3), ())])

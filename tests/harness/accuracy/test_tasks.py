@@ -6,18 +6,21 @@ from typing import Any
 
 import lm_eval
 import pytest
+import torch
 import yaml
 from jinja2 import Environment
+from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from tests.harness import families, tokenizers
 from tests.harness.tiny import BigramEngine, ByteTokenizer, saying
-from trinity.harness import data
-from trinity.harness.accuracy import task_data, tasks
-from trinity.harness.engine import TorchEngine
-from trinity.methods.errors import ConfigError, MachineError, UnsupportedError
+from trinity.harness.accuracy import task_data, task_definitions, tasks
+from trinity.harness.engines.engine import TorchEngine
+from trinity.harness.texts import corpora
+from trinity.methods.errors import ConfigError, UnsupportedError
 
 QUESTIONS = [
     {"goal": "to sit", "sol1": "chair", "sol2": "spoon", "label": 0},
@@ -34,7 +37,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(data.DATA_DIR, str(tmp_path))
+    monkeypatch.setenv(corpora.DATA_DIR, str(tmp_path))
     write(tmp_path / "piqa" / "validation.jsonl.gz", QUESTIONS)
     return tmp_path
 
@@ -48,7 +51,7 @@ def models(stories260k: Path) -> tuple[tasks.TrinityLM, HFLM]:
 
 
 def requests(name: str, count: int) -> list[Instance]:
-    task = tasks.load_task(name)
+    task = task_definitions.load(name).task
     task.build_all_requests(limit=count)
     return list(task.instances)
 
@@ -64,11 +67,11 @@ def test_log_likelihoods_and_answers_are_those_of_lm_evals_own_model(
     data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(data.DATA_DIR, str(data_dir))
+    monkeypatch.setenv(corpora.DATA_DIR, str(data_dir))
     if task_data.at_hand(name):
         pytest.skip(f"missing: {task_data.at_hand(name)}")
     ours, theirs = models
-    wanted = requests(name, 20)
+    wanted = requests(name, 8)
     found, expected = ours.loglikelihood(wanted), theirs.loglikelihood(wanted, disable_tqdm=True)
     assert [score for score, _ in found] == pytest.approx([s for s, _ in expected], abs=1e-3)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
@@ -84,6 +87,28 @@ def test_an_empty_context_and_a_given_bos_are_read_as_lm_eval_reads_them(
     # an input, as the first two do here.
     expected = [theirs.loglikelihood([one], disable_tqdm=True)[0] for one in wanted]
     assert [score for score, _ in found] == pytest.approx([s for s, _ in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+def test_every_kind_of_tokenizer_is_used_as_lm_eval_uses_it(kind: str) -> None:
+    tokenizer = tokenizers.KINDS[kind]()
+    config = LlamaConfig(**{**families._COMMON, "vocab_size": len(tokenizer)})
+    model = AutoModelForCausalLM.from_config(config)
+    ours = tasks.TrinityLM(TorchEngine(model, 64, "reference"), tokenizer)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, max_length=64)
+    pairs = [("Q: a word? ", "word"), ("to say", " a word"), ("", "word"), ("<s>a", " wo")]
+    for wanted in (asked("loglikelihood", pair) for pair in pairs):
+        (found,) = ours.loglikelihood(wanted)
+        (expected,) = theirs.loglikelihood(wanted, disable_tqdm=True)
+        assert found[0] == pytest.approx(expected[0], abs=1e-4)
+
+
+def test_an_appended_end_token_is_said(local: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = tokenizers.KINDS["byte-level, EOS"]()
+    table = torch.zeros(len(tokenizer), len(tokenizer))
+    (found,) = tasks.evaluate(BigramEngine(table), tokenizer, ["piqa"])
+    assert found.details["tokenizer_appends"].startswith("</s>, ")
+    assert "appends </s>" in caplog.text
 
 
 def test_rolling_likelihood_of_a_text_longer_than_the_context_is_that_of_lm_eval(
@@ -149,6 +174,38 @@ def test_accuracy_is_the_share_of_questions_whose_right_answer_is_likeliest(loca
     assert found.details["lm_eval_version"] == lm_eval.__version__
 
 
+def test_accuracy_and_every_answer_are_those_of_lm_evals_own_run(local: Path) -> None:
+    torch.manual_seed(1)
+    tokenizer = tokenizers.KINDS["byte-level, BOS"]()
+    config = LlamaConfig(
+        **{**families._COMMON, "vocab_size": len(tokenizer), "max_position_embeddings": 256}
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    rows = [
+        {"goal": f"to {n}", "sol1": "a chair" * (1 + n % 3), "sol2": f"{n} spoons", "label": n % 2}
+        for n in range(12)
+    ]
+    write(local / "piqa" / "validation.jsonl.gz", rows)
+    (ours,) = tasks.evaluate(TorchEngine(model, 256, "reference"), tokenizer, ["piqa"])
+    theirs = evaluator.evaluate(
+        lm=HFLM(pretrained=model, tokenizer=tokenizer, max_length=256, batch_size=4),
+        task_dict={"piqa": task_definitions.load("piqa").task},
+        bootstrap_iters=0,
+    )
+    assert ours.value == theirs["results"]["piqa"]["acc,none"]
+    assert 0 < ours.value < 1
+    samples = sorted(theirs["samples"]["piqa"], key=lambda sample: sample["doc_id"])
+    assert ours.samples == [sample["acc"] for sample in samples]
+
+
+def test_questions_that_the_model_cannot_read_whole_are_said(
+    local: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (found,) = tasks.evaluate(BigramEngine(max_length=16), ByteTokenizer(), ["piqa"])
+    assert found.details["requests_truncated_on_the_left"] == 6
+    assert "task piqa: 6 requests are longer than the 16 tokens" in caplog.text
+
+
 def test_a_limit_takes_the_first_examples(local: Path) -> None:
     (found,) = tasks.evaluate(BigramEngine(saying(" chair")), ByteTokenizer(), ["piqa"], 2)
     assert found.samples == [1.0, 0.0]
@@ -162,6 +219,8 @@ def test_several_tasks_end_with_their_unweighted_mean(local: Path) -> None:
     assert [m.name for m in found] == ["winogrande", "piqa", "average"]
     assert found[2].value == pytest.approx((found[0].value + found[1].value) / 2)
     assert found[2].samples == [found[0].value, found[1].value]
+    said = {"questions": 7 + 3, "questions_published": 1267 + 1838}
+    assert said.items() <= found[2].details.items()
 
 
 def test_pooled_mmlu_describes_all_57_subjects_as_lm_eval_does() -> None:
@@ -192,14 +251,6 @@ def test_a_limit_on_mmlu_reaches_every_part_of_the_file(local: Path) -> None:
     assert found.details["examples_chosen"] == "evenly spaced"
 
 
-def test_missing_task_data_name_both_ways_to_get_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv(data.DATA_DIR, str(tmp_path))
-    with pytest.raises(MachineError, match=r"piqa/validation\.jsonl\.gz.*huggingface\.co"):
-        tasks.load_task("piqa")
-
-
 def test_the_model_is_registered_with_lm_eval() -> None:
     assert get_model("trinity") is tasks.TrinityLM
 
@@ -222,11 +273,11 @@ def test_scores_do_not_depend_on_how_many_questions_are_read_at_once(
     data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(data.DATA_DIR, str(data_dir))
+    monkeypatch.setenv(corpora.DATA_DIR, str(data_dir))
     if task_data.at_hand(name):
         pytest.skip(f"missing: {task_data.at_hand(name)}")
     engine, tokenizer = models[0].engine, models[0].tokenizer
-    found = [tasks.evaluate(engine, tokenizer, [name], 24, batch=batch)[0] for batch in (1, 4, 16)]
+    found = [tasks.evaluate(engine, tokenizer, [name], 10, batch=batch)[0] for batch in (1, 4, 16)]
     for other in found[1:]:
         assert other.samples == found[0].samples
         assert other.details["answers"] == found[0].details["answers"]
@@ -234,6 +285,35 @@ def test_scores_do_not_depend_on_how_many_questions_are_read_at_once(
             other.details["log_likelihoods"], found[0].details["log_likelihoods"], strict=True
         ):
             assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_an_answer_is_one_of_those_asked_with_their_question() -> None:
+    asked_twice = [[(-3.0, False)], [(-2.0, False)], [(-1.0, False)], [(-9.0, False)]]
+    sample = {"resps": asked_twice, "metrics": ["acc", "acc_mutual_info"]}
+    assert tasks._answer(sample) == 1
+    assert tasks._answer({**sample, "metrics": ["acc"]}) == 2
+
+
+def test_a_model_without_numbers_has_no_accuracy(local: Path) -> None:
+    engine = BigramEngine(torch.full((256, 256), torch.nan))
+    with pytest.raises(ConfigError, match=r"task piqa: the logits .* hold NaN or infinity"):
+        tasks.evaluate(engine, ByteTokenizer(), ["piqa"])
+    model = tasks.TrinityLM(engine, ByteTokenizer())
+    with pytest.raises(ConfigError, match="hold NaN or infinity"):
+        model.generate_until(asked("generate_until", ("x", {"max_gen_toks": 3})))
+    with pytest.raises(ConfigError, match="hold NaN or infinity"):
+        model.loglikelihood_rolling(asked("loglikelihood_rolling", ("some text",)))
+
+
+def test_an_answer_that_the_model_rules_out_is_not_chosen(local: Path) -> None:
+    table = torch.zeros(256, 256)
+    table[ord("h"), ord("a")] = -torch.inf  # of "chair"
+    (found,) = tasks.evaluate(BigramEngine(table), ByteTokenizer(), ["piqa"], 1)
+    assert found.details["answers"] == [1]
+    assert found.details["log_likelihoods"][0][0] is None
+    table[ord("p"), ord("o")] = -torch.inf  # of "spoon"
+    with pytest.raises(ConfigError, match=r"task piqa: the model rules out every answer of .* 0"):
+        tasks.evaluate(BigramEngine(table), ByteTokenizer(), ["piqa"], 1)
 
 
 def test_a_second_evaluation_gives_the_same_bytes(local: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from tests.harness.tiny import BigramEngine, saying
 from trinity.harness.latency import generate
-from trinity.harness.records import compare
+from trinity.harness.statistics import comparison
 from trinity.methods.errors import ConfigError
 
 
@@ -60,6 +60,16 @@ def test_greedy_tokens_are_the_models_own() -> None:
     assert found[0].details["tokens"] == "greedy"
 
 
+def test_a_model_without_numbers_is_not_timed() -> None:
+    table = BigramEngine().table.clone()
+    ids = generate.fixed_tokens(256, (1, 5), 0)[0]
+    table[ids[4]] = torch.nan  # the last step of decoding
+    with pytest.raises(ConfigError, match="latency: the logits of the model in bigram hold NaN"):
+        generate.decode([BigramEngine(table)], 2, 3, repeats=1)
+    with pytest.raises(ConfigError, match="hold NaN"):
+        generate.prefill([BigramEngine(table)], 5, repeats=1)
+
+
 def test_details_say_all_that_the_number_depends_on() -> None:
     found = generate.decode([BigramEngine()], 4, 2, repeats=2)[1]
     for key in ("batch", "prompt_tokens", "new_tokens", "warmup", "cpu", "torch_threads"):
@@ -88,7 +98,7 @@ def test_nothing_to_time_is_refused(prompt: int, new: int) -> None:
 def test_the_baseline_is_timed_twice_in_every_round_and_gives_a_speed_up() -> None:
     ours, dense = BigramEngine(), BigramEngine()
     found = generate.decode(
-        [ours], 4, 2, repeats=3, baseline=generate.Dense(dense, "the dense model")
+        [ours], 4, 2, repeats=3, baseline=generate.DenseEngine(dense, "the dense model")
     )
     assert [(m.name, m.metric) for m in found] == [
         ("tpot", "tpot_s"),
@@ -133,7 +143,7 @@ def test_each_sequence_of_a_batch_decodes_its_own_greedy_tokens() -> None:
 
 
 def test_a_batch_is_part_of_what_a_measurement_is_called() -> None:
-    dense = generate.Dense(BigramEngine(), "the dense model")
+    dense = generate.DenseEngine(BigramEngine(), "the dense model")
     found = {
         batch: generate.prefill([BigramEngine()], 4, 2, batch=batch, baseline=dense)
         + generate.decode([BigramEngine()], 4, 2, 2, batch=batch, baseline=dense)
@@ -153,12 +163,14 @@ def test_a_batch_is_part_of_what_a_measurement_is_called() -> None:
 
 
 def test_measurements_of_different_batches_are_never_compared() -> None:
-    dense = generate.Dense(BigramEngine(), "the dense model")
+    dense = generate.DenseEngine(BigramEngine(), "the dense model")
     one, four = (
         generate.decode([BigramEngine()], 4, 2, 2, batch=batch, baseline=dense) for batch in (1, 4)
     )
-    assert all(pair.baseline is None for pair in compare.pairs(four, one))
-    assert all(pair.baseline is m for pair, m in zip(compare.pairs(four, four), four, strict=True))
+    assert all(pair.baseline is None for pair in comparison.pairs(four, one))
+    assert all(
+        pair.baseline is m for pair, m in zip(comparison.pairs(four, four), four, strict=True)
+    )
 
 
 def test_a_batch_of_none_is_refused() -> None:

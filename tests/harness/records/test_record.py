@@ -21,7 +21,7 @@ def make_record(**changes: Any) -> record.Record:
         engine="torch",
         interval=Interval(low=0.4, high=0.9, method="Wilson"),
         samples=[1, 1, 1, 0],
-        details={"lm_eval": "0.4.13", "task_version": 1, "num_fewshot": 0},
+        details={"lm_eval_version": "0.4.13", "task_version": 1, "num_fewshot": 0},
     )
     speed = Measurement(
         name="decode",
@@ -87,6 +87,14 @@ def test_lm_evals_keys_are_there() -> None:
     assert "decode" not in data["results"]
 
 
+def test_flips_of_a_task_are_not_lm_evals_result() -> None:
+    (accuracy, *others) = make_record().measurements
+    flips = accuracy.model_copy(update={"metric": "flip_rate", "value": 0.25})
+    data = record.to_json(make_record(measurements=[accuracy, flips, *others]))
+    assert data["results"]["piqa"]["acc,none"] == 0.75
+    assert data["higher_is_better"] == {"piqa": {"acc": True}}
+
+
 def test_a_newer_record_says_to_upgrade(tmp_path: Path) -> None:
     path = record.write(make_record(), tmp_path)
     data = json.loads(path.read_text()) | {"schema_version": 99}
@@ -95,7 +103,36 @@ def test_a_newer_record_says_to_upgrade(tmp_path: Path) -> None:
         record.read(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 1}'])
+@pytest.mark.parametrize("key", ["recipe.name", "environment.machine"])
+def test_a_record_without_what_names_it_is_damaged(tmp_path: Path, key: str) -> None:
+    path = record.write(make_record(), tmp_path)
+    data = json.loads(path.read_text())
+    section, name = key.split(".")
+    del data[section][name], data["sha256"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(RecordError, match=rf"\.json: has no `{key}`"):
+        record.read(path)
+
+
+def test_a_number_that_changed_on_disk_is_found_and_older_files_have_no_sum(
+    tmp_path: Path,
+) -> None:
+    path = record.write(make_record(), tmp_path)
+    data = json.loads(path.read_text())
+    data["measurements"][0]["value"] += 0.5
+    path.write_text(json.dumps(data))
+    with pytest.raises(RecordError, match=r"damaged, or was edited"):
+        record.read(path)
+    del data["sha256"]
+    path.write_text(json.dumps(data))
+    record.read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "[" * 100_000, '{"schema_version": 1}', '{"schema_version": null}'],
+    ids=range(6),
+)
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(text)
@@ -104,10 +141,22 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_the_published_schema_is_that_of_the_code(project_root: Path) -> None:
-    published = json.loads((project_root / "results" / "schema" / "record-v1.json").read_text())
+    published = json.loads((project_root / "results" / "schema" / "record-v2.json").read_text())
     assert published == record.json_schema()
 
 
 def test_every_committed_record_can_be_read(project_root: Path) -> None:
     for found in record.read_all(project_root / "results"):
         assert found.measurements
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("..", "dense"), ("M", ".."), ("", "dense"), ("M", "a/b")]
+)
+def test_a_record_never_leaves_its_folder(tmp_path: Path, label: str, name: str) -> None:
+    model = record.ModelInfo(id="m", label=label, revision=None, sha256="0", note="")
+    with pytest.raises(RecordError, match="cannot name the folder"):
+        record.write(make_record(model=model, recipe={"name": name}), tmp_path / "results")
+    with pytest.raises(RecordError, match="cannot name the folder"):
+        record.check_writable(tmp_path, label, name)
+    assert list(tmp_path.iterdir()) == []

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from tests.harness.records.test_record import make_record
-from trinity.harness import paper
+from trinity.harness.recipes import paper
 from trinity.harness.records.measurement import Interval, Measurement, SeedSpread
 from trinity.harness.report import tables
 from trinity.harness.report.judged import Cell
+from trinity.harness.report.numbers import NOTHING
 
 SLIM = paper.load("slim")
 TABLE = SLIM.tables["table1"]
@@ -62,10 +63,37 @@ def test_rows_of_other_commits_are_named_beside_them() -> None:
     assert "feedfacefeed" not in one
 
 
+def _cells_of(text: str, row: str, heading: str) -> dict[str, str]:
+    """The cells of a row of the first table under a heading, by the names of the columns."""
+    lines = text.partition(f"## {heading}\n")[2].splitlines()
+    head = next(line for line in lines if line.startswith("| "))
+    found = next(line for line in lines if line.startswith(f"| {row}"))
+    names, cells = ([cell.strip() for cell in line[1:-1].split(" | ")] for line in (head, found))
+    return dict(zip(names, cells, strict=True))
+
+
+def _detail(text: str, row: str, measured: str) -> str:
+    """The line of a row's measurement in the second table."""
+    lines = text.partition("## Intervals and tests")[2].splitlines()
+    return next(line for line in lines if line.startswith(f"| {row}") and f"| {measured}" in line)
+
+
 def test_rows_of_the_markdown_have_as_many_cells_as_the_head() -> None:
     rendered = tables.render(SLIM, TABLE, "embedded", _cells())
-    counts = {line.count("|") for line in rendered.markdown.splitlines() if line.startswith("|")}
-    assert len(counts) == 1
+    parts = rendered.markdown.split("\n## ")[1:]
+    counts = [{row.count("|") for row in p.splitlines() if row.startswith("|")} for p in parts]
+    assert len([found for found in counts if found]) >= 2
+    assert all(len(found) <= 1 for found in counts)
+
+
+def test_a_cell_of_the_first_table_is_a_number_and_a_word() -> None:
+    rendered = tables.render(SLIM, TABLE, "embedded", _cells())
+    body = rendered.markdown.partition("## Intervals")[0].partition("## Not pruned")[2]
+    rows = [line for line in body.splitlines() if line.startswith("| ")]
+    assert rows
+    assert max(map(len, rows)) < 200
+    assert "[" not in "".join(rows)
+    assert [column.name for column in rendered.compact.columns][:2] == ["Row", "Method"]
 
 
 def test_the_csv_has_a_line_for_every_measurement() -> None:
@@ -80,7 +108,7 @@ def test_what_was_not_measured_is_a_dash_and_not_zero() -> None:
     unknown = _measured("piqa", [1.0, 0.0]).model_copy(update={"value": None, "interval": None})
     rendered = tables.render(SLIM, TABLE, "embedded", _cells(measurements=[unknown]))
     row = next(line for line in rendered.markdown.splitlines() if line.startswith("| Dense"))
-    assert f"| {tables.NOT_MEASURED}" in row
+    assert f"| {NOTHING}" in row
     assert " 0.0 " not in row
 
 
@@ -115,11 +143,14 @@ def test_every_accuracy_cell_has_an_interval_and_a_verdict_against_dense() -> No
         [_measured("piqa", right), _measured("arc_easy", right)],
         [_measured("piqa", wrong), _measured("arc_easy", [*right[:-1], 0.0])],
     )
-    row = next(line for line in rendered.markdown.splitlines() if line.startswith("| SLiM-LoRA"))
-    assert "50.0 [45.0, 55.0]<br>-50.0, worse (p < 0.001)" in row
-    assert "97.5 [92.5, 102.5]<br>-2.5, no difference shown (could show" in row
-    dense = next(line for line in rendered.markdown.splitlines() if line.startswith("| Dense"))
-    assert dense.count("<br>baseline") == 2
+    row = _cells_of(rendered.markdown, "SLiM-LoRA", "2:4")
+    assert (row["piqa %"], row["arc_easy %"]) == ("50.0 worse", "97.5 n.s.")
+    piqa = _detail(rendered.markdown, "SLiM-LoRA", "piqa %")
+    assert "| 50.0 [45.0, 55.0] | -50.0, worse (p < 0.001) |" in piqa
+    arc = _detail(rendered.markdown, "SLiM-LoRA", "arc_easy %")
+    assert "| 97.5 [92.5, 102.5] | -2.5, no difference shown (could show" in arc
+    assert "| baseline |" in _detail(rendered.markdown, "Dense", "piqa %")
+    assert "50.0 [45.0, 55.0], -50.0, worse (p $<$ 0.001)" in rendered.latex
     lines = list(csv.DictReader(io.StringIO(rendered.csv)))
     assert [line["against_dense"] for line in lines] == ["", "", "worse", "no difference shown"]
     assert float(lines[2]["p_holm"]) == pytest.approx(2 * float(lines[2]["p_value"]), rel=1e-5)
@@ -158,24 +189,26 @@ def test_only_a_speed_timed_in_turn_with_dense_has_a_word() -> None:
         }
     )
     text = _compared([speed], [speed, ratio]).markdown
-    assert "20.5 [20.4, 20.6] compiled<br>1.50x dense iree [1.40, 1.60], faster" in text
-    assert "| 20.5 [20.4, 20.6] compiled |" in text
+    row = _cells_of(text, "SLiM", "2:4")
+    assert row["Decode IREE, tok/s"] == "20.50 compiled"
+    assert row["Against dense"] == "1.50x faster"
+    assert _cells_of(text, "Dense", "Not pruned")["Against dense"] == NOTHING
+    detail = _detail(text, "SLiM-LoRA", "decode iree, tok/s (compiled)")
+    assert "| 20.50 [20.45, 20.55] | 1.50x [1.40, 1.60] of dense in iree, faster |" in detail
 
 
 def test_rows_measured_by_other_suites_keep_their_columns_apart() -> None:
     piqa, arc = _measured("piqa", [1.0, 0.0]), _measured("arc_easy", [1.0, 0.0])
     rendered = _compared([piqa, arc], [arc])
-    row = next(line for line in rendered.markdown.splitlines() if line.startswith("| SLiM-LoRA"))
-    head = next(line for line in rendered.markdown.splitlines() if line.startswith("| Method"))
-    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
-    assert cells["piqa %"] == tables.NOT_MEASURED
+    cells = _cells_of(rendered.markdown, "SLiM-LoRA", "2:4")
+    assert cells["piqa %"] == NOTHING
     assert cells["arc_easy %"].startswith("50.0 ")
 
 
 def test_a_reference_model_stands_beside_ours_and_is_not_compared() -> None:
     rendered = tables.render(SLIM, TABLE, "embedded", _cells())
-    dense = next(x for x in rendered.markdown.splitlines() if x.startswith("| Dense"))
-    assert "| 56.60 | not comparable (other model) |" in dense
+    dense = _cells_of(rendered.markdown, "Dense", "Not pruned")
+    assert dense["mean % in the paper"] == "56.6 other model"
     assert "Published numbers are those of LLaMA-2-7B, read in: repository" in rendered.markdown
 
 
@@ -187,3 +220,38 @@ def test_columns_that_no_row_has_anything_in_are_left_out() -> None:
     assert "| Method | Quantization | Pattern | Bits/weight | piqa % |\n" in body
     head = next(x for x in rendered.latex.splitlines() if x.startswith("Method"))
     assert head.endswith("piqa \\% \\\\")
+
+
+@pytest.mark.parametrize(
+    ("reason", "cell"),
+    [("exp(812.3), more than a float64 holds", "exp(812.3)"), ("infinite: why", "infinite")],
+)
+def test_a_perplexity_that_is_no_number_says_what_it_is(reason: str, cell: str) -> None:
+    fine = _measured("perplexity-wikitext2", [3.0, 3.1, 3.2])
+    lost = fine.model_copy(
+        update={"value": None, "interval": None, "reason": reason, "samples": [812.0, 812.3, 812.6]}
+    )
+    cells = _cells(measurements=[fine])
+    record = cells[1].record.model_copy(update={"measurements": [lost]})
+    cells[1] = Cell(cells[1].row, cells[1].pattern, record, cells[1].record_path)
+    rendered = tables.render(SLIM, TABLE, "embedded", cells)
+    assert f"| {cell}" in rendered.markdown
+    assert cell in rendered.latex
+
+
+def test_the_caption_says_what_the_questions_were_chosen_to_show_and_what_they_could() -> None:
+    sized = {"resolve": "4 points", "resolution": 0.0391, "discordance": 0.4}
+    tasks = [_measured(name, [1.0, 0.0] * 50, **sized) for name in ("piqa", "boolq")]
+    of = {"tasks": ["piqa", "boolq"], "questions": 200}
+    mean = _measured("average", [0.5, 0.5], **sized, **of)
+    text = tables.render(SLIM, TABLE, "embedded", _cells(measurements=[*tasks, mean])).markdown
+    said = " ".join(text.split())
+    assert said.count("chosen to resolve") == 1  # of the mean, not of each of its tasks
+    assert "mean %: 200 questions, chosen to resolve 4 points; they resolve 3.9 points" in said
+    assert "if only one of two models is right in 40% of them)" in said
+    assert "points could be shown" in said
+
+
+def test_the_caption_of_sizes_that_were_given_says_nothing_of_a_resolution() -> None:
+    text = tables.render(SLIM, TABLE, "embedded", _cells()).markdown
+    assert "chosen to resolve" not in text

@@ -2,10 +2,12 @@ from typing import Any
 
 import pytest
 
-from trinity.harness import paper
-from trinity.harness.paper import Protocol
+from trinity.harness.recipes import paper
+from trinity.harness.recipes.paper import Protocol
 from trinity.harness.records.measurement import Interval, Measurement
 from trinity.harness.report import verdicts
+from trinity.harness.report.numbers import without_value
+from trinity.harness.statistics.comparison import Outcome
 
 SLIM = paper.load("slim")
 TABLE = SLIM.tables["table1"]
@@ -65,6 +67,16 @@ def test_the_papers_model_is_compared_with_the_papers_number() -> None:
     [
         ({}, {"tasks": ["piqa"]}, "other tasks, 6 there"),
         ({"name": "piqa"}, {"examples": 100, "examples_available": 1838}, "number of examples"),
+        (
+            {"name": "piqa"},
+            {"examples": 100, "examples_available": 100, "examples_published": 1838},
+            "number of examples",
+        ),
+        (
+            {},
+            {"tasks": TABLE.protocol.tasks, "questions": 600, "questions_published": 21191},
+            "number of examples",
+        ),
         ({"name": "piqa"}, {"task_version": 2.0}, "other task version, 1.0 there"),
         ({"name": "p", "metric": "perplexity"}, {"seqlen": 4096}, "other seqlen, 2048 there"),
         (
@@ -92,3 +104,18 @@ def test_a_published_number_without_ours_is_not_measured() -> None:
 def test_perplexities_are_found_under_the_papers_name() -> None:
     assert paper.published(TABLE, DENSE, None, "OPT-125M", "perplexity-wikitext2") is None
     assert paper.published(TABLE, DENSE, None, "OPT-125M") == 35.9
+
+
+def test_a_verdict_without_a_number_begins_with_its_word() -> None:
+    outcome = Outcome(name="x", metric="nll", engine="torch", verdict="worse", kind="ratio")
+    assert verdicts.outcome_text(outcome).startswith("worse (")
+
+
+@pytest.mark.parametrize("metric", ["kl", "nll"])
+def test_what_was_measured_and_is_infinite_is_no_dash(metric: str) -> None:
+    said = {"infinite: in 2 of 3 windows": "infinite", "exp(812.3), too large": "exp(812.3)"}
+    for reason, text in said.items():
+        update = {"metric": metric, "value": None, "reason": reason}
+        assert without_value(average(0, 1).model_copy(update=update)) == text
+    update = {"metric": metric, "value": None, "reason": "no such data"}
+    assert without_value(average(0, 1).model_copy(update=update)) == "–"

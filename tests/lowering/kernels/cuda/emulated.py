@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trinity.lowering.compile import OBJECTS
+from trinity.lowering.kernels.cuda.device import OBJECTS
 from trinity.lowering.kernels.cuda.launch import DIGITS, Launch, Term, launches
-from trinity.lowering.kernels.cuda.tiles import BLOCK, Tiles
+from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.kernels.padded_panels import BLOCK
 
 HERE = Path(__file__).parent
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")

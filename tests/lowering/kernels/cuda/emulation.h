@@ -318,6 +318,8 @@ uint32_t multiply_add(uint32_t pair, uint32_t factor, uint32_t addend) {
   return sum;
 }
 
+inline uint32_t and_or(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
+
 inline float half_to_float(uint32_t bits) {
   return emulation::from_half(static_cast<uint16_t>(bits));
 }

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trinity.lowering.compile import OBJECTS
 from trinity.lowering.kernels.cuda import build
+from trinity.lowering.kernels.cuda.device import OBJECTS
 from trinity.lowering.kernels.cuda.launch import BINDINGS, CONSTANTS, TOKENS
 
 PTX = sorted(OBJECTS.glob("*.ptx"))

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from trinity.lowering import check, targets
-from trinity.lowering.invoke import CompiledModel
-from trinity.lowering.lower import Lowering, lower, write_parameters
+from trinity.lowering.lower import lower
+from trinity.lowering.module import check, devices
+from trinity.lowering.module.invoke import CompiledModel
+from trinity.lowering.parameters import write_parameters
+from trinity.lowering.plan import Lowering
+from trinity.lowering.targets import targets
 from trinity.methods.formats import CompressedWeight, format_of
 
 Make = Callable[..., CompressedWeight]
@@ -18,7 +21,7 @@ CUDA = targets.get("cuda")
 
 @pytest.fixture(autouse=True)
 def _device() -> None:
-    if not CUDA.available():
+    if not devices.available(CUDA):
         pytest.skip("no NVIDIA GPU with a working driver")
 
 
@@ -38,7 +41,10 @@ def test_a_kernel_is_the_float64_product_of_its_weight(
 ) -> None:
     weight = make_weight((1000, 2560), kind, pattern, rank, torch.float16)
     for rows in (1, 3, 16, 17, 64):
-        assert check.linear_error(weight, CUDA, rows, dtype) < check.LAYER_TOLERANCE
+        assert (
+            check.linear_error(weight, CUDA, rows, dtype)
+            < check.LAYER_TOLERANCE[getattr(torch, dtype)]
+        )
 
 
 @pytest.mark.gpu
@@ -57,6 +63,6 @@ def test_a_decoder_equals_torch(
     lowered = lower(model, plan)
     lowered.save(tmp_path)
     path = tmp_path / "parameters.safetensors"
-    write_parameters(path, model, weights, lowered.parameters, CUDA)
+    write_parameters(path, model, weights, lowered.parameters, plan)
     ids = torch.randint(3, 64, (1, 21))
     assert check.verify(CompiledModel(tmp_path, path, CUDA), model, weights, ids)

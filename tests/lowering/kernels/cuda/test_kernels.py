@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.lowering.kernels.cuda import emulated
-from trinity.lowering.check import relative_error
 from trinity.lowering.kernels.cuda.launch import launches
 from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.module.check import relative_error
 from trinity.methods.formats import Adapted, CompressedWeight, Quantized, Sparse, format_of
 
 Make = Callable[..., CompressedWeight]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
-from trinity.lowering.kernels.cuda.tiles import Tiles, refusal, two_of_four
+from trinity.lowering.kernels.cuda.tiles import Tiles, refusal
+from trinity.lowering.kernels.padded_panels import two_of_four
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight, Quantized, Sparse, format_of
 

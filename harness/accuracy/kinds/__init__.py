@@ -1,0 +1,1 @@
+"""The kinds of accuracy suites: one file each, with all that a kind is."""

@@ -1,0 +1,89 @@
+"""Suites of kind `tasks`: zero-shot accuracy through lm-eval."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from trinity.harness.accuracy import sizes, task_data
+from trinity.harness.accuracy.suite import MeasuredSuite
+from trinity.harness.accuracy.suite_data import SuiteData
+from trinity.harness.recipes.recipe import points
+from trinity.harness.records.measurement import Measurement
+from trinity.harness.texts.corpora import Tokenizer
+from trinity.methods.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trinity.harness.engines.engine import Engine
+
+
+class TasksSuite(MeasuredSuite):
+    """Zero-shot accuracy through lm-eval.
+
+    versions: lm-eval's, of the tasks; another installed version is refused
+    limit: examples a task (None: all)
+    """
+
+    kind: Literal["tasks"]
+    tasks: tuple[str, ...] = Field(min_length=1)
+    metric: Literal["acc"] = "acc"
+    num_fewshot: Literal[0] = 0
+    versions: dict[str, str] = Field(default_factory=dict)
+    limit: PositiveInt | None = None
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            msg = "names a task twice, which would count twice in the average"
+            raise ValueError(msg)
+        return value
+
+    def data(self) -> SuiteData:
+        """The tasks."""
+        return SuiteData(tasks=self.tasks)
+
+    def tokens(self) -> int:
+        """Of the tasks' questions and answers."""
+        shapes = [sizes.TASK_EXAMPLES.get(task, sizes.OTHER_TASK) for task in self.tasks]
+        return sum(min(count, self.limit or count) * length for count, length in shapes)
+
+    def sizes_resolving(self, wanted: str) -> dict[str, Any]:
+        """The limit; ConfigError if the tasks have too few questions, or nobody knows how many."""
+        # Imported here: numpy is slow to import, and few suites are sized so.
+        from trinity.harness.statistics import power
+
+        available = [task_data.examples(task) for task in self.tasks]
+        known = [number for number in available if number is not None]
+        if len(known) < len(available):
+            unknown = self.tasks[available.index(None)]
+            msg = (
+                f"suite '{self.name}': how many questions {unknown} has is known to lm-eval only, "
+                f"so none can be chosen to resolve {wanted}. Give the suite a `limit`."
+            )
+            raise ConfigError(msg)
+        limit = power.questions_for(points(wanted), known)
+        if limit is None:
+            best = 100 * power.resolution(known)
+            msg = (
+                f"suite '{self.name}' cannot resolve {wanted}: all {sum(known)} questions of its "
+                f"tasks at hand resolve {best:.2f} points (80% power at 5%, if two models disagree "
+                f"in {power.DISCORDANCE:.0%} of them). Ask for a larger difference, or name more "
+                f"tasks."
+            )
+            raise ConfigError(msg)
+        return {"limit": limit}
+
+    def measure(
+        self,
+        engine: "Engine",
+        tokenizer: Tokenizer,
+        dense: "Callable[[], Engine] | None" = None,
+    ) -> list[Measurement]:
+        """One measurement a task, and the average of several."""
+        # Imported here: it imports lm_eval, which takes seconds.
+        from trinity.harness.accuracy import tasks
+
+        return tasks.evaluate(
+            engine, tokenizer, self.tasks, self.limit, suite=self.name, versions=self.versions
+        )

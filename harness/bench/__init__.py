@@ -1,0 +1,1 @@
+"""The latency and memory suites of one checkpoint."""

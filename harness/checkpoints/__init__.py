@@ -1,0 +1,1 @@
+"""Compressed checkpoints: one block, the whole, in torch, as others read it."""

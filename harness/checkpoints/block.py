@@ -1,0 +1,77 @@
+"""One compressed block on disk: its packed weights, and what compression did to each layer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trinity.harness.store.stages import read_json, write_json
+from trinity.methods.contract import LayerStats
+from trinity.methods.formats import (
+    CompressedWeight,
+    WeightFormat,
+    bits_per_weight,
+    format_of,
+    pack,
+    sparsity_of,
+    unpack,
+)
+
+WEIGHTS, LAYERS, TIMING = "block.safetensors", "layers.json", "timing.json"
+
+
+def layer_report(W: Tensor | None, weight: CompressedWeight, stats: LayerStats) -> dict[str, Any]:
+    """What compression did to one layer: relative error, sparsity, bits, format.
+
+    W: the original weight, or None where an imported checkpoint does not hold it
+    """
+    if W is None:
+        error, norm = None, "unknown: the checkpoint holds no original weight"
+    else:
+        error, norm = relative_error(W, weight, stats.H)
+    return {
+        "relative_error": error,
+        "norm": norm,
+        "sparsity": sparsity_of(weight),
+        "bits_per_weight": bits_per_weight(weight),
+        "format": format_of(weight).to_json(),
+    }
+
+
+def relative_error(W: Tensor, weight: CompressedWeight, H: Tensor | None) -> tuple[float, str]:
+    """|W' - W| / |W|, at the layer's output if H is known, and the name of the norm."""
+    delta = weight.dequantize().to(W.device) - W
+    if H is not None:
+        error = float(((delta @ H) * delta).sum() / ((W @ H) * W).sum().clamp_min(1e-30))
+        return max(error, 0.0) ** 0.5, "hessian"
+    error = float(delta.square().sum() / W.square().sum().clamp_min(1e-30))
+    return error**0.5, "frobenius"
+
+
+def save_block(
+    folder: Path, weights: Mapping[str, CompressedWeight], layers: Mapping[str, Any]
+) -> None:
+    """Write one block's packed weights and its report."""
+    tensors = {
+        f"{name}.{part}": tensor.cpu().contiguous()
+        for name, weight in weights.items()
+        for part, tensor in pack(weight).items()
+    }
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / LAYERS, dict(layers))
+
+
+def load_block(folder: Path) -> dict[str, CompressedWeight]:
+    """Read one block's weights."""
+    tensors = load_file(folder / WEIGHTS)
+    weights = {}
+    for name, report in read_json(folder / LAYERS).items():
+        parts = {
+            key.removeprefix(f"{name}."): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(f"{name}.")
+        }
+        weights[name] = unpack(WeightFormat.from_json(report["format"]), parts)
+    return weights

@@ -1,0 +1,118 @@
+"""Input statistics of linear layers, collected by hooks that are gone afterwards."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trinity.methods.contract import LayerStats, Statistic
+from trinity.methods.errors import ConfigError
+
+
+class EnoughError(Exception):
+    """Ends a forward that has reached every linear whose input is wanted."""
+
+
+class Accumulator:
+    """Sums over the inputs of one linear (or of several that share an input)."""
+
+    def __init__(self, name: str, needs: Statistic) -> None:
+        """name: of the layer, for errors
+
+        needs: beyond the Hessian, which layer errors use anyway
+        """
+        self.name, self.needs = name, needs
+        self.sequences = self.tokens = 0
+        self.squares: Tensor | None = None
+        self.magnitudes: Tensor | None = None
+        self.H: Tensor | None = None
+        self.inputs: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Take in the input of one call.  x: [sequences, seq, in]"""
+        inputs = x.reshape(-1, x.shape[-1]).float()
+        if not bool(torch.isfinite(inputs).all()):
+            msg = (
+                f"{self.name}: its input holds NaN or infinity during calibration. The model "
+                f"overflows in this type, or a block before it was damaged by compression: try "
+                f"model.dtype float32."
+            )
+            raise ConfigError(msg)
+        self.sequences += x.shape[0] if x.ndim > 2 else 1
+        self.tokens += inputs.shape[0]
+        # float64: sums of squares over 10^5 tokens lose digits in float32, and vectors are cheap.
+        squares = inputs.double().square().sum(0)
+        magnitudes = inputs.abs().sum(0, dtype=torch.float64)
+        product = inputs.T @ inputs
+        if self.H is None or self.squares is None or self.magnitudes is None:
+            self.squares, self.magnitudes, self.H = squares, magnitudes, product
+        else:
+            self.squares += squares
+            self.magnitudes += magnitudes
+            self.H += product
+        if self.needs & Statistic.ACTIVATIONS:
+            self.inputs.append(inputs)
+
+    def result(self) -> LayerStats:
+        """The statistics, scaled as `LayerStats` says."""
+        if self.H is None or self.squares is None or self.magnitudes is None:
+            msg = f"{self.name}: saw no input during calibration; is it used by the model?"
+            raise ConfigError(msg)
+        return LayerStats(
+            tokens=self.tokens,
+            x_norm=(self.squares / self.sequences).sqrt().float(),
+            x_mean_abs=(self.magnitudes / self.tokens).float(),
+            H=self.H * (2 / self.tokens),
+            X=torch.cat(self.inputs) if self.inputs else None,
+        )
+
+
+@contextlib.contextmanager
+def collected(
+    modules: Mapping[str, nn.Module], groups: list[list[str]], needs: Statistic
+) -> Iterator[Callable[[], dict[str, LayerStats]]]:
+    """Hook the first linear of each group; the yielded function gives every layer's statistics.
+
+    groups: names of linears that share an input, and so share statistics
+    """
+    accumulators = {group[0]: Accumulator(group[0], needs) for group in groups}
+    handles = []
+    for name, accumulator in accumulators.items():
+
+        def hook(module: nn.Module, args: tuple[Any, ...], to: Accumulator = accumulator) -> None:
+            to.add(args[0])
+
+        handles.append(modules[name].register_forward_pre_hook(hook))
+    try:
+        yield lambda: {
+            name: stats
+            for group in groups
+            for stats in [accumulators[group[0]].result()]
+            for name in group
+        }
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def ended_early(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Meanwhile, a forward ends with `EnoughError` once it has called all of these modules, before
+    the last of them computes.  Hooks that were there before see every input.
+    """
+    wanted, reached = {id(module) for module in modules}, set[int]()
+
+    def hook(module: nn.Module, _: tuple[Any, ...]) -> None:
+        reached.add(id(module))
+        if reached == wanted:
+            reached.clear()
+            raise EnoughError
+
+    handles = [module.register_forward_pre_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,175 @@
+"""The contract of methods, held where they are called.
+
+Conformance tries a method on samples; a model has other layers, and not every plugin was checked.
+What a method breaks, and what it raises, is an error that names the layer, the method and, for a
+plugin, its distribution and version: nothing that it leaves out or adds passes in silence.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from trinity.methods import errors, registry
+from trinity.methods.contract import Reported
+from trinity.methods.errors import PluginError, TrinityError
+from trinity.methods.formats import Adapted, CompressedWeight, Dense, Quantized, Sparse, format_of
+from trinity.methods.plugins import OURS
+
+T = TypeVar("T")
+FORMATS = (Dense, Quantized, Sparse, Adapted)
+NAMES_SHOWN = 3
+
+
+def call(method: str, where: str, run: Callable[[], T], given: Mapping[str, object]) -> T:
+    """What a method gives; its failures, and a change of what it was given, name it and the layer.
+
+    given: what it must not change: tensors, or weights and statistics that hold some
+    """
+    before = [(name, tensor, tensor._version) for name, tensor in _tensors("", given)]
+    try:
+        result = run()
+    except TrinityError as error:
+        said = str(error) if str(error).startswith(f"{method}:") else f"{method}: {error}"
+        raise _own_kind(error)(f"{where}: {said}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the machine's, whoever asked for too much
+    except (Exception, SystemExit) as error:
+        if not is_plugin(method):
+            error.add_note(f"in {where}: method '{method}' of {owner(method)}")
+            raise
+        said = f"raised {type(error).__name__}: {error}" if str(error) else f"raised {error!r}"
+        raise _broken(method, where, f"{said} (its traceback: --debug)") from error
+    for name, tensor, version in before:
+        if tensor._version != version:
+            raise _broken(method, where, f"changed {name}, which it was given to read")
+    return result
+
+
+def weights(
+    method: str, where: str, result: object, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, Reported]:
+    """What a method of several layers gave, by layer: one weight for each, no more and no fewer."""
+    if not isinstance(result, Mapping):
+        what = f"gave a {type(result).__name__} instead of a mapping of compressed weights"
+        raise _broken(method, where, what)
+    if left := shapes.keys() - result.keys():
+        what = f"left out {_shown(left)}; of a layer that is to stay, give the current weight"
+        raise _broken(method, where, what)
+    if added := result.keys() - shapes.keys():
+        raise _broken(method, where, f"gave {_shown(added)}, which it was not asked for")
+    return {name: weight(method, name, result[name], shape) for name, shape in shapes.items()}
+
+
+def weight(method: str, where: str, result: object, shape: tuple[int, int]) -> Reported:
+    """What a method gave for one layer, with its details if it told some."""
+    made = result if isinstance(result, Reported) else Reported(result, {})  # type: ignore[arg-type]  # checked next
+    _check_type(method, where, made.weight)
+    if made.weight.shape != shape:
+        what = f"gave {list(made.weight.shape)} for a layer of {list(shape)}"
+        raise _broken(method, where, what)
+    _check_details(method, where, made.details)
+    return made
+
+
+def loaded(method: str, where: str, result: object) -> dict[str, CompressedWeight]:
+    """What a checkpoint source found, by layer."""
+    if not isinstance(result, Mapping):
+        what = f"gave a {type(result).__name__} instead of a mapping of compressed weights"
+        raise _broken(method, where, what)
+    for name, found in result.items():
+        _check_type(method, name, found)
+    return dict(result)
+
+
+def same_formats(
+    method: str, before: Mapping[str, CompressedWeight], after: Mapping[str, Reported]
+) -> None:
+    """Refuse a tuned model whose layers left in other formats than they came in."""
+    for name, made in after.items():
+        was, now = format_of(before[name]), format_of(made.weight)
+        if was != now:
+            what = f"got a weight stored as {was.label} and gave one stored as {now.label}"
+            raise _broken(method, name, what)
+
+
+def problem(method: Any, where: str, shape: tuple[int, int], config: Any) -> str | None:
+    """Why a method cannot compress a layer, or None; whatever else it does is its fault.
+
+    method: a `Method` or a `BlockMethod`, with its config
+    """
+    found: object = call(method.name, where, lambda: method.problem(shape, config), {})
+    if found is not None and not isinstance(found, str):
+        what = f"`problem` gave {found!r} where a text or None is expected"
+        raise _broken(method.name, where, what)
+    return found
+
+
+def is_plugin(method: str) -> bool:
+    """Whether a method comes from another package."""
+    return any(found.distribution != OURS for found in registry.owners(method))
+
+
+def owner(method: str) -> str:
+    """'my-methods 0.1'."""
+    return " and ".join(map(str, registry.owners(method))) or "no distribution"
+
+
+def _broken(method: str, where: str, what: str) -> PluginError:
+    return PluginError(f"{where}: method '{method}' of {owner(method)} {what}.")
+
+
+def _check_type(method: str, where: str, made: object) -> None:
+    # Not isinstance: a subclass's own decode would be lost when the weight is stored.
+    if type(made) not in FORMATS:
+        known = ", ".join(known.__name__ for known in FORMATS)
+        what = f"gave a {type(made).__name__} where one of {known} is expected"
+        raise _broken(method, where, what)
+    # Formats refuse what is not finite when they are made; only what they decode to still can be.
+    assert isinstance(made, FORMATS)
+    if not bool(torch.isfinite(made.dequantize()).all()):
+        raise _broken(method, where, "gave a weight that decodes to NaN or infinity in float32")
+
+
+def _check_details(method: str, where: str, details: object) -> None:
+    if not isinstance(details, Mapping):
+        kind = type(details).__name__
+        raise _broken(method, where, f"told its details as a {kind} instead of a mapping")
+    for key, value in details.items():
+        plain = isinstance(value, (int, str)) or (isinstance(value, float) and math.isfinite(value))
+        if not isinstance(key, str) or not plain:
+            what = f"told {key!r}: {value!r}; details are texts and finite numbers under texts"
+            raise _broken(method, where, what)
+
+
+def _own_kind(error: TrinityError) -> type[TrinityError]:
+    """The kind of an error that is ours: a plugin's own may take other arguments."""
+    kinds = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    found: type[TrinityError] = next(kinds)
+    return found
+
+
+def _tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    """Tensors inside of what a method is given, each with its place in words."""
+    if isinstance(value, Tensor):
+        if not value.is_inference():  # those count no changes
+            yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(f"{name}[{key}]" if name else str(key), item)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _tensors(f"{name}[{index}]", item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(f"{name}.{field.name}", getattr(value, field.name))
+
+
+def _shown(names: set[str]) -> str:
+    """'a, b, c and 4 more'."""
+    ordered = sorted(map(str, names))
+    more = len(ordered) - NAMES_SHOWN
+    return ", ".join(ordered[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

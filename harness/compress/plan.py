@@ -1,0 +1,224 @@
+"""What is done to which layer, checked against the layers' shapes before a weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from trinity.harness.compress import contracts
+from trinity.harness.recipes.recipe import CompressSpec, Order, Step
+from trinity.methods import registry
+from trinity.methods.contract import (
+    BlockMethod,
+    CheckpointSource,
+    Method,
+    MethodConfig,
+    ModelMethod,
+    Statistic,
+)
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import InputFormat
+
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A method with its checked options."""
+
+    name: str
+    method: Method[MethodConfig] | BlockMethod[MethodConfig]
+    config: MethodConfig
+
+    def describe(self) -> dict[str, object]:
+        """Name and every option, defaults included, as plain data."""
+        return {"method": self.name, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class PlannedTune:
+    """A method for the whole model with its checked options."""
+
+    name: str
+    method: ModelMethod[MethodConfig]
+    config: MethodConfig
+
+    def describe(self) -> dict[str, object]:
+        """Name and every option, defaults included, as plain data."""
+        return {"method": self.name, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A checkpoint source with its checked options: it stands in for all steps."""
+
+    name: str
+    source: CheckpointSource[MethodConfig]
+    config: MethodConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of every linear layer, a layer with none stays dense; or a checkpoint source.
+
+    order: whether a block's linears are calibrated all at once or input by input
+    inputs: how inputs are rounded, by layer; no entry leaves a layer's inputs alone
+    tune: what is done to the whole model at the end
+    """
+
+    steps: Mapping[str, tuple[PlannedStep, ...]]
+    source: PlannedSource | None = None
+    order: Order = "block"
+    inputs: Mapping[str, InputFormat] = field(default_factory=dict)
+    tune: PlannedTune | None = None
+
+    @property
+    def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
+        """Every method of some step of some layer."""
+        found = {step.name: step.method for steps in self.steps.values() for step in steps}
+        return list(found.values())
+
+    @property
+    def needs(self) -> Statistic:
+        """Everything that some step of some layer needs."""
+        needs = Statistic.NOTHING
+        for method in self.methods:
+            needs |= method.needs
+        return needs
+
+    @property
+    def names(self) -> list[str]:
+        """Of every method that takes part: steps, source and tuning."""
+        others = [planned.name for planned in (self.source, self.tune) if planned]
+        return [*(method.name for method in self.methods), *others]
+
+    def describe(self, layers: list[str]) -> dict[str, object]:
+        """The steps of some layers as plain data, for fingerprints and records."""
+        return {layer: [step.describe() for step in self.steps[layer]] for layer in layers}
+
+
+def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
+    """Match a recipe's steps with a model's layers; ConfigError names the layers that do not."""
+    inputs = _inputs(spec, shapes)
+    source = _source(spec)
+    if source:
+        if spec.tune:
+            msg = (
+                f"compress.tune: {source.name} reads weights as they were compressed elsewhere, "
+                f"and they are not tuned here. Leave `tune` out."
+            )
+            raise ConfigError(msg)
+        unchanged: dict[str, tuple[PlannedStep, ...]] = dict.fromkeys(shapes, ())
+        _check(unchanged, inputs, shapes)
+        return Plan(unchanged, source, inputs=inputs)
+    default = _planned(spec.steps)
+    overrides = {glob: _planned(steps) for glob, steps in spec.layers.items()}
+    for glob in overrides:
+        if not any(fnmatchcase(name, glob) for name in shapes):
+            example = next(iter(shapes))
+            msg = f"compress.layers: '{glob}' matches no layer; layers are called like '{example}'."
+            raise ConfigError(msg)
+    steps: dict[str, tuple[PlannedStep, ...]] = {}
+    for name in shapes:
+        if _skipped(name, spec):
+            steps[name] = ()
+        else:
+            matching = [planned for glob, planned in overrides.items() if fnmatchcase(name, glob)]
+            steps[name] = matching[-1] if matching else default
+    _check(steps, inputs, shapes)
+    tuned = _planned_tune(spec.tune) if spec.tune else None
+    made = Plan(steps, order=spec.order, inputs=inputs, tune=tuned)
+    if spec.order == "true-sequential":
+        _check_layerwise(made)
+    return made
+
+
+def _inputs(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> dict[str, InputFormat]:
+    """How the inputs of each layer are rounded when the model runs; none is left alone."""
+    if spec.inputs is None:
+        return {}
+    kept = (name for name in shapes if not _skipped(name, spec))
+    return dict.fromkeys(kept, spec.inputs.format)
+
+
+def _check_layerwise(plan: Plan) -> None:
+    whole = sorted({m.name for m in plan.methods if isinstance(m, BlockMethod)})
+    if whole:
+        msg = (
+            f"compress.order true-sequential: method {', '.join(whole)} compresses all linears of "
+            f"a block together. Use `order: block`, or methods that take one layer at a time."
+        )
+        raise ConfigError(msg)
+
+
+def _planned_tune(step: Step) -> PlannedTune:
+    method = registry.get(step.method)
+    if not isinstance(method, ModelMethod):
+        msg = (
+            f"compress.tune: method '{step.method}' does not tune a whole model. Make it one of "
+            f"`compress.steps`."
+        )
+        raise ConfigError(msg)
+    return PlannedTune(step.method, method, registry.configure(step.method, step.options))
+
+
+def _skipped(name: str, spec: CompressSpec) -> bool:
+    return any(fnmatchcase(name, glob) for glob in spec.skip)
+
+
+def _source(spec: CompressSpec) -> PlannedSource | None:
+    """The source of a recipe whose only step is one."""
+    if len(spec.steps) != 1 or spec.layers:
+        return None
+    (step,) = spec.steps
+    method = registry.get(step.method)
+    if not isinstance(method, CheckpointSource):
+        return None
+    return PlannedSource(step.method, method, registry.configure(step.method, step.options))
+
+
+def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
+    planned = []
+    for step in steps:
+        method = registry.get(step.method)
+        if isinstance(method, CheckpointSource):
+            msg = (
+                f"method '{step.method}' reads finished checkpoints: it can be a recipe's only "
+                f"step, without `layers`, and none beside others."
+            )
+            raise ConfigError(msg)
+        if isinstance(method, ModelMethod):
+            msg = (
+                f"method '{step.method}' tunes a whole compressed model and cannot be a "
+                f"compression step; name it under `compress.tune`."
+            )
+            raise ConfigError(msg)
+        planned.append(
+            PlannedStep(step.method, method, registry.configure(step.method, step.options))
+        )
+    return tuple(planned)
+
+
+def _check(
+    steps: Mapping[str, tuple[PlannedStep, ...]],
+    inputs: Mapping[str, InputFormat],
+    shapes: Mapping[str, tuple[int, int]],
+) -> None:
+    problems: dict[str, list[str]] = {}
+    for layer, planned in steps.items():
+        for step in planned:
+            problem = contracts.problem(step.method, layer, shapes[layer], step.config)
+            if problem:
+                problems.setdefault(f"{step.name}: {problem}", []).append(layer)
+    for layer, rounded in inputs.items():
+        if problem := rounded.problem(shapes[layer]):
+            problems.setdefault(f"compress.{problem}", []).append(layer)
+    if problems:
+        msg = " ".join(f"{problem}, in {shortened(names)}." for problem, names in problems.items())
+        raise ConfigError(msg)
+
+
+def shortened(names: list[str], what: str = "layers") -> str:
+    """'a, b, c and 7 more layers'."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    more = len(names) - NAMES_SHOWN
+    return f"{shown} and {more} more {what}" if more > 0 else shown

@@ -1,0 +1,371 @@
+"""The model walk: block by block, statistics from the blocks already compressed.
+
+One walker serves every method and every family.  Only one block's weights and the activations
+between two blocks are in memory.  A finished block is a stage of the store, so a killed run resumes
+at the next one: the activations that it needs are made again by running the finished blocks, which
+is cheaper than keeping them on disk, and gives the same bits because both ways decode the stored
+block.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trinity.harness.checkpoints.block import TIMING, layer_report, load_block, save_block
+from trinity.harness.compress import contracts
+from trinity.harness.compress.activations import EnoughError, collected, ended_early
+from trinity.harness.compress.plan import Plan, PlannedStep
+from trinity.harness.latency.stopwatch import Stopwatch
+from trinity.harness.models.decoder import Decoder, cast, oriented, set_weight, weight_of, wider
+from trinity.harness.store.stages import StageStore, write_json
+from trinity.methods.contract import BlockMethod, BlockTask, LayerStats, Reported, Statistic
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import (
+    CompressedWeight,
+    Dense,
+)
+
+logger = logging.getLogger(__name__)
+
+NO_NUMBERS = (
+    "No type here is wider: look at the model's weights, or compress the blocks before in another "
+    "way."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCall:
+    """How the model calls one block, apart from the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+RecordedCall = tuple[Tensor, BlockCall]
+
+
+class Walk:
+    """Compresses the blocks of one model in order."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        plan: Plan,
+        calibration: Tensor | None,
+        store: StageStore,
+        inputs: Mapping[str, Any],
+    ) -> None:
+        """calibration: int64 [samples, seqlen], or None.  inputs: what all stages depend on."""
+        self.decoder, self.plan, self.calibration = decoder, plan, calibration
+        self.store, self.inputs = store, inputs
+        self._hidden: list[Tensor] = []
+        self._calls: list[BlockCall] = []
+        self._ready_for = -1
+        self._watch = Stopwatch()
+
+    @torch.no_grad()
+    def run(self, progress: Callable[[int, int], None]) -> list[Path]:
+        """Folders of all finished blocks, in order."""
+        finished: list[Path] = []
+        count = len(self.decoder.blocks)
+        for index in range(count):
+            layers = self.decoder.layer_names(index)
+            inputs = {
+                **self.inputs,
+                "index": index,
+                "steps": self.plan.describe(layers),
+                "order": self.plan.order,
+                # Later blocks see what earlier ones put out.
+                "before": str(finished[-1].name) if finished else None,
+            }
+            finished.append(self.store.fill("block", inputs, self._writer(index, finished)))
+            progress(index + 1, count)
+        return finished
+
+    def _writer(self, index: int, finished: list[Path]) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
+            with self._watch.phase("calibration"):
+                self._advance_to(index, finished)
+            path = f"{self.decoder.family.blocks}.{index}"
+            self.decoder.load(path)
+            weights, layers = self._compress(index)
+            self.decoder.unload(path)
+            save_block(folder, weights, layers)
+            # Beside the result, not in it: two runs of one recipe differ in nothing else.
+            write_json(folder / TIMING, self._watch.take())
+
+        return write
+
+    def _advance_to(self, index: int, finished: list[Path]) -> None:
+        """Make the hidden states that enter block `index`."""
+        if self.calibration is None or not self._compresses:
+            return
+        if self._ready_for < 0:
+            self._embed()
+        while self._ready_for < index:
+            self._run_finished(self._ready_for, finished[self._ready_for])
+            self._ready_for += 1
+
+    @property
+    def _compresses(self) -> bool:
+        """Whether any layer has a step; a dense model needs no statistics."""
+        return any(self.plan.steps.values())
+
+    def _embed(self) -> None:
+        assert self.calibration is not None
+        self.decoder.load_outside_blocks()
+        calls: list[RecordedCall] = []
+        for ids in self.calibration:
+            calls = recorded_calls(
+                self.decoder.model, self.decoder.blocks, ids[None].to(self.decoder.device)
+            )
+            self._hidden.append(calls[0][0])
+        self._check_hidden(0)
+        # All sequences are equally long, so masks and positions of the last stand for all.
+        self._calls = [call for _, call in calls]
+        self._ready_for = 0
+
+    def _run_finished(self, index: int, folder: Path) -> None:
+        path = f"{self.decoder.family.blocks}.{index}"
+        self.decoder.load(path)
+        for name, weight in load_block(folder).items():
+            linear = self.decoder.model.get_submodule(name)
+            set_weight(linear, weight.dequantize().to(self.decoder.device), self.decoder.dtype)
+        self._hidden = [self._forward(index, hidden) for hidden in self._hidden]
+        self._check_hidden(index + 1)
+        self.decoder.unload(path)
+
+    def _check_hidden(self, index: int) -> None:
+        """ConfigError if what enters a block is not finite: nothing can be calibrated on it."""
+        if not all(bool(torch.isfinite(hidden).all()) for hidden in self._hidden):
+            msg = (
+                f"{self.decoder.family.blocks}.{index}: its inputs hold NaN or infinity in "
+                f"{str(self.decoder.dtype).removeprefix('torch.')}. "
+                f"{wider(self.decoder.dtype, NO_NUMBERS)}"
+            )
+            raise ConfigError(msg)
+
+    def _forward(self, index: int, hidden: Tensor) -> Tensor:
+        call = self._calls[index]
+        return _hidden_of(self.decoder.blocks[index](hidden, *call.args, **call.kwargs))
+
+    def _compress(
+        self, index: int
+    ) -> tuple[dict[str, CompressedWeight], dict[str, dict[str, Any]]]:
+        weights: dict[str, CompressedWeight] = {}
+        report: dict[str, dict[str, Any]] = {}
+        for names in self._rounds(index):
+            modules = {name: self.decoder.model.get_submodule(name) for name in names}
+            originals = {name: weight_of(module) for name, module in modules.items()}
+            with self._watch.phase("statistics"):
+                stats = self._statistics(index, modules)
+            current: dict[str, CompressedWeight] = {
+                name: Dense(W.to(self.decoder.dtype)) for name, W in originals.items()
+            }
+            told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            with self._watch.phase("solve"):
+                for depth in range(max(len(self.plan.steps[name]) for name in names)):
+                    self._apply_step(depth, index, originals, current, stats, told)
+            for name in names:
+                found = layer_report(originals[name], current[name], stats[name])
+                report[name] = found | {"diagnostics": told[name]}
+                # What runs later in the block is calibrated on what runs now.
+                kept = current[name].dequantize().to(self.decoder.device)
+                where = f"{name}: the compressed weight"
+                kept = cast(where, kept, self.decoder.dtype, "Calibrate or quantize otherwise.")
+                set_weight(modules[name], kept, self.decoder.dtype)
+            weights |= current
+        return weights, report
+
+    def _rounds(self, index: int) -> list[list[str]]:
+        """Linears of a block that are calibrated and compressed together, in order."""
+        if self.plan.order == "block":
+            return [self.decoder.layer_names(index)]
+        return self._groups(index)
+
+    def _groups(self, index: int) -> list[list[str]]:
+        """Linears of a block that share an input, in order of execution."""
+        prefix = f"{self.decoder.family.blocks}.{index}."
+        return [[prefix + name for name in group] for group in self.decoder.family.groups]
+
+    def _apply_step(
+        self,
+        depth: int,
+        index: int,
+        originals: Mapping[str, Tensor],
+        current: dict[str, CompressedWeight],
+        stats: Mapping[str, LayerStats],
+        told: Mapping[str, list[dict[str, Any]]],
+    ) -> None:
+        """Apply the step at `depth` of every layer's list, in place of `current`.
+
+        told: what methods say of each layer is added to it
+        """
+        together: dict[int, list[str]] = {}
+        # Of linears with one input, a method sees one and the same object.
+        views: dict[tuple[int, str], LayerStats] = {}
+        before: LayerStats | None = None
+        for name, W in originals.items():
+            steps = self.plan.steps[name]
+            if depth >= len(steps):
+                continue
+            step = steps[depth]
+            # Linears with one input follow each other; what they shared is not needed after them.
+            if before is not None and before is not stats[name]:
+                before.forget()
+            before = stats[name]
+            if isinstance(step.method, BlockMethod):
+                together.setdefault(id(step), []).append(name)
+                continue
+            view = stats[name].only(step.method.needs)
+            asked = views.setdefault((id(stats[name]), step.name), view)
+            given = {"W": W, "current": current[name], "stats": asked}
+            run = partial(step.method.compress, W, current[name], asked, step.config)
+            made = contracts.call(step.name, name, run, given)
+            shape = (W.shape[0], W.shape[1])
+            _keep(step.name, {name: contracts.weight(step.name, name, made, shape)}, current, told)
+        if before is not None:
+            before.forget()
+        for names in together.values():
+            task = partial(self._block_task, index, names, originals, current, stats)
+            step = self.plan.steps[names[0]][depth]
+            _keep(step.name, self._apply_to_block(index, step, task), current, told)
+
+    def _apply_to_block(
+        self, index: int, step: PlannedStep, task_with: Callable[[Statistic], BlockTask]
+    ) -> Mapping[str, Reported]:
+        """The linears that a method of blocks compresses together.
+
+        task_with: them, with the statistics that the method asks for
+        """
+        assert isinstance(step.method, BlockMethod)
+        task = task_with(step.method.needs)
+        where = f"{self.decoder.family.blocks}.{index}"
+        run_block = partial(step.method.compress_block, task, step.config)
+        parts = {
+            "weights": task.weights,
+            "current": task.current,
+            "stats": task.stats,
+            "inputs": task.inputs,
+        }
+        result = contracts.call(step.name, where, run_block, parts)
+        shapes = {name: weight.shape for name, weight in task.current.items()}
+        return contracts.weights(step.name, where, result, shapes)
+
+    def _block_task(
+        self,
+        index: int,
+        names: list[str],
+        originals: Mapping[str, Tensor],
+        current: Mapping[str, CompressedWeight],
+        stats: Mapping[str, LayerStats],
+        needs: Statistic,
+    ) -> BlockTask:
+        block = self.decoder.blocks[index]
+        prefix = f"{self.decoder.family.blocks}.{index}."
+
+        def forward(weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+            if not self._calls:
+                msg = "the block cannot be run: the recipe has no calibration data."
+                raise ConfigError(msg)
+            call = self._calls[index]
+            state = {}
+            for name, weight in weights.items():
+                linear = self.decoder.model.get_submodule(name)
+                state[f"{name.removeprefix(prefix)}.weight"] = oriented(linear, weight)
+            output = torch.func.functional_call(
+                block, state, (inputs[None], *call.args), call.kwargs
+            )
+            return _hidden_of(output)[0]
+
+        return BlockTask(
+            {name: originals[name] for name in names},
+            {name: current[name] for name in names},
+            {name: stats[name].only(needs) for name in names},
+            tuple(hidden[0] for hidden in self._hidden),
+            forward,
+        )
+
+    def _statistics(self, index: int, modules: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
+        if self.calibration is None or not self._compresses:
+            return {name: LayerStats() for name in modules}
+        groups = [group for group in self._groups(index) if group[0] in modules]
+        read = [modules[group[0]] for group in groups]
+        with collected(modules, groups, self.plan.needs) as stats, ended_early(read):
+            for hidden in self._hidden:
+                with contextlib.suppress(EnoughError):
+                    self._forward(index, hidden)
+        return stats()
+
+
+def _keep(
+    method: str,
+    made: Mapping[str, Reported],
+    current: dict[str, CompressedWeight],
+    told: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    """Put what a method made in place of `current`, and what it said of it under `told`."""
+    for name, found in made.items():
+        current[name] = found.weight
+        if found.details:
+            told[name].append({"method": method, **found.details})
+
+
+def _hidden_of(output: Any) -> Tensor:
+    """The hidden states among what a block gives: some give a tuple that begins with them."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+class _EnoughError(Exception):
+    """Ends a forward whose calls are all recorded."""
+
+
+class _TakesFirstError(Exception):
+    """The model takes the first of what a block gives: its blocks give tuples."""
+
+
+def recorded_calls(model: nn.Module, blocks: nn.ModuleList, ids: Tensor) -> list[RecordedCall]:
+    """How a model calls every block, with what hidden states; each block gives its input.
+
+    Blocks need no weights for it.  Masks and rotary embeddings do not depend on the hidden states,
+    so one such pass tells how to call each block alone, also where kinds of attention alternate.
+    ids: int64 [batch, seq]
+    """
+    try:
+        return _recorded(model, blocks, ids, lambda hidden: hidden)
+    except _TakesFirstError:
+        return _recorded(model, blocks, ids, lambda hidden: (hidden,))
+
+
+def _recorded(
+    model: nn.Module, blocks: nn.ModuleList, ids: Tensor, given: Callable[[Tensor], object]
+) -> list[RecordedCall]:
+    """given: what a block gives, of its input"""
+    calls: list[RecordedCall] = []
+
+    def record(hidden: Tensor, *args: Any, **kwargs: Any) -> object:
+        if calls and hidden.shape != calls[0][0].shape:
+            raise _TakesFirstError
+        calls.append((hidden, BlockCall(args, kwargs)))
+        if len(calls) == len(blocks):
+            raise _EnoughError
+        return given(hidden)
+
+    for block in blocks:
+        block.forward = record  # shadows the class's method, deleted below
+    try:
+        model(input_ids=ids, use_cache=False)
+    except _EnoughError:
+        return calls
+    finally:
+        for block in blocks:
+            del block.forward
+    raise AssertionError("a model that does not call every block once")

@@ -1,0 +1,1 @@
+"""What a suite measures: one protocol, however the model runs."""

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: models and data sets by their commit, and why it refuses."""

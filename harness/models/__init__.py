@@ -1,0 +1,1 @@
+"""A Hugging Face model folder: its family, configuration, files and blocks."""

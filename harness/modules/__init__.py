@@ -1,0 +1,1 @@
+"""A compressed checkpoint as a compiled, verified module."""

@@ -1,0 +1,1 @@
+"""The figures of the report on paper: PDF and PNG through matplotlib."""

@@ -1,0 +1,213 @@
+"""How long a row takes and what it needs, from its sizes and what the machine can do at most.
+
+Arithmetic that can be checked: operations over the rate of matrix products, bytes over the read
+bandwidth, both measured (`harness/latency/ceilings.py`).  What no ceiling bounds (Python, the
+compiler, tests of numbers) is a constant for each layer, block or row, read off runs on two cores;
+docs/diary/cost.md compares with measured runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trinity.harness.accuracy import suites
+from trinity.harness.accuracy.suite import TextSuite
+from trinity.harness.latency.ceilings import Ceilings
+from trinity.harness.recipes.recipe import BenchSpec, CompressSpec, Recipe
+from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER
+from trinity.methods import registry
+from trinity.methods.contract import Statistic
+
+# A block is run twice: for the statistics, and again to hand its compressed outputs on.
+CALIBRATION_PASSES = 2
+SHARE = 0.5  # of the products' rate that a forward in eager torch reaches
+LAYER_S, BLOCK_S = 0.03, 0.05  # of one layer's methods and report; of a block that is stored
+EXPORT_S, EXPORT_BLOCK_S = 2.0, 0.4  # once a model
+COMPILE_S, COMPILE_BLOCK_S = 4.0, 0.3
+LOADED_S = 0.5  # an engine, in the process that weighs it
+LIBRARIES_BYTES = 1_500_000_000  # resident, of torch, transformers and the compiler
+FLOAT_BYTES = 4
+WARM_UP = 3  # calls before those that are timed
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model.
+
+    weights: that a token goes through   parameters: all of them   blocks: how many
+    linears: numbers of every matrix of the blocks, and its inputs   vocabulary, hidden: of a token
+    """
+
+    weights: int
+    parameters: int
+    blocks: int
+    linears: tuple[tuple[int, int], ...]
+    vocabulary: int
+    hidden: int
+
+    @property
+    def in_blocks(self) -> int:
+        """Numbers of all matrices of the blocks."""
+        return sum(numbers for numbers, _ in self.linears)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one row or of several.
+
+    seconds: by part of a run   disk, memory: bytes
+    """
+
+    seconds: dict[str, float]
+    disk: int
+    memory: int
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+
+def size_of(folder: Path) -> Size:
+    """Of the model whose configuration is in a folder."""
+    # Imported here: it loads transformers' models.
+    import torch
+
+    from trinity.harness.models.decoder import skeleton
+    from trinity.harness.models.model_config import read_config
+
+    config = read_config(folder)
+    model = skeleton(config, torch.float32)
+    parameters = {id(p): p for p in model.parameters()}
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    outside = {id(embedding), id(head)}
+    linears = [p for key, p in parameters.items() if p.ndim == 2 and key not in outside]
+    everything = sum(p.numel() for p in parameters.values())
+    return Size(
+        # The embedding is looked up, unless it is the head too.
+        weights=everything - (0 if head is embedding else embedding.numel()),
+        parameters=everything,
+        blocks=config.num_hidden_layers,
+        linears=tuple((p.numel(), p.shape[1]) for p in linears),
+        vocabulary=config.vocab_size,
+        hidden=config.hidden_size,
+    )
+
+
+def tokens_of(recipe: Recipe) -> int:
+    """Tokens that a row's model reads."""
+    suites_of = recipe.evaluate.suites if recipe.evaluate else ()
+    return _calibration_tokens(recipe) * CALIBRATION_PASSES + sum(
+        suites.resolve(spec).tokens() for spec in suites_of
+    )
+
+
+def of_rows(recipes: Sequence[Recipe], size: Size, limits: Ceilings) -> Estimate:
+    """All rows of a model, what they share counted once."""
+    rows = [of_row(recipe, size, limits) for recipe in recipes]
+    parts = {part: sum(row.seconds[part] for row in rows) for part in rows[0].seconds}
+    first = recipes[0]  # the dense model reads what rows are compared on once for all of them
+    compared = _evaluated_tokens(first, only_compared=True)
+    parts[EVALUATE] += _forwards_s(size, compared, limits.products(first.model.dtype))
+    if any(recipe.lower for recipe in recipes):
+        parts[LOWER] += EXPORT_S + EXPORT_BLOCK_S * size.blocks
+    disk = size.parameters * FLOAT_BYTES + sum(row.disk for row in rows)
+    return Estimate(parts, disk, max(row.memory for row in rows))
+
+
+def of_row(recipe: Recipe, size: Size, limits: Ceilings) -> Estimate:
+    """One row, without what it shares with others."""
+    rate = limits.products(recipe.model.dtype)
+    lowering = (COMPILE_S + COMPILE_BLOCK_S * size.blocks) if recipe.lower else 0.0
+    seconds = {
+        COMPRESS: _compress_s(recipe, size, rate),
+        LOWER: lowering,
+        EVALUATE: _forwards_s(size, _evaluated_tokens(recipe), rate),
+        BENCH: _bench_s(recipe.bench, size, rate, limits.read) if recipe.bench else 0.0,
+    }
+    return Estimate(seconds, _disk(recipe, size), _memory(recipe, size))
+
+
+def _calibration_tokens(recipe: Recipe) -> int:
+    text = recipe.calibration
+    return text.samples * text.seqlen if text and any(recipe.compress.steps) else 0
+
+
+def _evaluated_tokens(recipe: Recipe, *, only_compared: bool = False) -> int:
+    """That the row's model reads, windows of one text once for all suites that read them.
+
+    only_compared: of suites that compare with the dense model, which reads as much
+    """
+    windows: dict[tuple[str, str, int], int] = {}
+    others = 0
+    for spec in recipe.evaluate.suites if recipe.evaluate else ():
+        suite = suites.resolve(spec)
+        if only_compared and not suite.needs_dense:
+            continue
+        if isinstance(suite, TextSuite):
+            text = (suite.corpus, suite.split, suite.seqlen)
+            windows[text] = max(windows.get(text, 0), suite.tokens())
+        else:
+            others += suite.tokens()
+    return others + sum(windows.values())
+
+
+def _forwards_s(size: Size, tokens: int, rate: float) -> float:
+    return 2.0 * size.weights * tokens / (SHARE * rate)
+
+
+def _compress_s(recipe: Recipe, size: Size, rate: float) -> float:
+    stored = BLOCK_S * size.blocks
+    if not recipe.compress.steps:
+        return stored
+    tokens = _calibration_tokens(recipe)
+    forwards = 2.0 * size.in_blocks * tokens * CALIBRATION_PASSES
+    inputs = [d_in for _, d_in in size.linears]
+    statistics = 2.0 * tokens * sum(d_in**2 for d_in in inputs)
+    # A report multiplies two weights with H; a method that needs H factors it and sweeps once.
+    reports = 4.0 * sum(numbers * d_in for numbers, d_in in size.linears)
+    solving = 0.0
+    for step in recipe.compress.steps:
+        if getattr(registry.get(step.method), "needs", Statistic.NOTHING) & Statistic.HESSIAN:
+            solving += sum(2.0 * n * d_in + d_in**3 for n, d_in in size.linears)
+    layers = LAYER_S * len(size.linears) * len(recipe.compress.steps)
+    return stored + layers + forwards / (SHARE * rate) + (statistics + reports + solving) / rate
+
+
+def _bench_s(spec: BenchSpec, size: Size, rate: float, bandwidth: float) -> float:
+    """Every engine at the speed of dense weights: the torch one has them, and the baseline."""
+    engines = 2 + 2 * (spec.baseline is not None)
+    prompt = 2.0 * size.weights * spec.prompt / (SHARE * rate)
+    token = size.weights * FLOAT_BYTES / bandwidth
+    calls = engines * (spec.repeats + WARM_UP) * sum(spec.batch)
+    decoding = prompt + spec.new * token
+    seconds = {"prefill": calls * prompt, "decode": calls * decoding}
+    weighed = 2 * (LOADED_S + decoding) if "memory" in spec.suites else 0.0
+    return weighed + sum(seconds.get(suite, 0.0) for suite in spec.suites)
+
+
+def _disk(recipe: Recipe, size: Size) -> int:
+    """A checkpoint, and the same weights again as a module reads them."""
+    blocks = size.in_blocks * _bits(recipe.compress) // 8
+    outside = (size.parameters - size.in_blocks) * FLOAT_BYTES
+    return (blocks + outside) * (2 if recipe.lower else 1)
+
+
+def _bits(spec: CompressSpec) -> int:
+    """Of a weight whose layer has no pattern and no adapter."""
+    found = [
+        getattr(registry.configure(step.method, step.options), "bits", None) for step in spec.steps
+    ]
+    return min([bits for bits in found if bits is not None], default=8 * FLOAT_BYTES)
+
+
+def _memory(recipe: Recipe, size: Size) -> int:
+    """Libraries, the dense model, the row's own in torch and compiled, logits, hidden states."""
+    models = 3 * size.parameters * FLOAT_BYTES
+    windows = (
+        [suites.resolve(s).window or 0 for s in recipe.evaluate.suites] if recipe.evaluate else []
+    )
+    # The logits, their logarithms, and those of the dense model.
+    logits = 3 * max(windows, default=0) * size.vocabulary * FLOAT_BYTES
+    hidden = 2 * _calibration_tokens(recipe) * size.hidden * FLOAT_BYTES
+    return LIBRARIES_BYTES + models + logits + hidden

@@ -1,0 +1,1 @@
+"""One recipe or one model, start to end."""

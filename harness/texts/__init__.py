@@ -1,0 +1,1 @@
+"""Text by name, for calibration and evaluation."""

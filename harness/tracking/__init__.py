@@ -1,0 +1,1 @@
+"""Records against each other: what changed, and whether it got worse."""

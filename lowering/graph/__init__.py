@@ -1,0 +1,1 @@
+"""A decoder as steps in the torch dialect, its compressed linears opaque."""

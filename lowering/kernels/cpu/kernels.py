@@ -1,0 +1,69 @@
+"""Our kernels for CPUs, in the `vector` dialect."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trinity.lowering.kernels.calls import KernelCode
+from trinity.lowering.kernels.cpu.block import block_kernels, block_refusal
+from trinity.lowering.kernels.cpu.cpus import Cpu
+from trinity.lowering.kernels.cpu.flash import attention_kernels, attention_refusal
+from trinity.lowering.kernels.cpu.flavour import instructions_of, missing_here
+from trinity.lowering.kernels.cpu.instructions import INSTRUCTIONS, Flavour, Instructions, for_type
+from trinity.lowering.kernels.cpu.linear import linear_kernels
+from trinity.lowering.kernels.cpu.panels import Panels
+from trinity.lowering.kernels.decoder_parts import ATTENTION, BLOCK
+from trinity.lowering.kernels.target_kernels import FusedKernel, TargetKernels
+from trinity.methods.formats import WeightFormat
+
+
+class CpuKernels(TargetKernels):
+    """Products of every format, whole blocks at one token, attention of many tokens."""
+
+    def __init__(self, cpu: Cpu | None = None) -> None:
+        """cpu: a kind of processor that is not this machine's"""
+        self.cpu = cpu
+
+    @property
+    def instructions(self) -> Instructions:
+        """What the processor may use."""
+        return instructions_of(self.cpu)
+
+    @property
+    def flavour(self) -> Flavour:
+        """See `TargetKernels`."""
+        return self.instructions.flavour
+
+    def lacking(self, flavour: str | None) -> str | None:
+        """See `TargetKernels`."""
+        for known in INSTRUCTIONS:
+            if known == flavour and (missing := missing_here(known)):
+                return f"{flavour}, and {missing}. Compile it here, for the host: it does without"
+        return None
+
+    def refusal(self, weight_format: WeightFormat) -> str | None:
+        """None: panels hold every format."""
+        return None
+
+    def storage(self, weight_format: WeightFormat) -> Panels:
+        """See `TargetKernels`."""
+        return self.instructions.panels(weight_format)
+
+    def linear(self, name: str, weight_format: WeightFormat, rows: int, dtype: str) -> KernelCode:
+        """See `TargetKernels`."""
+        made = for_type(self.instructions, dtype)
+        return linear_kernels(name, self.storage(weight_format), rows, made)
+
+    @property
+    def fused(self) -> Mapping[str, FusedKernel[Any]]:  # as in `TargetKernels`
+        """See `TargetKernels`."""
+        made = self.instructions
+        return {
+            BLOCK: FusedKernel(
+                lambda block: block_refusal(block, made),
+                lambda block: block_kernels(block, made),
+            ),
+            ATTENTION: FusedKernel(
+                attention_refusal,
+                lambda attention: attention_kernels(attention, made),
+            ),
+        }

@@ -1,0 +1,158 @@
+// A function `TERM` that adds a product to `sums`, included once for each term of `product.comp`,
+// because GLSL has no pointers.  WORDS, ENTRIES, INPUT: the term's buffers; KIND, MASK, SCALE,
+// ZEROS, BLOCKS, SIZE, VECTORS: its specialization constants; AT: its numbers.
+
+#define OWN(word) own[(word) / 4u][(word) % 4u]
+
+// The 32 bits of the stream that begin at entry `at`, whose entries have KIND bits.
+uint STREAM(uint at) {
+  const uint bit = at * KIND, word = AT.stream + bit / 32u, by = bit % 32u;
+  const uint low = ENTRIES[word] >> by;
+  return by == 0u ? low : low | ENTRIES[word + 1u] << (32u - by);
+}
+
+// Floats of the stream from entry `next` on at the places of four that `kept` has bits for.
+vec4 STREAMED(uint next, uint kept) {
+  vec4 four = vec4(0.0);
+  [[unroll]] for (uint i = 0u; i < 4u; ++i) {
+    const uint bits = ENTRIES[AT.stream + (KIND == FLOAT32 ? next : next / 2u)];
+    const vec2 pair = halves(bits, KIND);
+    const float half_ = next % 2u == 0u ? pair.x : pair.y;
+    if ((kept >> i & 1u) == 1u) {
+      four[i] = KIND == FLOAT32 ? uintBitsToFloat(bits) : half_;
+      ++next;
+    }
+  }
+  return four;
+}
+
+// Weights 4 q to 4 q + 3 of a block.  own: its words; more: its places, its codes' upper bits, or
+// which it keeps; kept: the first of its entries in the stream
+vec4 FOUR(const uvec4 own[VECTORS], uint more, uint q, uint flip, float zero, uint kept) {
+  const uvec4 nibble = uvec4(0u, 4u, 8u, 12u);
+  if (MASK == BITMAP) {
+    const uint here = more >> (4u * q) & 15u;
+    const uint next = kept + bitCount(more & ((1u << (4u * q)) - 1u));
+    if (KIND >= FLOAT16) return STREAMED(next, here);
+    const uvec4 word = uvec4(spread_kept(STREAM(next), here, KIND) ^ flip);
+    return less_zero(word >> (KIND / 4u * nibble) & ((1u << KIND) - 1u), zero);
+  }
+  if (MASK == TWO_FOUR) {
+    const uint places = more >> (4u * q);
+    if (KIND == CODES4) {
+      const uint pair = OWN(q / 4u) >> (8u * (q % 4u)) & 0xFFu;
+      return less_zero(uvec4(spread(pair, places, 4u) ^ flip) >> nibble & 15u, zero);
+    }
+    if (KIND == CODES8) {
+      const uint pair = OWN(q / 2u) >> (16u * (q % 2u)) & 0xFFFFu;
+      return less_zero(uvec4(spread(pair, places, 8u) ^ flip) >> (2u * nibble) & 255u, zero);
+    }
+    if (KIND == FLOAT32) {
+      return spread_floats(uintBitsToFloat(uvec2(OWN(2u * q), OWN(2u * q + 1u))), places);
+    }
+    return spread_floats(halves(OWN(q), KIND), places);
+  }
+  if (KIND == CODES2 || KIND == CODES3) {
+    const uvec4 low = uvec4(OWN(q / 4u) >> (8u * (q % 4u))) >> (nibble / 2u) & 3u;
+    if (KIND == CODES2) return less_zero(low, zero);
+    return less_zero(low | (uvec4(more >> (4u * q)) >> (nibble / 4u) & 1u) << 2u, zero);
+  }
+  if (KIND == CODES4) {
+    const uint word = OWN(q / 2u) >> (16u * (q % 2u));
+    return less_zero(uvec4(word) >> nibble & 15u, zero);
+  }
+  if (KIND == CODES8) return less_zero(uvec4(OWN(q)) >> (2u * nibble) & 255u, zero);
+  if (KIND == FLOAT32) return uintBitsToFloat(own[q]);
+  return vec4(halves(OWN(2u * q), KIND), halves(OWN(2u * q + 1u), KIND));
+}
+
+void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
+  const uint groups = AT.blocks / AT.span, units = (AT.blocks + BLOCKS - 1u) / BLOCKS;
+  const bool shares = BLOCKS > 1u && (KIND <= CODES3 || KIND == CODES4);  // two blocks a word
+  uint lane[OUTPUTS];
+  [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) lane[r] = gl_LocalInvocationID.x + r * LANES;
+  for (uint unit = first; unit < units; unit += SLICES) {
+    const uint number = panel * units + unit;
+    uvec4 last[OUTPUTS];
+    uint kept[OUTPUTS];
+    [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+      last[r] = uvec4(0u);
+      if (MASK != ALL || KIND == CODES3) {
+        last[r] = WORDS[(number * SIZE + SIZE - 1u) * 32u + lane[r]];
+      }
+      kept[r] = 0u;
+      if (MASK == BITMAP) {
+        const uint at = number * 32u + lane[r];
+        kept[r] = ENTRIES[AT.offsets + at / 2u] >> (16u * (at % 2u)) & 0xFFFFu;
+        kept[r] += ENTRIES[AT.starts + number];
+      }
+    }
+    const uint end = min(BLOCKS, AT.blocks - unit * BLOCKS);
+    for (uint s = 0u; s < end; ++s) {
+      const uint block = unit * BLOCKS + s;
+      uvec4 own[OUTPUTS][VECTORS];
+      float scale[OUTPUTS], zero[OUTPUTS], part[COUNT];
+      uint flip[OUTPUTS];
+      [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+        const uint from = number * SIZE * 32u + lane[r];
+        if (MASK == BITMAP) {
+          own[r][0] = uvec4(0u);
+        } else if (shares) {
+          const uvec4 both = WORDS[from + s / 2u * 32u];
+          own[r][0] = s % 2u == 0u ? both : both.zwzw;
+        } else {
+          [[unroll]] for (uint i = 0u; i < VECTORS; ++i) {
+            own[r][i] = WORDS[from + (s * VECTORS + i) * 32u];
+          }
+        }
+        scale[r] = 1.0, zero[r] = 0.0, flip[r] = 0u;
+        if (KIND < FLOAT16) {
+          const uint at = (panel * groups + block / AT.span) * 32u + lane[r];
+          const uint word = ENTRIES[AT.scales + (SCALE == SCALE_F32 ? at : at / 2u)];
+          scale[r] = scale_of(word, at, SCALE);
+          uint point = 1u << (KIND - 1u);
+          if (ZEROS != 0u) point = ENTRIES[AT.zeros + at / 4u] >> (8u * (at % 4u)) & 255u;
+          zero[r] = uintBitsToFloat(MAGIC | point);
+          flip[r] = point * (KIND == CODES4 ? 0x11111111u : 0x01010101u);
+        }
+        [[unroll]] for (uint t = 0u; t < TOKENS; ++t) part[r * TOKENS + t] = 0.0;
+      }
+      [[unroll]] for (uint q = 0u; q < 8u; ++q) {
+        vec4 given[TOKENS];
+        [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+          const uint row = min(token + t, numbers.tokens - 1u);
+          given[t] = INPUT[(row * AT.blocks + block) * 8u + q];
+        }
+        [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+          const vec4 four = FOUR(own[r], last[r][s], q, flip[r], zero[r], kept[r]);
+          [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+            part[r * TOKENS + t] += dot(four, given[t]);
+          }
+        }
+      }
+      [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+        [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+          sums[r * TOKENS + t] += part[r * TOKENS + t] * scale[r];
+        }
+        if (MASK == BITMAP) kept[r] += bitCount(last[r][s]);
+      }
+    }
+  }
+}
+
+#undef OWN
+#undef STREAMED
+#undef STREAM
+#undef FOUR
+#undef TERM
+#undef WORDS
+#undef ENTRIES
+#undef INPUT
+#undef KIND
+#undef MASK
+#undef SCALE
+#undef ZEROS
+#undef BLOCKS
+#undef SIZE
+#undef VECTORS
+#undef AT

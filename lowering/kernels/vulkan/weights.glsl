@@ -1,0 +1,51 @@
+// How four consecutive weights of one output come out of its 16-byte words: `FOUR` below.
+//
+// A *panel* is 32 outputs, one to a lane; inputs run in *blocks* of 32, which share a scale; a
+// *unit* is as many blocks as fill whole 16-byte words of every kind that a format has.  Words
+// stand as [panels, units, words of a unit, 32 lanes]: a lane's next word is 512 bytes further, and
+// 32 lanes read 512 bytes in a row.  `Strips` in strips.py says which bits are which.
+const uint CODES2 = 2u, CODES3 = 3u, CODES4 = 4u, CODES8 = 8u, FLOAT16 = 16u, BFLOAT16 = 17u,
+           FLOAT32 = 32u, NOTHING = 0u;
+const uint ALL = 0u, TWO_FOUR = 1u, BITMAP = 2u;
+const uint SCALE_F32 = 0u, SCALE_F16 = 1u, SCALE_BF16 = 2u;
+
+// 2^23 with a number below 2^23 in its lowest bits is 2^23 + that number: no conversion, which is a
+// slow instruction on some devices, and the zero point is taken off with the 2^23.
+const uint MAGIC = 0x4B000000u;
+
+vec4 less_zero(uvec4 codes, float zero) { return uintBitsToFloat(codes | MAGIC) - zero; }
+
+// Bits at the places of 2:4's kept entries.  pair: two of `width` bits; places: two of two bits
+uint spread(uint pair, uint places, uint width) {
+  const uint low = pair & ((1u << width) - 1u), high = pair >> width;
+  return low << ((places & 3u) * width) | high << ((places >> 2 & 3u) * width);
+}
+
+// Entries of `width` bits, one behind another, at the places of four that `kept` has bits for.
+uint spread_kept(uint entries, uint kept, uint width) {
+  uint made = 0u;
+  [[unroll]] for (uint i = 0u; i < 4u; ++i) {
+    const uint here = kept >> i & 1u;
+    made |= here * (entries & ((1u << width) - 1u)) << (i * width);
+    entries >>= here * width;
+  }
+  return made;
+}
+
+vec4 spread_floats(vec2 pair, uint places) {
+  const uvec4 here = uvec4(0u, 1u, 2u, 3u);
+  const vec4 first = mix(vec4(0.0), pair.xxxx, equal(here, uvec4(places & 3u)));
+  return mix(first, pair.yyyy, equal(here, uvec4(places >> 2 & 3u)));
+}
+
+vec2 halves(uint word, uint kind) {
+  return kind == FLOAT16 ? unpackHalf2x16(word)
+                         : uintBitsToFloat(uvec2(word << 16, word & 0xFFFF0000u));
+}
+
+// One number of a row of scales, from the word that holds it.
+float scale_of(uint word, uint at, uint type) {
+  if (type == SCALE_F32) return uintBitsToFloat(word);
+  const vec2 pair = halves(word, type == SCALE_F16 ? FLOAT16 : BFLOAT16);
+  return (at & 1u) == 0u ? pair.x : pair.y;
+}

@@ -1,0 +1,1 @@
+"""MLIR as text: one function, dialects, parsing and verification."""

@@ -1,0 +1,71 @@
+"""Random weights of a format, to try or to time a product with: they need no model."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from trinity.methods.errors import UnsupportedError
+from trinity.methods.formats import (
+    NM,
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Factor,
+    Pattern,
+    Quantized,
+    Sparse,
+    Unstructured,
+    WeightFormat,
+    format_of,
+)
+
+
+def random_weight(weight_format: WeightFormat) -> CompressedWeight:
+    """Random numbers of a format, the same at every call; UnsupportedError for one of which none
+    can be made.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape, grid = weight_format.shape, weight_format.grid
+    base: Dense | Quantized | Sparse
+    if grid is None:
+        values = torch.randn(shape, generator=generator)
+        base = Dense(values.to(getattr(torch, str(weight_format.dtype))))
+    else:
+        scale = torch.rand(grid.scale_shape, generator=generator) + 0.5
+        scale = (scale / 2**grid.bits).to(getattr(torch, grid.scale_dtype))
+        codes = torch.randint(2**grid.bits, shape, generator=generator)
+        if grid.symmetric:
+            centred = (codes - 2 ** (grid.bits - 1)).to(torch.int8)
+            base = Quantized(centred, scale, None, grid.bits)
+        else:
+            zero = torch.randint(2**grid.bits, grid.scale_shape, generator=generator)
+            base = Quantized(codes.to(torch.uint8), scale, zero.to(torch.uint8), grid.bits)
+        if grid.input_scale:
+            factors = torch.rand(shape[1], generator=generator) + 0.5
+            base = replace(base, input_scale=factors.to(getattr(torch, grid.input_scale)))
+    if weight_format.pattern:
+        base = Sparse(base, _mask(shape, weight_format.pattern, generator), weight_format.pattern)
+    made: CompressedWeight = base
+    if weight_format.adapter:
+        made = Adapted(base, *(_factor(weight_format.factor(name)) for name in ("B", "A")))
+    if format_of(made) != replace(weight_format, inputs=None):
+        msg = f"no random weight of format '{weight_format.label}' can be made yet."
+        raise UnsupportedError(msg)
+    return made
+
+
+def _factor(weight_format: WeightFormat) -> Factor:
+    found = random_weight(weight_format)
+    assert not isinstance(found, Adapted)  # a factor has no adapter
+    return found.values if isinstance(found, Dense) else found
+
+
+def _mask(shape: tuple[int, int], pattern: Pattern, generator: torch.Generator) -> Tensor:
+    if isinstance(pattern, NM):
+        groups = (shape[0], shape[1] // pattern.m, pattern.m)
+        places = torch.rand(groups, generator=generator).argsort(-1)
+        return (places < pattern.n).view(shape)
+    assert isinstance(pattern, Unstructured)
+    places = torch.rand(shape, generator=generator).argsort(-1)
+    return places >= round(shape[1] * pattern.sparsity)

@@ -1,0 +1,1 @@
+"""The compiler's own storage of a weight, row by row, and its product."""

@@ -1,0 +1,1 @@
+"""Where modules run, and what this machine's processor can do."""

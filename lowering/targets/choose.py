@@ -1,0 +1,45 @@
+"""Which storage and which code a compressed linear gets on a target."""
+
+from trinity.lowering.kernels.calls import KernelCode
+from trinity.lowering.rows.row_storage import layout_of
+from trinity.lowering.targets.targets import Target
+from trinity.lowering.weight_storage import WeightStorage
+from trinity.methods.errors import UnsupportedError
+from trinity.methods.formats import Unstructured, WeightFormat
+
+
+def storage_of(weight_format: WeightFormat, target: Target) -> WeightStorage:
+    """That of the target's kernels where they hold the format, else rows, which the compiler's own
+    code reads; UnsupportedError if neither does.
+    """
+    layout = layout_of(weight_format)  # what modules cannot hold in rows, no kernel takes either
+    if target.kernels and target.kernels().refusal(weight_format) is None:
+        return target.kernels().storage(weight_format)
+    if weight_format.grid is None and isinstance(weight_format.pattern, Unstructured):
+        msg = (
+            f"format {weight_format.label}: an unstructured mask over floats has no packed "
+            f"storage on {target.name}. Compile it for llvm-cpu, evaluate it with the torch "
+            f"engine, quantize it, or prune N:M."
+        )
+        raise UnsupportedError(msg)
+    return layout
+
+
+def linear_code(
+    name: str, weight_format: WeightFormat, target: Target, rows: int, dtype: str
+) -> KernelCode | None:
+    """The kernels of a linear, and the function `name` that calls them; None without, and
+    UnsupportedError as of `storage_of`.
+
+    dtype: of the model
+    """
+    if storage_of(weight_format, target).path == "compiled" or target.kernels is None:
+        return None
+    return target.kernels().linear(name, weight_format, rows, dtype)
+
+
+def refused(weight_format: WeightFormat, target: Target) -> str | None:
+    """Why a target has no kernel of ours for a format, or None."""
+    if target.kernels is None:
+        return "no kernels of ours"
+    return target.kernels().refusal(weight_format)

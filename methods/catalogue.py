@@ -1,0 +1,37 @@
+"""What `trinity methods list` says of the built-in methods, so that it need not load them: they are
+torch code, and torch alone takes a second.  A test compares every row with the method itself.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a method is at a glance.
+
+    paper: where it is from   needs: statistics to collect, in words
+    format: of what it makes of a [128, 256] layer with its default options
+    """
+
+    paper: str
+    needs: str
+    format: str
+
+
+CATALOGUE = {
+    "dense": Entry("baseline", "nothing", "float32"),
+    "gptq": Entry("arXiv:2210.17323", "hessian", "int4 group 128 asymmetric"),
+    "gptq-checkpoint": Entry("arXiv:2210.17323", "a checkpoint", "as stored"),
+    "l2qer": Entry("arXiv:2402.02446", "x_mean_abs", "float32 + rank 12"),
+    "magnitude": Entry("arXiv:1506.02626", "nothing", "2:4 float32"),
+    "optima": Entry("arXiv:2512.13886", "hessian", "float32"),
+    "rtn": Entry("arXiv:2210.17323", "nothing", "int4 group 128"),
+    "slim": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "2:4 int4 tensor + rank 12"),
+    "slim-lora": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "float32 + rank 12"),
+    "slim-quant": Entry("arXiv:2410.09615", "nothing", "int4 tensor"),
+    "slim-quant-o": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "int4 tensor scaled inputs"),
+    "slim-tune": Entry("arXiv:2410.09615", "token sequences", "-"),
+    "slope": Entry("arXiv:2405.16325", "a checkpoint", "as stored"),
+    "sparsegpt": Entry("arXiv:2301.00774", "hessian", "2:4 float32"),
+    "wanda": Entry("arXiv:2306.11695", "x_norm", "2:4 float32"),
+}

@@ -1,0 +1,131 @@
+"""One try of a method: run it, run it again, and look at what it gave and at what it was given.
+
+For `conformance`, which says what to try.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trinity.methods.declarations import Violation
+from trinity.methods.errors import ConfigError, TrinityError
+from trinity.methods.formats import (
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Quantized,
+    Sparse,
+    bits_per_weight,
+    format_of,
+    pack,
+    unpack,
+)
+
+MAX_BITS = 64.0  # twice what plain float32 takes
+Run = Callable[[], Mapping[str, CompressedWeight]]
+
+
+def run_violations(
+    run: Run,
+    inputs: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, int]] | None,
+    where: str,
+    *,
+    must_refuse: bool = False,
+    may_refuse: bool = False,
+) -> tuple[list[Violation], Mapping[str, CompressedWeight] | None]:
+    """Run twice and once more on a foreign default device; look at results and at inputs.
+
+    -> violations, and the result if there is one without
+    """
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    torch.manual_seed(1)
+    first = called(run)
+    if may_refuse and _is_clear(first, ConfigError if must_refuse else TrinityError):
+        return [], None
+    if isinstance(first, BaseException):
+        return [Violation(f"raised {type(first).__name__}: {first}", where)], None
+    if must_refuse:
+        said = "`problem` reports one, but the layer was compressed; raise ConfigError"
+        return [Violation(said, where)], None
+    found = _result_violations(first, shapes, where)
+    found += [
+        Violation(f"changed its input {name}", where)
+        for name, tensor in inputs.items()
+        if not torch.equal(tensor, before[name])
+    ]
+    if found:
+        return found, None
+    torch.manual_seed(2)
+    again = called(run)
+    if isinstance(again, BaseException) or not _same_bytes(first, again):
+        what = (
+            "the same inputs gave another result; take a seed in the config instead of the global "
+            "generator"
+        )
+        found.append(Violation(what, where))
+    with torch.device("meta"):
+        elsewhere = called(run)
+    if isinstance(elsewhere, BaseException) or not _same_bytes(first, elsewhere):
+        found.append(Violation("makes tensors on the default device instead of `W.device`", where))
+    return found, None if found else first
+
+
+def _is_clear(result: object, kind: type[TrinityError]) -> bool:
+    """Whether it is an error of a kind that the method itself raised on purpose."""
+    # The formats refuse NaN too: a method that computes one has not said what is wrong.
+    return isinstance(result, kind) and "holds NaN or infinity" not in str(result)
+
+
+def _result_violations(
+    result: object, shapes: Mapping[str, tuple[int, int]] | None, where: str
+) -> list[Violation]:
+    if not isinstance(result, Mapping):
+        what = f"gave a {type(result).__name__}, expected a mapping of compressed weights"
+        return [Violation(what, where)]
+    if shapes is not None and set(result) != set(shapes):
+        return [Violation(f"gave weights for {sorted(result)}, expected {sorted(shapes)}", where)]
+    found = []
+    for name, weight in result.items():
+        if not isinstance(weight, (Dense, Quantized, Sparse, Adapted)):
+            found.append(
+                Violation(
+                    f"{name} is of type {type(weight).__name__}, not a CompressedWeight", where
+                )
+            )
+            continue
+        if shapes is not None and weight.shape != shapes[name]:
+            found.append(Violation(f"{name} has shape {list(weight.shape)}", where))
+        if not bool(torch.isfinite(weight.dequantize()).all()):
+            found.append(Violation(f"{name} decodes to NaN or infinity", where))
+        if not _same_bytes({name: weight}, {name: unpack(format_of(weight), pack(weight))}):
+            found.append(Violation(f"{name} is another weight after it was stored and read", where))
+        if bits_per_weight(weight) > MAX_BITS and min(weight.shape) > 8:
+            bits = bits_per_weight(weight)
+            found.append(
+                Violation(f"{name} takes {bits:.1f} bits per weight, more than {MAX_BITS}", where)
+            )
+    return found
+
+
+def called(run: Callable[[], Any]) -> Any:
+    """The result, or the exception: a plugin may return and raise anything, hence Any."""
+    try:
+        return run()
+    except (Exception, SystemExit) as error:
+        return error
+
+
+def _same_bytes(one: Mapping[str, CompressedWeight], other: Mapping[str, CompressedWeight]) -> bool:
+    if one.keys() != other.keys():
+        return False
+    for name, weight in one.items():
+        ours, theirs = pack(weight), pack(other[name])
+        if format_of(weight) != format_of(other[name]) or ours.keys() != theirs.keys():
+            return False
+        for key, tensor in ours.items():
+            if tensor.device != theirs[key].device or not torch.equal(tensor, theirs[key]):
+                return False
+    return True

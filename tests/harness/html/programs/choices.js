@@ -1,0 +1,13 @@
+const figure = one("[data-figure=bits]");
+const select = figure.querySelector("select");
+const title = () => figure.querySelector("svg").textContent;
+const before = title();
+select.value = [...select.options].find((option) => option.textContent.includes("piqa")).value;
+select.dispatchEvent(new Event("change", { bubbles: true }));
+await pause(300);
+const details = figure.querySelector("details");
+details.open = true;
+await pause(100);
+const cells = [...details.querySelectorAll("tbody tr")].map((row) => row.cells[0].textContent);
+const flips = all("[data-flips] tbody tr").map((row) => row.innerText);
+return { before, after: title(), cells, flips };

@@ -1,0 +1,1 @@
+"""A Hugging Face hub on this machine: its protocol, real layouts, faults on demand."""

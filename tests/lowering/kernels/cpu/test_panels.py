@@ -1,0 +1,118 @@
+"""Panel storage: exact both ways, as small as it says, refused by name."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from trinity.lowering.kernels.cpu.panels import Panels
+from trinity.methods.errors import ConfigError
+from trinity.methods.formats import CompressedWeight, Dense, Sparse, Unstructured, format_of
+
+Make = Callable[..., CompressedWeight]
+
+HELD = [
+    ((5, 7), "float16", None, 0),
+    ((5, 7), "bfloat16", None, 3),
+    ((70, 172), "int4 tensor", None, 0),
+    ((3, 43), "int2 channel", None, 0),
+    ((3, 43), "int3 channel asymmetric", None, 2),
+    ((4, 30), "int3 group 10", None, 0),
+    ((4, 24), "int8 group 6 asymmetric", None, 0),
+    ((40, 600), "int4 group 300", None, 0),
+    ((130, 172), "int4 channel", "2:4", 5),
+    ((30, 1000), "int8 group 500", "3:4", 5),
+    ((30, 64), "int4 group 16 asymmetric", "1:2", 0),
+    ((30, 64), "int4 group 16", "4:8", 3),
+    ((30, 60), "int3 group 12 asymmetric", "2:6", 0),
+    ((30, 66), "int4 channel", "1:2", 0),
+    ((5, 7), "float16", "50%", 0),
+    ((130, 172), "bfloat16", "2:4", 5),
+    ((30, 66), "float32", "1:3", 0),
+    ((70, 300), "float16", "60%", 0),
+    ((40, 300), "int8 channel", "50%", 0),
+    ((530, 128), "int4 group 64 asymmetric", "50%", 3),
+]
+
+
+@pytest.mark.parametrize("picks", [False, True])
+@pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), HELD)
+def test_unpack_inverts_pack_exactly(
+    make_weight: Make,
+    shape: tuple[int, int],
+    kind: str,
+    pattern: str | None,
+    rank: int,
+    picks: bool,
+) -> None:
+    weight = make_weight(shape, kind, pattern, rank, torch.float16)
+    panels = Panels(format_of(weight), picks)
+    stored = panels.pack(weight)
+    again = panels.unpack(stored)
+    assert format_of(again) == format_of(weight)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    assert all(torch.equal(tensor, stored[key]) for key, tensor in panels.pack(again).items())
+
+
+@pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), HELD)
+def test_shapes_and_bits_are_those_of_the_stored_tensors(
+    make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int
+) -> None:
+    weight = make_weight(shape, kind, pattern, rank)
+    panels = Panels(format_of(weight))
+    stored = panels.pack(weight)
+    # Positions take as much room as the bitmap.
+    assert Panels(format_of(weight), picks=True).bits() == panels.bits()
+    found = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in stored.items()}
+    assert found == panels.shapes()
+    assert panels.bits() == 8 * sum(t.nbytes for t in stored.values()) / (shape[0] * shape[1])
+
+
+def test_two_four_int4_takes_three_bits_and_its_scales(make_weight: Make) -> None:
+    weight = make_weight((128, 256), "int4 group 128", "2:4", 0, torch.float16)
+    assert Panels(format_of(weight)).bits() == 3 + 16 / 128
+
+
+def test_half_of_int4_takes_the_bits_of_two_four_and_what_a_mask_may_vary(
+    make_weight: Make,
+) -> None:
+    free = Panels(format_of(make_weight((256, 1024), "int4 group 128", "50%", 0, torch.float16)))
+    strict = Panels(format_of(make_weight((256, 1024), "int4 group 128", "2:4", 0, torch.float16)))
+    assert strict.bits() < free.bits() < strict.bits() + 0.13
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [("int2 channel", "50%"), ("int3 group 8", "50%"), ("int4 channel", "20%"), ("float16", "5%")],
+)
+def test_a_mask_that_saves_less_than_its_bitmap_is_stored_as_zeros(
+    make_weight: Make, kind: str, pattern: str
+) -> None:
+    weight = make_weight((40, 24), kind, pattern, 2)
+    panels = Panels(format_of(weight))
+    assert "panel_bitmap" not in panels.part_shapes()
+    assert torch.equal(panels.unpack(panels.pack(weight)).dequantize(), weight.dequantize())
+
+
+def test_a_mask_that_keeps_more_than_its_pattern_says_is_refused() -> None:
+    values = Dense(torch.randn(40, 64))
+    honest = Sparse(values, torch.rand(40, 64) < 0.5, Unstructured(0.5))
+    Panels(format_of(honest)).pack(honest)
+    false = Sparse(values, torch.rand(40, 64) < 0.7, Unstructured(0.5))
+    with pytest.raises(ConfigError, match=r"50% float32: the mask keeps 1\d+ of 2560 weights"):
+        Panels(format_of(false)).pack(false)
+
+
+def test_a_weight_of_another_format_is_refused(make_weight: Make) -> None:
+    panels = Panels(format_of(make_weight((8, 24), "int4 channel")))
+    with pytest.raises(ConfigError, match=r"int4 channel cannot hold a weight of int8 channel"):
+        panels.pack(make_weight((8, 24), "int8 channel"))
+
+
+def test_bytes_with_positions_have_a_name_of_their_own(make_weight: Make) -> None:
+    half, full = (
+        format_of(make_weight((16, 64), "int4 channel", pattern, 0, torch.float16))
+        for pattern in ("2:4", None)
+    )
+    names = [list(Panels(of, picks).shapes()) for of in (half, full) for picks in (False, True)]
+    assert names == [["panels"], ["picked_panels"], ["panels"], ["panels"]]
