@@ -30,7 +30,9 @@ SHAPES: dict[str, tuple[tuple[int, int], ...]] = {
     "opt-6.7b": ((4096, 4096), (16384, 4096), (4096, 16384)),
 }
 ROTATED_BYTES = 256 << 20  # of copies of one weight, at least
-LONGEST_CHAIN = 32  # products of one call into a module
+# Products of one call into a module, by rows: enough that the call itself, some 0.1 ms, is little
+# beside them, and few enough that a sample of many rows takes no second.
+LONGEST_CHAIN, SHORTEST_CHAIN, CHAINED_ROWS = 32, 4, 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,7 @@ def iree_product(target: str, cpu: str = HOST) -> MakeProduct:
         packed = list(stored.pack(weight).values())
         size = sum(t.nbytes for t in packed)
         copies = _copies(size)
-        calls = min(copies, LONGEST_CHAIN)
+        calls = min(copies, chained(len(x)))
         module = chain_module(weight_format, place, len(x), calls)
         given = module.put(x)
         weights = [
@@ -123,6 +125,11 @@ def iree_product(target: str, cpu: str = HOST) -> MakeProduct:
         )
 
     return make
+
+
+def chained(rows: int) -> int:
+    """How many products of so many rows are made in one call, at most."""
+    return max(SHORTEST_CHAIN, min(LONGEST_CHAIN, CHAINED_ROWS // rows))
 
 
 def resized(weight_format: WeightFormat, shape: tuple[int, int]) -> WeightFormat:

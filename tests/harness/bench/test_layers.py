@@ -67,6 +67,13 @@ def test_a_layer_has_seconds_a_share_of_the_floor_and_a_speed_up_with_a_word() -
     assert "3 rows" in found[3].name
 
 
+def test_products_of_many_rows_are_chained_less_and_always_some() -> None:
+    lengths = [layers.chained(rows) for rows in range(1, 300)]
+    assert lengths[0] == layers.LONGEST_CHAIN
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] > 1
+
+
 def test_the_shapes_that_a_recipe_may_name_are_those_that_are_known() -> None:
     named = get_args(BenchSpec.model_fields["shapes"].annotation)
     assert set(named) == {"model", *layers.SHAPES}
