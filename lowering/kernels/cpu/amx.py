@@ -29,7 +29,7 @@ from trinity.lowering.kernels.cpu.kernel_text import (
     Kernel,
     write_all,
 )
-from trinity.lowering.kernels.cpu.panels import WORD
+from trinity.lowering.kernels.cpu.panel_geometry import WORD
 from trinity.lowering.kernels.cpu.product_terms import Term
 from trinity.lowering.kernels.cpu.tiling import Tiling
 from trinity.lowering.kernels.cpu.unpack import Chunk, spread

@@ -18,7 +18,8 @@ from trinity.lowering.kernels.cpu.amx_registers import DEEPEST, TALLEST, MatrixU
 from trinity.lowering.kernels.cpu.floats import floats_of
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, WORDS, Buffer, Kernel, write_all
-from trinity.lowering.kernels.cpu.panels import WORD, Panels
+from trinity.lowering.kernels.cpu.panel_geometry import WORD
+from trinity.lowering.kernels.cpu.panels import Panels
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
 
 PIECES = {"float32": 3, "float16": 2, "bfloat16": 1}  # of a weight

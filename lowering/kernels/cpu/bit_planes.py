@@ -55,6 +55,39 @@ def from_positions(positions: Tensor) -> Tensor:
     return kept.scatter_(-1, places, True).flatten(-2)
 
 
+def kept_half(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries of which every four keep two: those, and their places, two bits each.
+
+    [out, in], bool [out, in] -> [out, in / 2], int32 [out, in / 4]
+    """
+    out, d_in = values.shape
+    places = (torch.arange(d_in, dtype=torch.int32) % 4).expand(out, d_in)
+    first, second = places[mask].view(out, d_in // 4, 2).unbind(-1)
+    return values[mask].view(out, d_in // 2), first | second << 2
+
+
+def whole_of_half(kept: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of `kept_half`, what is not kept as zeros."""
+    out, words = places.shape
+    own = torch.stack([places & 3, places >> 2 & 3], dim=-1).to(torch.int64)
+    values = torch.zeros(out, words, 4, dtype=kept.dtype)
+    values.scatter_(-1, own, kept.view(out, words, 2))
+    mask = torch.zeros(out, words, 4, dtype=torch.bool).scatter_(-1, own, True)
+    return values.flatten(1), mask.flatten(1)
+
+
+def packed_nibbles(nibbles: Tensor) -> Tensor:
+    """int32 [..., n], of 4 bits -> int32 [..., n / 8], the first the lowest"""
+    split = nibbles.view(*nibbles.shape[:-1], -1, 8)
+    moved = [split[..., i] << 4 * i for i in range(8)]
+    return torch.stack(moved).sum(0, dtype=torch.int64).to(torch.int32)
+
+
+def unpacked_nibbles(words: Tensor) -> Tensor:
+    """Inverse of `packed_nibbles`."""
+    return torch.stack([words >> 4 * i & 15 for i in range(8)], dim=-1).flatten(-2)
+
+
 def runs(starts: Tensor, counts: Tensor) -> Tensor:
     """Where the entries of runs stand, one run behind another.  -> int64 [sum of counts]"""
     counts = counts.flatten()

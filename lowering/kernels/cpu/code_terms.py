@@ -17,7 +17,8 @@ from trinity.lowering.kernels.cpu.digits import block_words
 from trinity.lowering.kernels.cpu.dots import Dots, Partial
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import BYTES, FLOATS, LANES, WORDS, Buffer, Kernel
-from trinity.lowering.kernels.cpu.panels import WORD, Panels
+from trinity.lowering.kernels.cpu.panel_geometry import WORD
+from trinity.lowering.kernels.cpu.panels import Panels
 from trinity.lowering.kernels.cpu.unpack import Chunk, Unpacker
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored, widened
 from trinity.lowering.mlir.builder import MLIR_TYPES

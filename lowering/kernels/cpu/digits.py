@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, WORDS, Buffer, Kernel
-from trinity.lowering.kernels.cpu.panels import WORD
+from trinity.lowering.kernels.cpu.panel_geometry import WORD
 from trinity.methods.formats.inputs import INT8_LARGEST
 
 ZERO_DIGIT = 128  # what is added to digits where they are multiplied as unsigned bytes

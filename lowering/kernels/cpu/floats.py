@@ -5,7 +5,7 @@ from typing import Protocol
 
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import LANES, Kernel
-from trinity.lowering.kernels.cpu.panels import WORD
+from trinity.lowering.kernels.cpu.panel_geometry import WORD
 from trinity.lowering.kernels.cpu.stream import Stream
 from trinity.lowering.kernels.cpu.weight_in_kernel import BitmapWord, Stored, widened
 from trinity.lowering.mlir.builder import MLIR_TYPES

@@ -34,6 +34,7 @@ from trinity.lowering.kernels.cpu.placing import (
     expander,
     expander_avx2,
     expander_avx512,
+    permuted_avx2,
     placed,
     placed_avx2,
     placed_avx512,
@@ -101,9 +102,10 @@ class Instructions:
     registers: how many vectors of 16 floats they hold
     dots: products of codes and digits, None where codes are widened to floats
     digits: of an activation, as many as the model's type needs
-    expands: kept codes of 4 bits are put in place by one instruction; without it a stream takes
-        longer than reading all of them
+    expands: kept entries are put in place by one instruction; without it a stream of up to 16 bits
+        an entry takes longer than reading all of them
     picks: activations are moved to kept codes, rather than those to their places (`picking.py`)
+    permute: moves them to kept floats, None where those are moved (`permuting.py`)
     nearest: floats to words   narrow: words to bytes
     place, expander: kept entries in their places
     pause: in loops that wait, None without one
@@ -124,10 +126,11 @@ class Instructions:
     digits: int = 3
     expands: bool = False
     picks: bool = False
+    permute: "Permute | None" = None
 
     def panels(self, weight_format: WeightFormat) -> Panels:
         """Where the entries of a weight stand for these instructions."""
-        return Panels(weight_format, self.picks, self.expands)
+        return Panels(weight_format, self.picks, self.expands, self.permute is not None)
 
     @property
     def matrix(self) -> bool:
@@ -139,6 +142,14 @@ class Convert(Protocol):
     """16 lanes as 16 others."""
 
     def __call__(self, kernel: Kernel, values: str, /) -> str:
+        """The vector's name."""
+        ...
+
+
+class Permute(Protocol):
+    """Of four floats, in 16 lanes, those that the lower two bits of a word say."""
+
+    def __call__(self, kernel: Kernel, four: str, places: str, /) -> str:
         """The vector's name."""
         ...
 
@@ -180,6 +191,7 @@ _AVX2 = Instructions(
     expander=expander_avx2,
     pause=pause_x86,
     picks=True,
+    permute=permuted_avx2,
 )
 _NEON = Instructions(
     "neon-dot",

@@ -7,12 +7,13 @@ an integer dot product.
 
 | tensor               | shape, type                                  | when                      |
 |----------------------|----------------------------------------------|---------------------------|
-| panel_values         | [panels, in, rows], float                    | floats, no stream         |
+| panel_values         | [panels, in or in / 2, rows], float          | floats, no stream         |
 | panel_codes[_high]   | [panels, units, vectors, bytes], uint8       | codes, no stream          |
 | panel_stream         | [1, size], float or uint8                    | a mask that pays          |
 | panel_starts         | [panels, stretches, vectors], int32          | panel_stream              |
 | panel_bitmap         | [panels, word vectors, vectors], int64       | panel_stream, N:2 and N:4 |
 | panel_positions      | [panels, word vectors / 4, vectors, 32], uint8 | `picked`, no bitmap     |
+| panel_picks          | [panels, word vectors, 2 vectors], int32     | `permuted`                |
 | panel_scale          | [panels, groups, rows]                       | quantized                 |
 | panel_zero_point     | shape of panel_scale, uint8                  | asymmetric                |
 | B_..., A_...         | those of the adapter's factors               | adapter                   |
@@ -33,14 +34,16 @@ Of masked weights a word vector has 64 bits that say which entries it keeps:
   Floats run in it input by input, as they are multiplied, codes output by output.  `panel_starts`
   says where a *stretch* begins, the word vectors of a block (of floats, of the whole row).  The
   stream has the size that the pattern's sparsity asks for, so that it depends on the format alone.
+- Floats of which every word keeps half are stored for some processors with each one's place, two
+  bits, and no bitmap (`permuting.py`).
 - Where a bitmap would save nothing (3:4 of 2 bits), all are stored, those removed as zeros; so are
-  codes of 4 bits for processors that spread a stream more slowly than they read them all.
+  entries of up to 16 bits for processors that spread a stream more slowly than they read them all.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, prod
+from math import prod
 
 import torch
 from torch import Tensor
@@ -50,25 +53,30 @@ from trinity.lowering.kernels.cpu.bit_planes import (
     bitmap,
     from_bitmap,
     from_positions,
+    kept_half,
     pack_lanes,
+    packed_nibbles,
     positions,
     turned,
     unpack_lanes,
+    unpacked_nibbles,
+    whole_of_half,
 )
 from trinity.lowering.kernels.cpu.kept_entries import OVERREAD, KeptEntries
 from trinity.lowering.kernels.cpu.kernel_text import LANES
-from trinity.lowering.kernels.kernel_storage import Codes, KernelStorage
+from trinity.lowering.kernels.cpu.panel_geometry import (
+    HALF,
+    WORD,
+    PanelGeometry,
+)
+from trinity.lowering.kernels.kernel_storage import Codes
 from trinity.lowering.rows.row_storage import raw_codes
 from trinity.lowering.weight_storage import Shapes
-from trinity.methods.formats import NM, CompressedWeight, Quantized, WeightFormat
+from trinity.methods.formats import CompressedWeight, Quantized
 
-WORD = 4  # inputs of one 32-bit lane of a dot product
 ALIGNMENT = 64  # bytes, of a vector and of a cache line
-LONGEST_BLOCK = 256  # inputs that share one activation scale: a sum of 24-bit products stays exact
 INPUT_SCALE = "input_scale"  # read by code that knows nothing of panels
-HALF = 32  # bytes of a word vector of which half is kept
 POSITIONS = Plane("panel_positions", 2, 0)  # of kept codes in their words
-SLACK = 64  # an unstructured mask may keep a 64th more than its sparsity says, and one a row
 
 
 def aligned(size: int) -> int:
@@ -77,155 +85,13 @@ def aligned(size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Panels(KernelStorage):
-    """Where the entries of a weight of one format stand in panels.
-
-    picks: whether positions take the bitmap's place, where they can
-    expands: whether codes of 4 bits may stand in a stream
-    """
-
-    format: WeightFormat
-    picks: bool = False
-    expands: bool = True
-
-    @cached_property
-    def vectors(self) -> int:
-        """Vectors of a panel: four for long streams, fewer where workgroups would run short."""
-        wanted = 4 if self.format.shape[0] >= 512 else 2
-        return min(wanted, -(-self.format.shape[0] // LANES))
-
-    @property
-    def rows(self) -> int:
-        """Outputs of a panel."""
-        return LANES * self.vectors
-
-    @property
-    def panels(self) -> int:
-        """Panels of the weight; the last may be padding in part."""
-        return -(-self.format.shape[0] // self.rows)
-
-    @cached_property
-    def planes(self) -> tuple[Plane, ...]:
-        """Bit planes of the codes."""
-        bits = self.format.grid.bits if self.format.grid else 0
-        if bits == 3:
-            return (Plane("panel_codes", 2, 0), Plane("panel_codes_high", 1, 2))
-        return (Plane("panel_codes", bits, 0),) if bits else ()
-
-    @property
-    def group_blocks(self) -> int:
-        """Blocks of a scale group."""
-        return -(-self.group // self._longest_block)
-
-    @property
-    def _longest_block(self) -> int:
-        """Rounded inputs that share a scale are a block, or several, if they may be."""
-        shared = self.format.inputs.group_size if self.format.inputs else None
-        fits = shared and shared < LONGEST_BLOCK and shared % (self.chunk * WORD) == 0
-        return shared if shared and fits else LONGEST_BLOCK
-
-    @property
-    def rounded_blocks(self) -> int:
-        """Blocks whose inputs, rounded to 8 bits, share a scale.
-
-        0 where no inputs are rounded, or where blocks and those groups cross.
-        """
-        inputs, grid = self.format.inputs, self.format.grid
-        if inputs is None or grid is None or grid.input_scale:
-            return 0
-        shared = inputs.group_size or self.format.shape[1]
-        if shared % self.group == 0:
-            return shared // self.group * self.group_blocks
-        even = self.group % shared == 0 and self.group // shared == self.group_blocks
-        return 1 if even and shared == self.block else 0
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of a row."""
-        return self.groups * self.group_blocks
-
-    @property
-    def chunk(self) -> int:
-        """Word vectors that a kernel's inner loop takes at once."""
-        return max([WORD, *(plane.lanes for plane in self.planes)])
-
-    @cached_property
-    def block(self) -> int:
-        """Inputs of a block, padding included."""
-        size, whole = -(-self.group // self.group_blocks), self.chunk * WORD
-        return -(-size // whole) * whole
-
-    @property
-    def words(self) -> int:
-        """Word vectors of a row."""
-        return self.blocks * self.block // WORD
-
-    @cached_property
-    def sparse(self) -> NM | None:
-        """The pattern, where every word of every scale group keeps equally many codes."""
-        pattern = self.format.pattern if self.format.grid else None
-        if isinstance(pattern, NM) and WORD % pattern.m == 0 and self.group % WORD == 0:
-            return pattern
-        return None
-
-    @property
-    def picked(self) -> bool:
-        """Whether every kept code stands beside its position in its word."""
-        return self.picks and self.sparse is not None and self.kept == HALF and self.entry_bits <= 4
-
-    @property
-    def tensor(self) -> str:
-        """The name of the stored bytes: a module and parameters of another storage do not fit."""
-        return "picked_panels" if self.picked else "panels"
-
-    @cached_property
-    def streamed(self) -> bool:
-        """Whether kept entries stand one behind another, because that and a bitmap are smaller."""
-        pattern, bits = self.format.pattern, self.entry_bits
-        if pattern is None or self.sparse or bits < (4 if self.expands else 5):
-            return False
-        return 1 + bits * (1 - pattern.sparsity) < bits
-
-    @property
-    def entry_bits(self) -> int:
-        """Of a code or float."""
-        if self.format.grid:
-            return self.format.grid.bits
-        dtype: torch.dtype = getattr(torch, str(self.format.dtype))
-        return 8 * dtype.itemsize
-
-    @property
-    def entries_per_element(self) -> int:
-        """Of the stream: codes of 4 bits share a byte."""
-        return 2 if self.entry_bits == 4 else 1
-
-    @property
-    def stretches(self) -> int:
-        """Parts of a row whose entries are found by themselves."""
-        return self.blocks if self.format.grid else 1
-
-    @property
-    def stream_room(self) -> int:
-        """Elements of the stream that a mask of the pattern may need."""
-        pattern, (out, d_in) = self.format.pattern, self.format.shape
-        assert pattern is not None
-        kept = ceil(out * d_in * (1 - pattern.sparsity))
-        if not isinstance(pattern, NM):
-            kept += kept // SLACK + out
-        if self.entries_per_element == 1:
-            return kept
-        return (kept + self.panels * self.words * self.vectors + 1) // 2  # odd ones fill a byte
+class Panels(PanelGeometry):
+    """The stored tensors of a weight in panels."""
 
     @property
     def _stream(self) -> KeptEntries:
         per = self.entries_per_element
         return KeptEntries(self.format, self.stretches, per, self.stream_room)
-
-    @property
-    def kept(self) -> int:
-        """Bytes of a word vector that are stored."""
-        full = LANES * WORD
-        return full * self.sparse.n // self.sparse.m if self.sparse else full
 
     @cached_property
     def offsets(self) -> dict[str, int]:
@@ -271,7 +137,12 @@ class Panels(KernelStorage):
             found["panel_stream"] = ((1, self.stream_room + OVERREAD), dtype)
             found["panel_starts"] = ((self.panels, self.stretches, self.vectors), torch.int32)
         elif self.format.dtype:
-            found["panel_values"] = ((self.panels, self.format.shape[1], self.rows), dtype)
+            inputs = self.format.shape[1]
+            kept = inputs // 2 if self.permuted else inputs
+            found["panel_values"] = ((self.panels, kept, self.rows), dtype)
+            if self.permuted:
+                shape = (self.panels, inputs // WORD, 2 * self.vectors)
+                found["panel_picks"] = (shape, torch.int32)
         else:
             for plane in self.planes:
                 units = self.words // plane.lanes
@@ -293,6 +164,10 @@ class Panels(KernelStorage):
         if mask is not None and self.streamed:
             entries, kept = (turned(self._words(of), LANES, WORD) for of in (values, mask))
             return self._stream.pack(entries, kept)
+        if mask is not None and self.permuted:
+            halves, places = kept_half(values, mask)
+            picks = packed_nibbles(self._by_panel(places))
+            return {"panel_values": self._by_panel(halves), "panel_picks": picks}
         return {"panel_values": self._by_panel(values)}
 
     def unpack_values(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -301,7 +176,12 @@ class Panels(KernelStorage):
             entries, kept = self._stream.unpack(tensors)
             values, mask = (self._matrix(turned(of, WORD, LANES)) for of in (entries, kept))
             return values, mask
-        return self._from_panels(tensors["panel_values"]), None
+        stored = self._from_panels(tensors["panel_values"])
+        if self.permuted:
+            return whole_of_half(
+                stored, self._from_panels(unpacked_nibbles(tensors["panel_picks"]))
+            )
+        return stored, None
 
     def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""

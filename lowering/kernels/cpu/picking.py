@@ -23,7 +23,7 @@ from trinity.lowering.kernels.cpu.digits import ZERO_DIGIT
 from trinity.lowering.kernels.cpu.dots import PAIRS, Dots, products_of_pairs
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import LANES, WORDS, Buffer, Kernel
-from trinity.lowering.kernels.cpu.panels import HALF, WORD
+from trinity.lowering.kernels.cpu.panel_geometry import HALF, WORD
 from trinity.lowering.kernels.cpu.placing import HALF_BYTES, HALF_WORDS, shuffled
 from trinity.lowering.kernels.cpu.unpack import Chunk
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored

@@ -96,6 +96,25 @@ def placed_avx2(kernel: Kernel, kept: str, count: int, bits: Map, none: str) -> 
     return joined(kernel, found, "i8", 32)
 
 
+def permuted_avx2(kernel: Kernel, four: str, places: str) -> str:
+    """`vpermilps`: of four floats, in 16 lanes, those that the lower two bits of a word say.
+
+    four: vector<4xf32>   places: 16 words
+    """
+    octet = "vector<8xf32>"
+    both = kernel.value(
+        f"vector.shuffle {four}, {four} {[0, 1, 2, 3] * 2} : vector<4xf32>, vector<4xf32>"
+    )
+    found = [
+        kernel.value(
+            f'llvm.call_intrinsic "llvm.x86.avx.vpermilvar.ps.256"({both}, {half})'
+            f" : ({octet}, {HALF_WORDS}) -> {octet}"
+        )
+        for half in parts(kernel, places, WORDS, 2)
+    ]
+    return joined(kernel, found, "f32", 8)
+
+
 def looked_up(kernel: Kernel, words: str, index: str) -> str:
     """`vpermd`: of 8 words those that the lower three bits of 8 indices say."""
     return kernel.value(

@@ -11,7 +11,9 @@ from trinity.lowering.kernels.cpu.code_terms import DigitTerm, NarrowDigitTerm, 
 from trinity.lowering.kernels.cpu.floats import DenseFloats, MaskedFloats
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, Buffer, Kernel
-from trinity.lowering.kernels.cpu.panels import WORD, Panels
+from trinity.lowering.kernels.cpu.panel_geometry import WORD
+from trinity.lowering.kernels.cpu.panels import Panels
+from trinity.lowering.kernels.cpu.permuting import PermutedTerm
 from trinity.lowering.kernels.cpu.picking import PickedTerm
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
 
@@ -116,6 +118,8 @@ def term_of(kernel: Kernel, stored: Stored, x: Buffer, instructions: Instruction
             made = NarrowDigitTerm if dots.apart else DigitTerm
             return made(kernel, stored, x, instructions, dots)
         return WidenedTerm(kernel, stored, x, instructions)
+    if stored.panels.permuted:
+        return PermutedTerm(kernel, stored, x, instructions)
     if stored.panels.streamed:
         return MaskedTerm(kernel, stored, x, instructions)
     return ValueTerm(kernel, stored, x, instructions)

@@ -14,7 +14,8 @@ from trinity.lowering.kernels.cpu.digits import (
 )
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, WORDS, Buffer, Kernel
-from trinity.lowering.kernels.cpu.panels import WORD, Panels
+from trinity.lowering.kernels.cpu.panel_geometry import WORD
+from trinity.lowering.kernels.cpu.panels import Panels
 
 LINE = 16  # words of a cache line, where a tile should start
 MOST_TILES = 4  # of one workgroup: their sums, 16 KiB, should stay in the first cache

@@ -225,6 +225,16 @@ def looked_up(lanes: int, kind: str, group: int) -> Callable[[str, str, list[str
     return written_out
 
 
+def permuted(new: str, result: str, operands: list[str]) -> Lines:
+    """VPERMILPS: of each four floats those that the lowest two bits of an index say."""
+    floats, words = "vector<8xf32>", "vector<8xi32>"
+    return [
+        f"{new}bits = vector.bitcast {operands[0]} : {floats} to {words}",
+        *looked_up(8, "i32", 4)(new, f"{new}found", [f"{new}bits", operands[1]]),
+        f"{result} = vector.bitcast {new}found : {words} to {floats}",
+    ]
+
+
 INSTRUCTIONS: dict[str, Callable[[str, str, list[str]], Lines]] = {
     "avx512.vpdpbusd.512": dot_product(16, ("shrui", "shrsi")),
     "avx512.vpdpbusd.256": dot_product(8, ("shrui", "shrsi")),
@@ -232,6 +242,7 @@ INSTRUCTIONS: dict[str, Callable[[str, str, list[str]], Lines]] = {
     "neon.sdot.v4i32.v16i8": dot_product(4, ("shrsi", "shrsi")),
     "avx2.pmadd.ub.sw": products_of_pairs,
     "avx2.pmadd.wd": sums_of_pairs,
+    "avx.vpermilvar.ps.256": permuted,
     "avx2.permd": looked_up(8, "i32", 8),
     "avx2.pshuf.b": looked_up(32, "i8", 16),
     "avx512.mask.cvtps2dq.512": to_nearest(16),

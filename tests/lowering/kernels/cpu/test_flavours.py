@@ -27,7 +27,7 @@ FLAVOURS: tuple[Flavour, ...] = (
     "neon-i8mm",
     "neon-dot",
 )
-ROWS = (1, 3)  # codes are used as they are unpacked, and kept for several rows
+ROWS = (1, 3, 7)  # codes are used as they are unpacked, and kept for several rows
 FORMATS = {
     "nibbles": ((20, 44), "int4 tensor", None, 3),
     "bytes": ((20, 96), "int8 group 48 asymmetric", None, 0),
@@ -38,6 +38,11 @@ FORMATS = {
     "stream": ((20, 32), "int4 channel", "50%", 0),
     "full stream": ((40, 256), "int4 group 64 asymmetric", "30%", 0),
     "rounded": ((20, 128), "int4 group 64", None, 0),
+    "half of floats": ((20, 44), "float16", "2:4", 0),
+    "half of wide floats": ((70, 96), "float32", "1:2", 3),
+    "half of floats, no whole word": ((20, 46), "bfloat16", "1:2", 0),
+    "stream of floats": ((40, 96), "float32", "50%", 0),
+    "floats of a mask": ((20, 44), "float16", "50%", 0),
 }
 # What stands between their instructions is the same: these are all written out.
 FOR_ARM = ("nibbles", "bytes")

@@ -57,6 +57,7 @@ def module(case: tuple[Flavour, Where]) -> Loaded | arm.Emulated:
     texts = [products(f"bits_{bits}", dots, bits) for bits in BITS]
     texts += [conversions(flavour), expansion(flavour, BYTES), expansion(flavour, FLOATS)]
     texts += [placement(flavour, count) for count in (1, 2, 3)]
+    texts += [permutation(flavour)] if INSTRUCTIONS[flavour].permute else []
     text = "module {\n" + "".join(texts) + "}\n"
     if where == "emulated":
         return arm.loaded(text, flavour)
@@ -135,6 +136,17 @@ def placement(flavour: Flavour, count: int) -> str:
     found = place(kernel, values.load([zero], kept), count, given, none.load([zero], BYTES))
     out.store(found, [zero], BYTES)
     return function(f"placed_{count}", kernel, [(4 * count,), (16,), (2,)])
+
+
+def permutation(flavour: Flavour) -> str:
+    """Four floats and words: in each lane the float that its word says."""
+    kernel, permute = Kernel("permuted_kernel"), INSTRUCTIONS[flavour].permute
+    assert permute
+    values, places = kernel.binding((4,), "f32"), kernel.binding((16,), "i32")
+    out, zero = kernel.output((16,), "f32"), kernel.constant(0)
+    found = permute(kernel, values.load([zero], "vector<4xf32>"), places.load([zero], WORDS))
+    out.store(found, [zero], FLOATS)
+    return function("permuted", kernel, [(4,), (16,)])
 
 
 def function(name: str, kernel: Kernel, shapes: list[tuple[int, ...]], size: int = 16) -> str:
@@ -248,3 +260,15 @@ def test_bytes_of_which_every_word_keeps_equally_many_are_placed(
         given = [values.view(np.int32), none.view(np.int32), bits_of(kept)]
         found = called(module, f"placed_{count}", given).view(np.int8)
         assert found.tolist() == in_place(values, none, kept)
+
+
+def test_floats_are_permuted_by_two_bits_and_no_other(
+    module: Loaded | arm.Emulated, flavour: Flavour
+) -> None:
+    if INSTRUCTIONS[flavour].permute is None:
+        pytest.skip(f"{flavour} puts weights in place")
+    generator = np.random.default_rng(3)
+    values = generator.standard_normal(4).astype(np.float32)
+    places = generator.integers(-(2**31), 2**31, 16, np.int64).astype(np.int32)
+    found = called(module, "permuted", [values.view(np.int32), places]).view(np.float32)
+    assert found.tolist() == values[places & 3].tolist()

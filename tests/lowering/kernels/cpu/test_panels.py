@@ -35,7 +35,11 @@ HELD = [
 ]
 
 
-@pytest.mark.parametrize("picks", [False, True])
+# As kinds of processors want their entries.
+CHOICES = [{}, {"picks": True, "permutes": True}, {"expands": False}]
+
+
+@pytest.mark.parametrize("chosen", CHOICES, ids=[" ".join(of) or "most" for of in CHOICES])
 @pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), HELD)
 def test_unpack_inverts_pack_exactly(
     make_weight: Make,
@@ -43,10 +47,10 @@ def test_unpack_inverts_pack_exactly(
     kind: str,
     pattern: str | None,
     rank: int,
-    picks: bool,
+    chosen: dict[str, bool],
 ) -> None:
     weight = make_weight(shape, kind, pattern, rank, torch.float16)
-    panels = Panels(format_of(weight), picks)
+    panels = Panels(format_of(weight), **chosen)
     stored = panels.pack(weight)
     again = panels.unpack(stored)
     assert format_of(again) == format_of(weight)
@@ -116,3 +120,13 @@ def test_bytes_with_positions_have_a_name_of_their_own(make_weight: Make) -> Non
     )
     names = [list(Panels(of, picks).shapes()) for of in (half, full) for picks in (False, True)]
     assert names == [["panels"], ["picked_panels"], ["panels"], ["panels"]]
+    floats = format_of(make_weight((16, 64), "float16", "2:4"))
+    assert list(Panels(floats, permutes=True).shapes()) == ["picked_panels"]
+    assert Panels(floats, permutes=True).bits() == 9
+
+
+def test_a_stream_is_only_for_what_is_spread_faster_than_read(make_weight: Make) -> None:
+    kinds = ("int4 channel", "int8 channel", "float16", "float32")
+    formats = [format_of(make_weight((16, 64), kind, "50%")) for kind in kinds]
+    assert [Panels(of).streamed for of in formats] == [True] * 4
+    assert [Panels(of, expands=False).streamed for of in formats] == [False, False, False, True]
