@@ -7,10 +7,16 @@ import pytest
 
 from benchmarks import kernel_table
 
+KINDS = [
+    "kernel-speed-*.json",
+    "kernels-avx2-*.json",
+    "kernels-forced-avx2-*.json",
+    "kernels-forced-avx-vnni-*.json",
+]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("kind", ["kernel-speed-*.json", "kernels-avx2-*.json"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_page_holds_the_tables_of_the_committed_records(kind: str) -> None:
     paths = sorted((ROOT / "results" / "notes").glob(kind))
     table = kernel_table.markdown([json.loads(path.read_text("utf-8")) for path in paths])
