@@ -9,9 +9,12 @@ says so.  A target without a device is a row too.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ KINDS = ("check", "decode", "layer", "alone")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, print a line a row, and write.  -> 0, or 1 if a row failed"""
+    """Run, print a line a row, and write.  -> 0, or 1 if a row failed or not all ran"""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["--worker"]:
         from benchmarks.gpu.first_day import worker
@@ -42,19 +45,36 @@ def main(arguments: list[str] | None = None) -> int:
 
         runner = Runner(options, manifest, watch, note)
         start = time.time()
-        found = []
+        found, stopped = [], False
         try:
-            for group in groups(manifest, options):
-                for of in runner.run(group):
-                    found.append(of)  # one by one: an interruption loses none
-        except KeyboardInterrupt:
-            print("interrupted: records hold what was done before")
+            with told_to_end():
+                for group in groups(manifest, options):
+                    for of in runner.run(group):
+                        found.append(of)  # one by one: an interruption loses none
+        except KeyboardInterrupt as end:
+            print(f"{end or 'interrupted'}: records hold what was done before", flush=True)
+            stopped = True
     made = records.of(manifest, runner.environment, found)
     for path in records.write(made, options.out):
         print(f"written: {path}")
     counts = Counter("failed" if row["reason"] else "good" for _, rows in found for row in rows)
     print(f"{counts['good']} rows, {counts['failed']} failed, in {time.time() - start:.0f} s")
-    return 1 if counts["failed"] else 0
+    return 1 if counts["failed"] or stopped else 0
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """SIGTERM, which a machine that is taken back sends first, ends the block as Ctrl-C does.
+
+    A second one is ignored: the records are being written.
+    """
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, end)
+    yield
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -1,7 +1,9 @@
 """The program for a GPU machine: what a fault of one case costs, and what is read of the GPU."""
 
 import argparse
+import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -58,6 +60,36 @@ def test_a_process_that_dies_or_hangs_costs_the_case_it_was_at(
         assert row["value"] is None
         assert row["metric"] == "relative_error"
         assert re.search(said, row["reason"])
+
+
+# Of the program itself, with a worker that takes its time over the second case.
+PROGRAM = """
+import sys
+from benchmarks.gpu.first_day import main, running
+running.command = lambda: [sys.executable, "-c", {worker!r}]
+sys.exit(main.main(["--bundle", {bundle!r}, "--out", {out!r}]))
+"""
+
+
+def test_what_was_done_before_sigterm_is_in_the_records(tmp_path: Path) -> None:
+    record = {"model": {"label": "m"}, "recipe": {"name": "r"}, "lowering": None}
+    manifest = {"cases": [case | {"record": "one"} for case in CASES], "records": {"one": record}}
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest | {"commit": None, "dirty": False}))
+    row = '{"name": "device", "engine": "e", "metric": "devices", "value": 1, "unit": "1", '
+    worker = WORKER.replace('{"name": "device", ', f'{row}"interval": None, ')
+    program = PROGRAM.format(
+        worker=worker + "time.sleep(60)", bundle=str(tmp_path), out=str(tmp_path / "out")
+    )
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
+    assert process.stdout
+    assert "device" in process.stdout.readline()
+    process.terminate()
+    said, _ = process.communicate(timeout=30)
+    assert "SIGTERM: records hold what was done before" in said
+    assert process.returncode == 1
+    (path,) = (tmp_path / "out").rglob("*.json")
+    assert [of["name"] for of in json.loads(path.read_text())["measurements"]] == ["device"]
 
 
 def test_without_nvidia_smi_a_row_says_so() -> None:
