@@ -50,7 +50,9 @@ Set = Annotated[
         "--set", metavar="<str>", help="Override one field: key.path=value. May be repeated."
     ),
 ]
-Target = Annotated[str, typer.Option(help="llvm-cpu, vulkan, cuda or rocm.")]
+Target = Annotated[
+    str, typer.Option(help="llvm-cpu, vulkan, cuda, rocm (gfx90a) or rocm-gfx942, ...")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute every stage again.")]
 EngineName = Annotated[str, typer.Option("--engine", help="torch or iree.")]
 Suites = Annotated[

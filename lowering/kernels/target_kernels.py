@@ -43,6 +43,12 @@ class TargetKernels(ABC):
         """What this machine lacks to run kernels of a flavour, and what to do; None if nothing."""
         return None
 
+    def fault(self, module: bytes) -> str | None:
+        """What is wrong with the code in a compiled module, which no compiler looks at; None if
+        nothing is.
+        """
+        return None
+
     @abstractmethod
     def refusal(self, weight_format: WeightFormat) -> str | None:
         """Why no kernel holds a format, in a few words; None if one does."""

@@ -48,6 +48,8 @@ def compile_text(text: str, target: Target, extra: Sequence[str] = ()) -> bytes:
     if target.embeds is not None and target.embeds not in compiled:
         msg = f"target {target.name}: the module holds no code for {target.embeds.decode()}."
         raise LoweringError(msg)
+    if target.kernels and (fault := target.kernels().fault(compiled)):
+        raise LoweringError(f"target {target.name}: the module is wrong: {fault}.")
     return compiled
 
 

@@ -69,6 +69,7 @@ def _targets() -> dict[str, targets.Target]:
     return {
         name: targets.get(name, CPU if target.for_host else HOST)
         for name, target in targets.BUILT_IN.items()
+        if target.like is None
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from trinity.lowering.kernels.cpu import cpus
 from trinity.lowering.kernels.cuda.device import CUDA_CODE
+from trinity.lowering.kernels.rocm.device import ARCHITECTURES
 from trinity.lowering.kernels.vulkan.device import OFFSETS, VULKAN_DEVICE
 from trinity.methods.errors import ConfigError
 from trinity.methods.plugins import OURS, Group, Owner
@@ -41,6 +42,7 @@ class Target:
     embeds: bytes that every module for it contains
     kernels: gives our kernels for it, which are used where they hold a format; None if it has none
     cpu: a kind of processor that is not this machine's
+    like: the target whose kernels and formats are the same, for another GPU of its maker's
     """
 
     name: str
@@ -51,6 +53,7 @@ class Target:
     embeds: bytes | None = None
     kernels: "Callable[[], TargetKernels] | None" = None
     cpu: cpus.Cpu | None = None
+    like: str | None = None
 
     @property
     def for_host(self) -> bool:
@@ -76,9 +79,32 @@ def _vulkan_kernels() -> "TargetKernels":
     return KERNELS
 
 
+def _rocm_kernels(architecture: str) -> "TargetKernels":
+    from trinity.lowering.kernels.rocm.kernels import RocmKernels
+
+    return RocmKernels(architecture)
+
+
 # The default way to distribute sums over lanes fails ("failed to distribute") on contractions
 # of few rows that unpack 2:4 metadata.
 NO_REDUCTION_DISTRIBUTION = "--iree-codegen-llvmgpu-use-reduction-vector-distribution=false"
+
+
+def _rocm(architecture: str, name: str, like: str | None = None) -> Target:
+    """The target of an AMD GPU."""
+    return Target(
+        name,
+        (
+            "--iree-hal-target-device=hip",
+            f"--iree-rocm-target={architecture}",
+            NO_REDUCTION_DISTRIBUTION,
+        ),
+        "hip",
+        "no AMD GPU with a working driver (libamdhip64.so).",
+        kernels=partial(_rocm_kernels, architecture),
+        like=like,
+    )
+
 
 BUILT_IN = {
     target.name: target
@@ -115,16 +141,8 @@ BUILT_IN = {
             embeds=b"sm_80",
             kernels=_cuda_kernels,
         ),
-        Target(
-            "rocm",
-            (
-                "--iree-hal-target-device=hip",
-                "--iree-rocm-target=gfx90a",
-                NO_REDUCTION_DISTRIBUTION,
-            ),
-            "hip",
-            "no AMD GPU with a working driver (libamdhip64.so).",
-        ),
+        _rocm("gfx90a", "rocm"),
+        *(_rocm(of, f"rocm-{of}", like="rocm") for of in ARCHITECTURES if of != "gfx90a"),
     )
 }
 

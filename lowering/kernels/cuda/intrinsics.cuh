@@ -12,6 +12,17 @@
 // Activations and dequantized codes as float16 or bfloat16, two in a register.
 enum class Type { F16, BF16 };
 
+// What lanes/product.cuh asks of a GPU, whoever made it.
+#define THREADS(count) __launch_bounds__(count)
+__device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ int count_bits(uint32_t bits) { return __popc(bits); }
+__device__ __forceinline__ int thread_index() { return threadIdx.x; }
+__device__ __forceinline__ int block_x() { return blockIdx.x; }
+__device__ __forceinline__ int block_y() { return blockIdx.y; }
+__device__ __forceinline__ void await_block() { __syncthreads(); }
+// No load from behind this before it: all at once, those of many tokens take all registers.
+__device__ __forceinline__ void in_order() { asm volatile("" ::: "memory"); }
+
 // `pair * factor + addend` of both halves; exact for the small integers that it is used for.
 template <Type TYPE>
 __device__ __forceinline__ uint32_t multiply_add(uint32_t pair, uint32_t factor, uint32_t addend) {

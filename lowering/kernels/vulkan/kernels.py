@@ -1,10 +1,10 @@
 """Our kernels for Vulkan."""
 
 from trinity.lowering.kernels.calls import KernelCode
+from trinity.lowering.kernels.strips import Strips, refusal
 from trinity.lowering.kernels.target_kernels import TargetKernels
 from trinity.lowering.kernels.vulkan.device import OBJECTS
 from trinity.lowering.kernels.vulkan.linear import strip_kernels
-from trinity.lowering.kernels.vulkan.strips import Strips, refusal
 from trinity.methods.formats import WeightFormat
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from trinity.lowering.kernels.padded_panels import PANEL
-from trinity.lowering.kernels.vulkan.strips import Strips
+from trinity.lowering.kernels.strips import Strips
 
 ENTRY = "main"  # glslc's name for every entry
 TOKENS = (1, 2, 4, 8)  # of a workgroup

@@ -2,9 +2,9 @@
 
 from trinity.lowering.kernels.calls import KernelCode, dispatch, linear_arguments
 from trinity.lowering.kernels.padded_panels import BLOCK, PANEL, padded_input
+from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.kernels.vulkan.device import VULKAN_CODE
 from trinity.lowering.kernels.vulkan.launch import ENTRY, MOST_SLICES, Launch, Term, launches
-from trinity.lowering.kernels.vulkan.strips import Strips
 from trinity.lowering.mlir.builder import Builder, tensor_type
 from trinity.lowering.rows.linalg import rounded_input
 

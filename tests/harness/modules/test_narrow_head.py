@@ -1,6 +1,7 @@
 """Which formats hold a head and an embedding exactly."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,5 +89,5 @@ def test_head_and_embedding_of_a_checkpoint_are_found_by_name(folder: Path) -> N
 
 
 def test_targets_without_kernels_keep_what_the_model_has(folder: Path) -> None:
-    found = outside_of(Checkpoint.open(folder), targets.get("rocm"))
+    found = outside_of(Checkpoint.open(folder), replace(targets.get("rocm"), kernels=None))
     assert (found.heads, found.tables) == ({}, {})

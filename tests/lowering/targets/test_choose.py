@@ -16,7 +16,7 @@ from trinity.lowering.kernels.cpu.instructions import (
     best,
 )
 from trinity.lowering.kernels.cpu.panels import Panels
-from trinity.lowering.kernels.vulkan.strips import Strips
+from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.targets import targets
 from trinity.lowering.targets.choose import storage_of
 from trinity.methods.errors import UnsupportedError
@@ -63,7 +63,7 @@ def test_what_a_flavour_lacks_here_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(INSTRUCTIONS)[-1] == "plain"
 
 
-@pytest.mark.parametrize("target", ["cuda", "rocm"])
+@pytest.mark.parametrize("target", ["cuda"])
 def test_an_unstructured_mask_over_floats_is_refused_where_no_kernel_reads_it(
     make_weight: Callable[..., CompressedWeight], target: str
 ) -> None:

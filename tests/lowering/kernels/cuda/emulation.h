@@ -301,6 +301,15 @@ inline uint32_t __float_as_uint(float value) { return emulation::bits_of(value);
 
 // --- what `intrinsics.cuh` has ------------------------------------------------------------------
 
+#define THREADS(count)
+inline float float_of(uint32_t bits) { return emulation::from_bits(bits); }
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
+inline int thread_index() { return static_cast<int>(threadIdx.x); }
+inline int block_x() { return static_cast<int>(blockIdx.x); }
+inline int block_y() { return static_cast<int>(blockIdx.y); }
+inline void await_block() { __syncthreads(); }
+inline void in_order() {}
+
 enum class Type { F16, BF16 };
 
 template <Type TYPE>

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from trinity.lowering.kernels.calls import with_kernels
+from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.kernels.vulkan.linear import strip_kernels
-from trinity.lowering.kernels.vulkan.strips import Strips
 from trinity.lowering.module import devices
 from trinity.lowering.module.compile import compile_text, target_text
 from trinity.lowering.module.invoke import Loaded

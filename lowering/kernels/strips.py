@@ -32,6 +32,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from trinity.lowering.kernels import stream
 from trinity.lowering.kernels.kernel_storage import FACTORS, Codes
 from trinity.lowering.kernels.padded_panels import (
     AS_TWO_FOUR,
@@ -40,7 +41,6 @@ from trinity.lowering.kernels.padded_panels import (
     PaddedPanels,
     two_of_four,
 )
-from trinity.lowering.kernels.vulkan import stream
 from trinity.lowering.rows.row_storage import raw_codes
 from trinity.lowering.weight_storage import Shapes
 from trinity.methods.formats import Quantized, WeightFormat

@@ -6,8 +6,8 @@ from math import prod
 import pytest
 import torch
 
-from trinity.lowering.kernels.vulkan import strips as storage
-from trinity.lowering.kernels.vulkan.strips import Strips, refusal
+from trinity.lowering.kernels import strips as storage
+from trinity.lowering.kernels.strips import Strips, refusal
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight, format_of
 

@@ -1,0 +1,1 @@
+"""Our kernels for AMD GPUs."""

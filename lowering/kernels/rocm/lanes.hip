@@ -1,0 +1,3 @@
+#include "../lanes/product.cuh"  // which takes intrinsics.cuh from here
+
+FOR_EACH_FORMAT(ENTRIES)
