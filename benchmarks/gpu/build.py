@@ -43,6 +43,8 @@ from trinity.methods.formats import WeightFormat
 HERE = Path(__file__).parent
 MOST_BYTES = 60 << 20
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
+# Sources, and code that travels in modules; `alone` launches the others of the PTX files itself.
+NOT_NEEDED = ("*.cu*", "*.hip", "*.comp", "*.spv", "*.hsaco", "lanes_*.ptx")
 Case = dict[str, Any]
 
 
@@ -205,10 +207,7 @@ def _about(weight_format: WeightFormat, target: str, rows: int, dtype: str) -> C
 def program(path: Path) -> None:
     """One file of all that the program there imports of ours."""
     with tempfile.TemporaryDirectory() as folder:
-        root, found = (
-            Path(folder),
-            shutil.ignore_patterns("__pycache__", "*.cu*", "*.spv", "*.comp"),
-        )
+        root, found = Path(folder), shutil.ignore_patterns("__pycache__", *NOT_NEEDED)
         for package in (lowering, methods):
             (source,) = package.__path__
             shutil.copytree(source, root / "trinity" / Path(source).name, ignore=found)

@@ -19,7 +19,7 @@ COMMAND = ("nvcc", "-ptx", "-arch=compute_80", "-std=c++17", "-O3")
 
 
 def sources() -> list[Path]:
-    """One source an entry, of the entry's name."""
+    """One source a file of PTX."""
     return sorted(OBJECTS.glob("*.cu"))
 
 
@@ -27,7 +27,7 @@ def ptx_of(source: Path) -> str:
     """The PTX of a source, with the version of nvcc in its first line."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, f"{source.stem}.ptx")
-        subprocess.run([*COMMAND, str(source), "-o", str(made)], check=True)
+        subprocess.run([*COMMAND, f"-I{OBJECTS}", str(source), "-o", str(made)], check=True)
         text = made.read_text("utf-8")
     text = re.sub(r"^\.version .*$", f".version {PTX_VERSION}", text, count=1, flags=re.MULTILINE)
     kept = [line for line in text.splitlines() if not line.startswith("//")]

@@ -9,25 +9,42 @@ import pytest
 
 from trinity.lowering.kernels.cuda import build
 from trinity.lowering.kernels.cuda.device import OBJECTS
+from trinity.lowering.kernels.cuda.kernels import LANES
 from trinity.lowering.kernels.cuda.launch import BINDINGS, CONSTANTS, TOKENS
+from trinity.lowering.kernels.lanes import launch as lanes
 
 PTX = sorted(OBJECTS.glob("*.ptx"))
+
+
+def entries_of(path: Path) -> list[str]:
+    """The entries that launches ask a file for."""
+    return list(LANES.entries.get(path.name, [path.stem]))
 
 
 def test_every_source_has_its_ptx_and_every_launch_its_entry() -> None:
     names = {source.stem for source in build.sources()}
     assert names == {path.stem for path in PTX}
-    assert names == {f"product_f{bits}_{tokens // 8}" for bits in (16, 32) for tokens in TOKENS}
+    tiled = {f"product_f{bits}_{tokens // 8}" for bits in (16, 32) for tokens in TOKENS}
+    assert names == tiled | {Path(path).stem for path in LANES.entries}
+    assert {of for found in LANES.entries.values() for of in found} == set(lanes.ENTRIES)
 
 
 @pytest.mark.parametrize("path", PTX, ids=lambda path: path.stem)
-def test_a_ptx_file_has_one_entry_of_its_name_for_any_driver_since_11_6(path: Path) -> None:
+def test_a_ptx_file_has_the_entries_that_launches_ask_for_and_any_driver_since_11_6_takes_it(
+    path: Path,
+) -> None:
     text = path.read_text("utf-8")
-    assert re.findall(r"^\.visible \.entry (\w+)\(", text, re.MULTILINE) == [path.stem]
+    entries = entries_of(path)
+    tiled = entries == [path.stem]
+    bindings, constants = (BINDINGS, CONSTANTS) if tiled else (lanes.BINDINGS, lanes.CONSTANTS)
+    found = re.findall(r"^\.visible \.entry (\w+)\(", text, re.MULTILINE)
+    assert sorted(found) == sorted(entries)
     assert f"\n.version {build.PTX_VERSION}\n.target sm_80\n" in text
-    assert text.count(f"{path.stem}_param_") >= BINDINGS + CONSTANTS
-    assert len(re.findall(r"^\t\.param \.u64", text, re.MULTILINE)) == BINDINGS
-    assert len(re.findall(r"^\t\.param \.u32", text, re.MULTILINE)) == CONSTANTS
+    for entry in entries:
+        assert text.count(f"{entry}_param_") >= bindings + constants
+    pointers, numbers = (re.findall(rf"^\t\.param \.u{n}", text, re.MULTILINE) for n in (64, 32))
+    assert len(pointers) == bindings * len(entries)
+    assert len(numbers) == constants * len(entries)
     assert "/" not in re.sub(r"//.*", "", text)  # no path
 
 
@@ -51,4 +68,5 @@ def test_a_ptx_file_assembles_without_spilling(
     command = ["ptxas", "-v", f"-arch={architecture}", str(path), "-o", str(tmp_path / "made")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "0 bytes spill stores, 0 bytes spill loads" in done.stderr
+    spilled = "0 bytes spill stores, 0 bytes spill loads"
+    assert done.stderr.count(spilled) == len(entries_of(path))

@@ -21,6 +21,7 @@ from trinity.lowering.plan import Lowering
 from trinity.lowering.targets import targets
 from trinity.methods.formats import (
     CompressedWeight,
+    InputFormat,
     Quantized,
     WeightFormat,
     format_of,
@@ -30,7 +31,7 @@ from trinity.methods.formats import (
 Make = Callable[..., CompressedWeight]
 CUDA, CPU = targets.get("cuda"), targets.get("llvm-cpu")
 CPU_FREE = replace(CPU, flags=())  # whose device the flags of a test may choose
-ENTRY = re.compile(rb"\.entry (product_f\d+_\d)\(")
+ENTRY = re.compile(rb"\.entry (product_f\d+_\d|lanes_\d+_\d_\d)\(")
 FORMATS = [
     ("float16", None, 3),
     ("int4 group 16", None, 0),
@@ -60,6 +61,35 @@ def test_a_linear_of_every_format_compiles_with_its_kernel(
     ]:
         module = compile_text(check.linear_text(weight_format, CUDA, rows, dtype), CUDA)
         assert entries(module) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "rank", "files"),
+    [
+        ("int2 channel", None, 0, ["2_0"]),
+        ("int3 group 16 asymmetric", None, 3, ["3_0", "16_0"]),
+        ("int8 channel", "2:4", 0, ["8_1"]),
+        ("int8 channel", "50%", 0, ["8_2"]),
+        ("float16", "2:4", 0, ["16_1"]),
+        ("bfloat16", "50%", 0, ["17_2"]),
+        ("float32", "1:4", 0, ["32_2"]),
+    ],
+)
+def test_what_tiles_do_not_hold_compiles_with_the_kernels_an_output_a_lane(
+    make_weight: Make, kind: str, pattern: str | None, rank: int, files: list[str]
+) -> None:
+    weight_format = format_of(make_weight((40, 64), kind, pattern, rank, torch.float16))
+    text = check.linears_text(weight_format, CUDA, (1, 3), "float16")
+    assert entries(compile_text(text, CUDA)) == {
+        f"lanes_{name}_{tokens}" for name in files for tokens in (1, 8)
+    }
+
+
+def test_rounded_inputs_of_8_bits_compile_with_a_kernel(make_weight: Make) -> None:
+    weight_format = format_of(make_weight((40, 64), "int4 channel", None, 0, torch.float16))
+    weight_format = replace(weight_format, inputs=InputFormat("int8", 32))
+    module = compile_text(check.linear_text(weight_format, CUDA, 1, "float16"), CUDA)
+    assert entries(module) == {"lanes_4_0_1", "lanes_4_0_8"}
 
 
 def test_scaled_inputs_are_multiplied_as_float32_in_a_float16_model(make_weight: Make) -> None:
@@ -139,7 +169,7 @@ def test_the_code_that_ptx_is_attached_to_is_the_compilers_own_description_of_sm
 
 
 def test_a_format_without_kernel_is_compiled(make_weight: Make) -> None:
-    weight_format = format_of(make_weight((40, 64), "int8 channel"))
+    weight_format = format_of(make_weight((40, 64), "float32"))
     assert entries(compile_text(check.linear_text(weight_format, CUDA, 1), CUDA)) == set()
 
 

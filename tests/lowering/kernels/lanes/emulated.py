@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from tests.lowering.kernels.cuda.emulated import SANITIZERS
-from trinity.lowering.kernels import cuda, lanes, rocm
+from trinity.lowering.kernels import lanes
 from trinity.lowering.kernels.lanes.launch import Launch, launches
 from trinity.lowering.kernels.padded_panels import BLOCK
+from trinity.lowering.kernels.rocm.device import OBJECTS
 from trinity.lowering.kernels.strips import Strips
 
 HERE = Path(__file__).parent
-INTRINSICS = {name: Path(*of.__path__) for name, of in (("cuda", cuda), ("rocm", rocm))}
 
 
-def compiled(folder: Path, target: str) -> Path:
-    """The program that runs one kernel, with the instructions of a target emulated."""
+def compiled(folder: Path) -> Path:
+    """The program that runs one kernel.  Emulated, both makers' instructions are the same."""
     program = folder / "run"
     command = ["g++", "-std=c++17", "-O1", "-DTRINITY_EMULATED", "-Wall", "-Werror"]
     command += ["-Wno-unknown-pragmas", *SANITIZERS]
-    folders = (HERE.parent / "cuda", *lanes.__path__, INTRINSICS[target])
+    folders = (HERE.parent / "cuda", *lanes.__path__, OBJECTS)
     command += [f"-I{path}" for path in folders]
     done = subprocess.run(
         [*command, str(HERE / "run.cpp"), "-o", str(program)],
