@@ -44,7 +44,7 @@ from trinity.lowering.kernels.padded_panels import (
 from trinity.lowering.rows.row_storage import raw_codes
 from trinity.lowering.weight_storage import Shapes
 from trinity.methods.formats import Quantized, WeightFormat
-from trinity.methods.formats.packing import pack_bits, unpack_bits
+from trinity.methods.formats.bits import pack_bits, unpack_bits
 
 WORD = 16  # bytes
 # What every Vulkan device reads of one buffer (maxStorageBufferRange).

@@ -43,7 +43,8 @@ from trinity.methods.formats import (
     Unstructured,
     WeightFormat,
 )
-from trinity.methods.formats.packing import index_bits, pack_bits, unpack_bits
+from trinity.methods.formats.bits import pack_bits, unpack_bits
+from trinity.methods.formats.packing import index_bits
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats.dense import Dense, check_float_matrix
+from trinity.methods.formats.dense import Dense, Floats, check_float_matrix
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.sparse import Pattern, Sparse
 
@@ -45,6 +45,11 @@ class FactorFormat:
     grid: Grid | None = None
     pattern: Pattern | None = None
     transposed: bool = False
+
+    @property
+    def values(self) -> Floats | Grid:
+        """What its values are."""
+        return self.grid or Floats(str(self.dtype))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A weight stored as floats, one for every entry."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,34 @@ from torch import Tensor
 from trinity.methods.errors import ConfigError
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Floats:
+    """What plain floats are, without their numbers.  dtype: torch's name of their type"""
+
+    dtype: str
+
+    def words(self, d_in: int) -> list[str]:
+        """The type, whatever `d_in` is."""
+        return [self.dtype]
+
+    def to_json(self) -> dict[str, str]:
+        """The type."""
+        return {"dtype": self.dtype}
+
+    def restored(self, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> "Dense":
+        """The weight `stored` gave; the caller compares its shape with [out, in]."""
+        return Dense(tensors["weight"])
+
+    def restored_kept(
+        self, mask: Tensor, kept: tuple[int, ...], tensors: Mapping[str, Tensor]
+    ) -> "Dense":
+        """The weight `stored_kept` gave, zero elsewhere.  mask: bool [out, in]"""
+        packed = tensors["weight_packed"]
+        values = torch.zeros(mask.shape, dtype=packed.dtype, device=packed.device)
+        values[mask] = packed.flatten()
+        return Dense(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +53,23 @@ class Dense:
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
         return (self.values.shape[0], self.values.shape[1])
+
+    @property
+    def values_format(self) -> Floats:
+        """The floats without their numbers."""
+        return Floats(str(self.values.dtype).removeprefix("torch."))
+
+    def cleared(self, mask: Tensor) -> "Dense":
+        """Zero where the mask is False.  mask: bool [out, in]"""
+        return Dense(self.values.masked_fill(~mask, 0))
+
+    def stored(self) -> dict[str, Tensor]:
+        """The values themselves where they are contiguous."""
+        return {"weight": self.values.contiguous()}
+
+    def stored_kept(self, mask: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """The kept values, row after row, as `shape`."""
+        return {"weight_packed": self.values[mask].view(shape)}
 
     def dequantize(self) -> Tensor:
         """The weight it stands for, in memory of its own.  -> [out, in], float32."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from trinity.methods.errors import ConfigError, RecordError
 from trinity.methods.formats.adapter import Adapted, AdapterFormat, FactorFormat
-from trinity.methods.formats.dense import Dense
+from trinity.methods.formats.dense import Dense, Floats
 from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.sparse import Pattern, Sparse, parse_pattern
@@ -32,20 +32,15 @@ class WeightFormat:
     inputs: InputFormat | None = None
 
     @property
+    def values(self) -> Floats | Grid:
+        """What the values are: all that storage, label and JSON ask of their kind."""
+        return self.grid or Floats(str(self.dtype))
+
+    @property
     def label(self) -> str:
         """A reader's words: '2:4 int4 group 64 + rank 57'.  The shape is left out."""
         words = [str(self.pattern)] if self.pattern else []
-        if self.grid is None:
-            words.append(str(self.dtype))
-        else:
-            words.append(f"int{self.grid.bits}")
-            words.append(granularity(self.grid, self.shape[1]))
-            if self.grid.indexed:
-                words.append("by index")
-            if not self.grid.symmetric:
-                words.append("asymmetric")
-            if self.grid.input_scale:
-                words.append("scaled inputs")
+        words += self.values.words(self.shape[1])
         if self.adapter:
             words.append(f"+ rank {self.adapter.rank}")
             words += self._factor_words()
@@ -79,10 +74,7 @@ class WeightFormat:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`; `from_json` reads it back."""
         data: dict[str, Any] = {"shape": list(self.shape), "label": self.label}
-        if self.dtype:
-            data["dtype"] = self.dtype
-        if self.grid:
-            data["grid"] = _grid_json(self.grid)
+        data |= self.values.to_json()
         if self.pattern:
             data["pattern"] = str(self.pattern)
         if self.adapter:
@@ -96,7 +88,7 @@ class WeightFormat:
         """Read what `to_json` wrote; RecordError if it is not that."""
         try:
             out, d_in = data["shape"]
-            grid = _read_grid(data["grid"]) if "grid" in data else None
+            grid = Grid.from_json(data["grid"]) if "grid" in data else None
             adapter = _read_adapter(data["adapter"]) if "adapter" in data else None
             pattern = parse_pattern(data["pattern"]) if "pattern" in data else None
             inputs = InputFormat.from_json(data["inputs"]) if "inputs" in data else None
@@ -109,32 +101,6 @@ class WeightFormat:
             raise RecordError(msg) from error
 
 
-def _grid_json(grid: Grid) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        "bits": grid.bits,
-        "symmetric": grid.symmetric,
-        "scale_shape": list(grid.scale_shape),
-        "scale_dtype": grid.scale_dtype,
-    }
-    if grid.indexed:
-        data["indexed"] = True
-    if grid.input_scale:
-        data["input_scale"] = grid.input_scale
-    return data
-
-
-def _read_grid(data: Mapping[str, Any]) -> Grid:
-    rows, groups = data["scale_shape"]
-    return Grid(
-        data["bits"],
-        data["symmetric"],
-        (rows, groups),
-        data["scale_dtype"],
-        data.get("indexed", False),
-        data.get("input_scale"),
-    )
-
-
 def _adapter_json(adapter: AdapterFormat) -> dict[str, Any]:
     """A plain float adapter is its rank and type, as before factors could be packed."""
     data: dict[str, Any] = {"rank": adapter.rank}
@@ -143,8 +109,7 @@ def _adapter_json(adapter: AdapterFormat) -> dict[str, Any]:
     for name, found in (("B", adapter.B), ("A", adapter.A)):
         if found:
             data[name] = {
-                **({"dtype": found.dtype} if found.dtype else {}),
-                **({"grid": _grid_json(found.grid)} if found.grid else {}),
+                **found.values.to_json(),
                 **({"pattern": str(found.pattern)} if found.pattern else {}),
                 **({"transposed": True} if found.transposed else {}),
             }
@@ -157,17 +122,9 @@ def _read_adapter(data: Mapping[str, Any]) -> AdapterFormat:
 
 
 def _read_factor(data: Mapping[str, Any]) -> FactorFormat:
-    grid = _read_grid(data["grid"]) if "grid" in data else None
+    grid = Grid.from_json(data["grid"]) if "grid" in data else None
     pattern = parse_pattern(data["pattern"]) if "pattern" in data else None
     return FactorFormat(data.get("dtype"), grid, pattern, data.get("transposed", False))
-
-
-def granularity(grid: Grid, d_in: int) -> str:
-    """'tensor', 'channel' or 'group N': what shares one scale."""
-    if grid.scale_shape == (1, 1):
-        return "tensor"
-    size = -(-d_in // grid.scale_shape[1])
-    return "channel" if grid.scale_shape[1] == 1 else f"group {size}"
 
 
 def format_of(weight: CompressedWeight) -> WeightFormat:
@@ -178,10 +135,9 @@ def format_of(weight: CompressedWeight) -> WeightFormat:
         adapter, base = base.adapter_format, base.base
     if isinstance(base, Sparse):
         pattern, base = base.pattern, base.values
-    if isinstance(base, Quantized):
-        return WeightFormat(weight.shape, None, base.grid, pattern, adapter)
-    dtype = str(base.values.dtype).removeprefix("torch.")
-    return WeightFormat(weight.shape, dtype, None, pattern, adapter)
+    values = base.values_format
+    dtype, grid = (values.dtype, None) if isinstance(values, Floats) else (None, values)
+    return WeightFormat(weight.shape, dtype, grid, pattern, adapter)
 
 
 def sparsity_of(weight: CompressedWeight) -> float:

@@ -31,10 +31,12 @@ from torch import Tensor
 
 from trinity.methods.errors import ConfigError, RecordError
 from trinity.methods.formats.adapter import Adapted, Factor, Transposed
+from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import Dense
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of
-from trinity.methods.formats.quantized import Grid, Quantized
+from trinity.methods.formats.quantized import Quantized
 from trinity.methods.formats.sparse import NM, Pattern, Sparse
+from trinity.methods.formats.values import Values
 
 
 def pack(weight: CompressedWeight) -> dict[str, Tensor]:
@@ -45,12 +47,7 @@ def pack(weight: CompressedWeight) -> dict[str, Tensor]:
     if isinstance(weight, Adapted):
         factors = _pack_factor("lora_A", weight.A) | _pack_factor("lora_B", weight.B)
         return pack(weight.base) | factors
-    if isinstance(weight, Dense):
-        return {"weight": weight.values.contiguous()}
-    if isinstance(weight, Quantized):
-        unsigned = _unsigned(weight.codes, weight.bits)
-        return {"weight_packed": pack_bits(unsigned, weight.bits), **_pack_grid(weight)}
-    return _pack_sparse(weight)
+    return _pack_sparse(weight) if isinstance(weight, Sparse) else weight.stored()
 
 
 def unpack(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> CompressedWeight:
@@ -86,76 +83,15 @@ def bits_per_weight(weight: CompressedWeight) -> float:
     return 8 * stored_bytes(weight) / (out * d_in)
 
 
-def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Pack codes along the last axis, the first in the lowest bits; rows end on a whole byte.
-
-    codes: uint8 [..., n], each below 2^bits  ->  uint8 [..., packed_width(n, bits)]
-    3-bit codes are a plane of their low 2 bits followed by a plane of their high bit: no code
-    straddles two bytes, so a kernel unpacks them with the shifts of 2 and 1 bits.
-    """
-    if bits == 3:
-        return torch.cat([pack_bits(codes & 3, 2), pack_bits(codes >> 2, 1)], dim=-1)
-    if bits == 8:
-        return codes.contiguous()
-    per_byte = 8 // bits
-    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
-    lanes = padded.reshape(*padded.shape[:-1], padded.shape[-1] // per_byte, per_byte)
-    packed = torch.zeros(lanes.shape[:-1], dtype=torch.uint8, device=codes.device)
-    for lane in range(per_byte):
-        packed |= lanes[..., lane] << (lane * bits)
-    return packed
-
-
-def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
-    """Inverse of `pack_bits`.  packed: uint8 [..., packed_width(n, bits)]  ->  uint8 [..., n]"""
-    if bits == 3:
-        low, high = packed[..., : packed_width(n, 2)], packed[..., packed_width(n, 2) :]
-        return unpack_bits(low, 2, n) | (unpack_bits(high, 1, n) << 2)
-    if bits == 8:
-        return packed
-    lanes = [(packed >> (lane * bits)) & (2**bits - 1) for lane in range(8 // bits)]
-    return torch.stack(lanes, dim=-1).flatten(-2)[..., :n].contiguous()
-
-
-def packed_width(n: int, bits: int) -> int:
-    """Bytes that `pack_bits` needs for `n` codes."""
-    if bits == 3:
-        return packed_width(n, 2) + packed_width(n, 1)
-    return -(-n * bits // 8)
-
-
 def index_bits(pattern: NM) -> int:
     """Bits that say where in its group one kept entry stands: 2 for 2:4."""
     return (pattern.m - 1).bit_length()
 
 
-def _unsigned(codes: Tensor, bits: int) -> Tensor:
-    """Signed codes in offset binary; unsigned ones as they are."""
-    if codes.dtype == torch.uint8:
-        return codes
-    return (codes.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
-
-
-def _signed(codes: Tensor, grid: Grid) -> Tensor:
-    if not grid.symmetric:
-        return codes
-    return (codes.to(torch.int16) - (1 << (grid.bits - 1))).to(torch.int8)
-
-
-def _pack_grid(weight: Quantized) -> dict[str, Tensor]:
-    tensors = {"weight_scale": weight.scale.contiguous()}
-    if weight.zero_point is not None:
-        tensors["weight_zero_point"] = pack_bits(weight.zero_point, weight.bits)
-    if weight.group_index is not None:
-        tensors["weight_g_idx"] = weight.group_index.contiguous()
-    if weight.input_scale is not None:
-        tensors["weight_input_scale"] = weight.input_scale.contiguous()
-    return tensors
-
-
 def _pack_sparse(weight: Sparse) -> dict[str, Tensor]:
     out, d_in = weight.shape
-    mask, values = weight.mask, weight.values
+    mask = weight.mask
+    values: Values = weight.values
     if isinstance(weight.pattern, NM):
         group = (out, d_in // weight.pattern.m, weight.pattern.m)
         places = torch.arange(group[2], dtype=torch.uint8, device=mask.device).expand(group)
@@ -165,10 +101,7 @@ def _pack_sparse(weight: Sparse) -> dict[str, Tensor]:
     else:
         where = {"weight_bitmask": pack_bits(mask.to(torch.uint8), 1)}
         kept_shape = (int(mask.sum()),)
-    if isinstance(values, Dense):
-        return {"weight_packed": values.values[mask].view(kept_shape), **where}
-    kept = _unsigned(values.codes[mask], values.bits).view(kept_shape)
-    return {"weight_packed": pack_bits(kept, values.bits), **where, **_pack_grid(values)}
+    return values.stored_kept(mask, kept_shape) | where
 
 
 def _pack_factor(name: str, factor: Factor) -> dict[str, Tensor]:
@@ -200,32 +133,14 @@ def _unpack_factor(
 
 
 def _unpack_base(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> Dense | Quantized | Sparse:
-    grid, pattern = layout.grid, layout.pattern
-    if pattern is None:
-        if grid is None:
-            return Dense(tensors["weight"])
-        codes = unpack_bits(tensors["weight_packed"], grid.bits, layout.shape[1])
-        return _with_grid(_signed(codes, grid), grid, tensors)
-    mask = _unpack_mask(layout.shape, pattern, tensors)
-    packed = tensors["weight_packed"]
-    if grid is None:
-        values = torch.zeros(layout.shape, dtype=packed.dtype, device=packed.device)
-        values[mask] = packed.flatten()
-        return Sparse(Dense(values), mask, pattern)
-    kept = mask.sum() // layout.shape[0] if isinstance(pattern, NM) else mask.sum()
-    codes = torch.zeros(layout.shape, dtype=torch.uint8, device=packed.device)
-    codes[mask] = unpack_bits(packed, grid.bits, int(kept)).flatten()
-    # Masked-out codes are meaningless, but must lie on the grid until `Sparse` clears them.
-    return Sparse(_with_grid(_signed(codes, grid), grid, tensors), mask, pattern)
-
-
-def _with_grid(codes: Tensor, grid: Grid, tensors: Mapping[str, Tensor]) -> Quantized:
-    scale, zero_point = tensors["weight_scale"], None
-    if not grid.symmetric:
-        zero_point = unpack_bits(tensors["weight_zero_point"], grid.bits, grid.scale_shape[1])
-    index = tensors["weight_g_idx"] if grid.indexed else None
-    input_scale = tensors["weight_input_scale"] if grid.input_scale else None
-    return Quantized(codes, scale, zero_point, grid.bits, index, input_scale)
+    if layout.pattern is None:
+        return layout.values.restored(layout.shape, tensors)
+    mask = _unpack_mask(layout.shape, layout.pattern, tensors)
+    count = int(mask.sum())
+    out = layout.shape[0]
+    kept = (out, count // out) if isinstance(layout.pattern, NM) else (count,)
+    # What is masked out is meaningless, but must be valid until `Sparse` clears it.
+    return Sparse(layout.values.restored_kept(mask, kept, tensors), mask, layout.pattern)
 
 
 def _unpack_mask(shape: tuple[int, int], pattern: Pattern, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,11 +1,14 @@
 """Uniformly quantized weights: integer codes, a scale and, if asymmetric, a zero point."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
+from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import FLOAT_DTYPES
 
 BITS = (2, 3, 4, 8)
@@ -26,6 +29,68 @@ class Grid:
     scale_dtype: str
     indexed: bool = False
     input_scale: str | None = None
+
+    def granularity(self, d_in: int) -> str:
+        """'tensor', 'channel' or 'group N': what shares one scale."""
+        if self.scale_shape == (1, 1):
+            return "tensor"
+        size = -(-d_in // self.scale_shape[1])
+        return "channel" if self.scale_shape[1] == 1 else f"group {size}"
+
+    def words(self, d_in: int) -> list[str]:
+        """Width, what shares a scale, and what is not as usual."""
+        words = [f"int{self.bits}", self.granularity(d_in)]
+        words += ["by index"] if self.indexed else []
+        words += [] if self.symmetric else ["asymmetric"]
+        return words + (["scaled inputs"] if self.input_scale else [])
+
+    def to_json(self) -> dict[str, Any]:
+        """What is not as usual is named only where it is so."""
+        data: dict[str, Any] = {
+            "bits": self.bits,
+            "symmetric": self.symmetric,
+            "scale_shape": list(self.scale_shape),
+            "scale_dtype": self.scale_dtype,
+        }
+        if self.indexed:
+            data["indexed"] = True
+        if self.input_scale:
+            data["input_scale"] = self.input_scale
+        return {"grid": data}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Grid":
+        """Read what `to_json` wrote under "grid"; KeyError or TypeError if it is not that."""
+        rows, groups = data["scale_shape"]
+        indexed, inputs = data.get("indexed", False), data.get("input_scale")
+        shape = (rows, groups)
+        return Grid(data["bits"], data["symmetric"], shape, data["scale_dtype"], indexed, inputs)
+
+    def restored(self, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> "Quantized":
+        """The weight `stored` gave."""
+        return self._with_scales(
+            unpack_bits(tensors["weight_packed"], self.bits, shape[1]), tensors
+        )
+
+    def restored_kept(
+        self, mask: Tensor, kept: tuple[int, ...], tensors: Mapping[str, Tensor]
+    ) -> "Quantized":
+        """The weight `stored_kept` gave; elsewhere a code of the grid without a meaning."""
+        packed = tensors["weight_packed"]
+        codes = torch.zeros(mask.shape, dtype=torch.uint8, device=packed.device)
+        codes[mask] = unpack_bits(packed, self.bits, kept[-1]).flatten()
+        return self._with_scales(codes, tensors)
+
+    def _with_scales(self, unsigned: Tensor, tensors: Mapping[str, Tensor]) -> "Quantized":
+        codes, zero_point = unsigned, None
+        if self.symmetric:
+            codes = (unsigned.to(torch.int16) - (1 << (self.bits - 1))).to(torch.int8)
+        else:
+            stored = tensors["weight_zero_point"]
+            zero_point = unpack_bits(stored, self.bits, self.scale_shape[1])
+        index = tensors["weight_g_idx"] if self.indexed else None
+        inputs = tensors["weight_input_scale"] if self.input_scale else None
+        return Quantized(codes, tensors["weight_scale"], zero_point, self.bits, index, inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +217,36 @@ class Quantized:
             inputs = str(self.input_scale.dtype).removeprefix("torch.")
         indexed = self.group_index is not None
         return Grid(self.bits, self.zero_point is None, (rows, groups), name, indexed, inputs)
+
+    @property
+    def values_format(self) -> Grid:
+        """The quantization without its numbers."""
+        return self.grid
+
+    def cleared(self, mask: Tensor) -> "Quantized":
+        """Code 0 where the mask is False.  mask: bool [out, in]"""
+        return replace(self, codes=self.codes.masked_fill(~mask, 0))
+
+    def stored(self) -> dict[str, Tensor]:
+        """The codes of a row in `bits` bits each, and what decodes them."""
+        return self._stored(self.codes)
+
+    def stored_kept(self, mask: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """The kept codes as `shape`, in `bits` bits each, and what decodes them."""
+        return self._stored(self.codes[mask].view(shape))
+
+    def _stored(self, codes: Tensor) -> dict[str, Tensor]:
+        if self.zero_point is None:  # signed codes in offset binary
+            codes = (codes.to(torch.int16) + (1 << (self.bits - 1))).to(torch.uint8)
+        tensors = {"weight_packed": pack_bits(codes, self.bits)}
+        tensors["weight_scale"] = self.scale.contiguous()
+        if self.zero_point is not None:
+            tensors["weight_zero_point"] = pack_bits(self.zero_point, self.bits)
+        if self.group_index is not None:
+            tensors["weight_g_idx"] = self.group_index.contiguous()
+        if self.input_scale is not None:
+            tensors["weight_input_scale"] = self.input_scale.contiguous()
+        return tensors
 
     def by_input(self, values: Tensor) -> Tensor:
         """Each input's own column of a scale or zero point.  [1 | out, groups] -> [1 | out, in]"""

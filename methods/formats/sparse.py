@@ -1,7 +1,7 @@
 """Sparse weights: a mask over a dense or quantized matrix; only kept entries are stored."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 
 import torch
@@ -95,7 +95,7 @@ class Sparse:
             raise ConfigError(msg)
         if isinstance(self.pattern, NM):
             check_nm(mask, self.pattern)
-        object.__setattr__(self, "values", _cleared(self.values, mask))
+        object.__setattr__(self, "values", self.values.cleared(mask))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,13 +110,6 @@ class Sparse:
     def dequantize(self) -> Tensor:
         """The weight it stands for.  -> [out, in], float32."""
         return torch.where(self.mask, self.values.dequantize(), 0.0)
-
-
-def _cleared(values: Dense | Quantized, mask: Tensor) -> Dense | Quantized:
-    """Put one fixed number at masked-out entries, so that equal weights have equal bytes."""
-    if isinstance(values, Dense):
-        return Dense(values.values.masked_fill(~mask, 0))
-    return replace(values, codes=values.codes.masked_fill(~mask, 0))
 
 
 def check_nm(mask: Tensor, pattern: NM) -> None:

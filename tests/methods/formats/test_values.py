@@ -1,0 +1,55 @@
+"""methods/formats/values.py: what every kind of values holds to."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.methods.samples import GridCase, indexed, random_quantized
+from trinity.methods.formats import Dense
+from trinity.methods.formats.values import Values
+
+OUT, IN = 6, 24
+
+
+def kinds() -> list[Values]:
+    """Values of every kind."""
+    grid = random_quantized(OUT, IN, GridCase(4, groups=3))
+    return [
+        Dense(torch.randn(OUT, IN)),
+        Dense(torch.randn(OUT, IN).bfloat16()),
+        grid,
+        random_quantized(OUT, IN, GridCase(3, symmetric=False, groups=1)),
+        replace(grid, input_scale=torch.rand(IN) + 0.5),
+        indexed(grid, 5),
+    ]
+
+
+def named(values: Values) -> str:
+    return " ".join(values.values_format.words(IN))
+
+
+@pytest.mark.parametrize("values", kinds(), ids=named)
+def test_what_is_stored_comes_back_with_its_format(values: Values) -> None:
+    again = values.values_format.restored((OUT, IN), values.stored())
+    assert again.values_format == values.values_format
+    assert torch.equal(again.dequantize(), values.dequantize())
+
+
+@pytest.mark.parametrize("values", kinds(), ids=named)
+def test_what_is_kept_of_them_comes_back_in_its_places(values: Values) -> None:
+    mask = torch.rand(OUT, IN) > 0.5
+    count = (int(mask.sum()),)
+    again = values.values_format.restored_kept(mask, count, values.stored_kept(mask, count))
+    assert again.values_format == values.values_format
+    assert torch.equal(again.dequantize()[mask], values.dequantize()[mask])
+    assert torch.equal(again.cleared(mask).dequantize(), values.cleared(mask).dequantize())
+
+
+@pytest.mark.parametrize("values", kinds(), ids=named)
+def test_clearing_leaves_what_is_kept_and_the_values_themselves(values: Values) -> None:
+    mask = torch.rand(OUT, IN) > 0.5
+    before = values.dequantize()
+    cleared = values.cleared(mask)
+    assert torch.equal(values.dequantize(), before)
+    assert torch.equal(cleared.dequantize()[mask], before[mask])
