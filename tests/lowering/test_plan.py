@@ -1,6 +1,7 @@
 """What a module depends on: refused before anything is exported, and the key that follows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from torch import nn
@@ -11,7 +12,7 @@ from trinity.lowering.kernels.cpu.instructions import INSTRUCTIONS
 from trinity.lowering.plan import Lowering
 from trinity.lowering.targets import targets
 from trinity.methods.errors import ConfigError, UnsupportedError
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import CompressedWeight, InputFormat, format_of
 
 Decoder = Callable[..., nn.Module]
 Compress = Callable[..., dict[str, CompressedWeight]]
@@ -61,7 +62,8 @@ def test_refused_formats_are_refused_before_anything_is_exported(
     make_decoder: Decoder, compress_block: Compress
 ) -> None:
     model = make_decoder("llama")
-    weights = compress_block(model, 1, "float16", "50%")
-    formats = {name: format_of(weight) for name, weight in weights.items()}
-    with pytest.raises(UnsupportedError, match=r"model\.layers\.1\.self_attn\.q_proj: format 50%"):
+    weights = compress_block(model, 1, "int4 channel")
+    fp8 = InputFormat("fp8")
+    formats = {name: replace(format_of(weight), inputs=fp8) for name, weight in weights.items()}
+    with pytest.raises(UnsupportedError, match=r"layers\.1\.self_attn\.q_proj: .*inputs fp8"):
         Lowering(model.config, formats, targets.get("cuda"))
