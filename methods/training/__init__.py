@@ -1,0 +1,1 @@
+"""Optimizers and other mathematics of training, usable with plain PyTorch."""
