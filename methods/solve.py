@@ -127,9 +127,8 @@ def _factor(
     size = H.shape[0]
     dead = H.diagonal() == 0
     order = H.diagonal().argsort(descending=True, stable=True) if act_order else None
-    places = torch.arange(size, device=H.device) if order is None else order
     with exact_products():
-        V = _upper_factor(H, places, config)
+        V = _upper_factor(H, order, config)
     if V is None:
         msg = (
             f"{method}: H [{size}, {size}] is not positive definite in {config.precision} at "
@@ -151,10 +150,12 @@ def _factor(
     return Factor(width, order, strength, V, tuple(within), dead)
 
 
-def _upper_factor(H: Tensor, places: Tensor, config: FeedbackConfig) -> Tensor | None:
+def _upper_factor(H: Tensor, order: Tensor | None, config: FeedbackConfig) -> Tensor | None:
     """V^T: [in, in], lower triangular, of the damped H in a given order; None if there is none."""
-    backwards = places.flip(0)
-    damped = H.index_select(0, backwards).index_select(1, backwards).to(_DTYPES[config.precision])
+    # H may be the largest thing in memory: copied once, backwards.
+    backwards = H.flip(0, 1) if order is None else H[order.flip(0)[:, None], order.flip(0)]
+    damped = backwards.to(_DTYPES[config.precision])
+    del backwards
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal.add_(config.damping * diagonal.mean())

@@ -7,7 +7,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors import safe_open
 
 from trinity.harness.bench import peak_memory
@@ -18,7 +17,7 @@ from trinity.harness.models.decoder import LINEARS
 from trinity.harness.models.model_config import DTYPES, context_length
 from trinity.harness.modules.engines import Engines
 from trinity.harness.recipes.recipe import BenchSpec, LowerSpec
-from trinity.harness.records import measurement
+from trinity.harness.records import available, measurement
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.store.stages import read_json
 from trinity.lowering.geometry import Geometry
@@ -272,7 +271,7 @@ def check_batch(spec: BenchSpec, lower: LowerSpec | None, config: Any, dtype: st
     numbers = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim
     caches = batch * numbers * positions * DTYPES[dtype].itemsize
     needed = caches + 4 * batch * logits * config.vocab_size
-    total = psutil.virtual_memory().total
+    total = available.total_bytes()
     if needed > total:
         lowered = "lower.context" if lower else "bench.prompt or bench.new"
         msg = (

@@ -214,6 +214,10 @@ class Checkpoint:
         for name in self.formats:
             yield name, self.weight(name)
 
+    def reading(self, others: Mapping[str, CompressedWeight] | None = None) -> "Reading":
+        """Every compressed layer, each read when it is asked for, and some others beside them."""
+        return Reading(self, others or {})
+
     def rest(self) -> dict[str, Tensor]:
         """Everything that is not a compressed linear: embeddings, norms, biases, head."""
         return {key: self._read(key) for key, place in self.places.items() if place == REST}
@@ -300,3 +304,27 @@ class Checkpoint:
         except ConfigError as error:
             msg = f"checkpoint {self.folder}: is incomplete or damaged. {AGAIN} ({error})"
             raise RecordError(msg) from error
+
+
+class Reading(Mapping[str, CompressedWeight]):
+    """A checkpoint's layers by name, none of which is kept: a model may be larger than memory."""
+
+    def __init__(self, checkpoint: Checkpoint, others: Mapping[str, CompressedWeight]) -> None:
+        """others: weights that are in memory"""
+        self.checkpoint, self.others = checkpoint, others
+
+    def __getitem__(self, name: str) -> CompressedWeight:
+        """See `Checkpoint.weight`."""
+        if name in self.others:
+            return self.others[name]
+        if name not in self.checkpoint.formats:
+            raise KeyError(name)
+        return self.checkpoint.weight(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """In the order of the model, others last."""
+        return iter([*self.checkpoint.formats, *self.others])
+
+    def __len__(self) -> int:
+        """Layers."""
+        return len(self.checkpoint.formats) + len(self.others)

@@ -3,7 +3,6 @@
 from functools import cached_property
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.engines import finite
 from trinity.harness.engines.engine import DecodeSession, TorchEngine
 from trinity.harness.models.model_tokenizer import tokenizer_of
+from trinity.harness.records import available
 from trinity.harness.records.measurement import MeasurementPath
 from trinity.harness.store.once import once
 
@@ -35,7 +35,7 @@ class Remembering:
             return self._kept[key]
         found = self.of.logits(ids)
         held = sum(kept.nbytes for kept in self._kept.values())
-        fits = held + found.nbytes <= min(KEPT_BYTES, psutil.virtual_memory().available // 4)
+        fits = held + found.nbytes <= min(KEPT_BYTES, available.available_bytes() // 4)
         if fits and finite.are_numbers(found):
             self._kept[key] = found
         return found

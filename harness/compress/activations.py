@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
 
+PRODUCT_ROWS = 2048  # of H, computed at once
+
 
 class EnoughError(Exception):
     """Ends a forward that has reached every linear whose input is wanted."""
@@ -45,18 +47,19 @@ class Accumulator:
         # float64: sums of squares over 10^5 tokens lose digits in float32, and vectors are cheap.
         squares = inputs.double().square().sum(0)
         magnitudes = inputs.abs().sum(0, dtype=torch.float64)
-        product = inputs.T @ inputs
         if self.H is None or self.squares is None or self.magnitudes is None:
-            self.squares, self.magnitudes, self.H = squares, magnitudes, product
+            self.squares, self.magnitudes, self.H = squares, magnitudes, inputs.T @ inputs
         else:
             self.squares += squares
             self.magnitudes += magnitudes
-            self.H += product
+            for rows in range(0, len(self.H), PRODUCT_ROWS):  # H is large: no second one beside it
+                part = slice(rows, rows + PRODUCT_ROWS)
+                self.H[part] += inputs.T[part] @ inputs
         if self.needs & Statistic.ACTIVATIONS:
             self.inputs.append(inputs)
 
     def result(self) -> LayerStats:
-        """The statistics, scaled as `LayerStats` says."""
+        """The statistics, scaled as `LayerStats` says; H is handed over."""
         if self.H is None or self.squares is None or self.magnitudes is None:
             msg = f"{self.name}: saw no input during calibration; is it used by the model?"
             raise ConfigError(msg)
@@ -64,7 +67,7 @@ class Accumulator:
             tokens=self.tokens,
             x_norm=(self.squares / self.sequences).sqrt().float(),
             x_mean_abs=(self.magnitudes / self.tokens).float(),
-            H=self.H * (2 / self.tokens),
+            H=self.H.mul_(2 / self.tokens),
             X=torch.cat(self.inputs) if self.inputs else None,
         )
 

@@ -10,7 +10,6 @@ block.
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,15 @@ from torch import Tensor, nn
 from trinity.harness.checkpoints.block import TIMING, layer_report, load_block, save_block
 from trinity.harness.compress import contracts
 from trinity.harness.compress.activations import EnoughError, collected, ended_early
+from trinity.harness.compress.block_calls import (
+    BlockCall,
+    RecordedCall,
+    hidden_of,
+    recorded_calls,
+)
+from trinity.harness.compress.hidden import Hidden
 from trinity.harness.compress.plan import Plan, PlannedStep
+from trinity.harness.latency import memory
 from trinity.harness.latency.stopwatch import Stopwatch
 from trinity.harness.models.decoder import Decoder, cast, oriented, set_weight, weight_of, wider
 from trinity.harness.store.stages import StageStore, write_json
@@ -40,17 +47,6 @@ NO_NUMBERS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class BlockCall:
-    """How the model calls one block, apart from the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-RecordedCall = tuple[Tensor, BlockCall]
-
-
 class Walk:
     """Compresses the blocks of one model in order."""
 
@@ -65,7 +61,7 @@ class Walk:
         """calibration: int64 [samples, seqlen], or None.  inputs: what all stages depend on."""
         self.decoder, self.plan, self.calibration = decoder, plan, calibration
         self.store, self.inputs = store, inputs
-        self._hidden: list[Tensor] = []
+        self._hidden: Hidden | None = None
         self._calls: list[BlockCall] = []
         self._ready_for = -1
         self._watch = Stopwatch()
@@ -98,6 +94,8 @@ class Walk:
             weights, layers = self._compress(index)
             self.decoder.unload(path)
             save_block(folder, weights, layers)
+            del weights
+            memory.give_back()
             # Beside the result, not in it: two runs of one recipe differ in nothing else.
             write_json(folder / TIMING, self._watch.take())
 
@@ -118,15 +116,24 @@ class Walk:
         """Whether any layer has a step; a dense model needs no statistics."""
         return any(self.plan.steps.values())
 
+    @property
+    def _states(self) -> Hidden:
+        assert self._hidden is not None
+        return self._hidden
+
     def _embed(self) -> None:
         assert self.calibration is not None
         self.decoder.load_outside_blocks()
         calls: list[RecordedCall] = []
-        for ids in self.calibration:
+        for number, ids in enumerate(self.calibration):
             calls = recorded_calls(
                 self.decoder.model, self.decoder.blocks, ids[None].to(self.decoder.device)
             )
-            self._hidden.append(calls[0][0])
+            first = calls[0][0]
+            if self._hidden is None:
+                self._hidden = Hidden(len(self.calibration), first, self.store.root)
+            self._hidden[number] = first
+        self.decoder.unload_outside_blocks()
         self._check_hidden(0)
         # All sequences are equally long, so masks and positions of the last stand for all.
         self._calls = [call for _, call in calls]
@@ -138,13 +145,13 @@ class Walk:
         for name, weight in load_block(folder).items():
             linear = self.decoder.model.get_submodule(name)
             set_weight(linear, weight.dequantize().to(self.decoder.device), self.decoder.dtype)
-        self._hidden = [self._forward(index, hidden) for hidden in self._hidden]
+        self._states.replace(partial(self._forward, index))
         self._check_hidden(index + 1)
         self.decoder.unload(path)
 
     def _check_hidden(self, index: int) -> None:
         """ConfigError if what enters a block is not finite: nothing can be calibrated on it."""
-        if not all(bool(torch.isfinite(hidden).all()) for hidden in self._hidden):
+        if not all(bool(torch.isfinite(hidden).all()) for hidden in self._states):
             msg = (
                 f"{self.decoder.family.blocks}.{index}: its inputs hold NaN or infinity in "
                 f"{str(self.decoder.dtype).removeprefix('torch.')}. "
@@ -154,7 +161,7 @@ class Walk:
 
     def _forward(self, index: int, hidden: Tensor) -> Tensor:
         call = self._calls[index]
-        return _hidden_of(self.decoder.blocks[index](hidden, *call.args, **call.kwargs))
+        return hidden_of(self.decoder.blocks[index](hidden, *call.args, **call.kwargs))
 
     def _compress(
         self, index: int
@@ -163,26 +170,50 @@ class Walk:
         report: dict[str, dict[str, Any]] = {}
         for names in self._rounds(index):
             modules = {name: self.decoder.model.get_submodule(name) for name in names}
-            originals = {name: weight_of(module) for name, module in modules.items()}
             with self._watch.phase("statistics"):
                 stats = self._statistics(index, modules)
-            current: dict[str, CompressedWeight] = {
-                name: Dense(W.to(self.decoder.dtype)) for name, W in originals.items()
-            }
-            told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-            with self._watch.phase("solve"):
-                for depth in range(max(len(self.plan.steps[name]) for name in names)):
-                    self._apply_step(depth, index, originals, current, stats, told)
-            for name in names:
-                found = layer_report(originals[name], current[name], stats[name])
-                report[name] = found | {"diagnostics": told[name]}
-                # What runs later in the block is calibrated on what runs now.
-                kept = current[name].dequantize().to(self.decoder.device)
-                where = f"{name}: the compressed weight"
-                kept = cast(where, kept, self.decoder.dtype, "Calibrate or quantize otherwise.")
-                set_weight(modules[name], kept, self.decoder.dtype)
-            weights |= current
+            for part in self._parts(index, names):
+                own = {name: stats.pop(name) for name in part}
+                weights |= self._compress_part(index, part, own, report)
         return weights, report
+
+    def _compress_part(
+        self,
+        index: int,
+        names: list[str],
+        stats: Mapping[str, LayerStats],
+        report: dict[str, dict[str, Any]],
+    ) -> dict[str, CompressedWeight]:
+        """Apply all steps of some linears, and put the result in the model.
+
+        report: what compression did to each is added to it
+        """
+        modules = {name: self.decoder.model.get_submodule(name) for name in names}
+        originals = {name: weight_of(module) for name, module in modules.items()}
+        current: dict[str, CompressedWeight] = {
+            name: Dense(W.to(self.decoder.dtype)) for name, W in originals.items()
+        }
+        told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        with self._watch.phase("solve"):
+            for depth in range(max(len(self.plan.steps[name]) for name in names)):
+                self._apply_step(depth, index, originals, current, stats, told)
+        for name in names:
+            found = layer_report(originals.pop(name), current[name], stats[name])
+            report[name] = found | {"diagnostics": told[name]}
+            # What runs later in the block is calibrated on what runs now.
+            kept = current[name].dequantize().to(self.decoder.device)
+            where = f"{name}: the compressed weight"
+            kept = cast(where, kept, self.decoder.dtype, "Calibrate or quantize otherwise.")
+            set_weight(modules[name], kept, self.decoder.dtype)
+        return current
+
+    def _parts(self, index: int, names: list[str]) -> list[list[str]]:
+        """Linears of a round whose weights are in memory together: those that a method of blocks
+        sees at once, or else those that share an input.
+        """
+        if any(isinstance(step.method, BlockMethod) for n in names for step in self.plan.steps[n]):
+            return [names]
+        return [group for group in self._groups(index) if group[0] in names]
 
     def _rounds(self, index: int) -> list[list[str]]:
         """Linears of a block that are calibrated and compressed together, in order."""
@@ -283,13 +314,13 @@ class Walk:
             output = torch.func.functional_call(
                 block, state, (inputs[None], *call.args), call.kwargs
             )
-            return _hidden_of(output)[0]
+            return hidden_of(output)[0]
 
         return BlockTask(
             {name: originals[name] for name in names},
             {name: current[name] for name in names},
             {name: stats[name].only(needs) for name in names},
-            tuple(hidden[0] for hidden in self._hidden),
+            tuple(hidden[0] for hidden in self._hidden or ()),
             forward,
         )
 
@@ -299,7 +330,7 @@ class Walk:
         groups = [group for group in self._groups(index) if group[0] in modules]
         read = [modules[group[0]] for group in groups]
         with collected(modules, groups, self.plan.needs) as stats, ended_early(read):
-            for hidden in self._hidden:
+            for hidden in self._states:
                 with contextlib.suppress(EnoughError):
                     self._forward(index, hidden)
         return stats()
@@ -316,56 +347,3 @@ def _keep(
         current[name] = found.weight
         if found.details:
             told[name].append({"method": method, **found.details})
-
-
-def _hidden_of(output: Any) -> Tensor:
-    """The hidden states among what a block gives: some give a tuple that begins with them."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
-class _EnoughError(Exception):
-    """Ends a forward whose calls are all recorded."""
-
-
-class _TakesFirstError(Exception):
-    """The model takes the first of what a block gives: its blocks give tuples."""
-
-
-def recorded_calls(model: nn.Module, blocks: nn.ModuleList, ids: Tensor) -> list[RecordedCall]:
-    """How a model calls every block, with what hidden states; each block gives its input.
-
-    Blocks need no weights for it.  Masks and rotary embeddings do not depend on the hidden states,
-    so one such pass tells how to call each block alone, also where kinds of attention alternate.
-    ids: int64 [batch, seq]
-    """
-    try:
-        return _recorded(model, blocks, ids, lambda hidden: hidden)
-    except _TakesFirstError:
-        return _recorded(model, blocks, ids, lambda hidden: (hidden,))
-
-
-def _recorded(
-    model: nn.Module, blocks: nn.ModuleList, ids: Tensor, given: Callable[[Tensor], object]
-) -> list[RecordedCall]:
-    """given: what a block gives, of its input"""
-    calls: list[RecordedCall] = []
-
-    def record(hidden: Tensor, *args: Any, **kwargs: Any) -> object:
-        if calls and hidden.shape != calls[0][0].shape:
-            raise _TakesFirstError
-        calls.append((hidden, BlockCall(args, kwargs)))
-        if len(calls) == len(blocks):
-            raise _EnoughError
-        return given(hidden)
-
-    for block in blocks:
-        block.forward = record  # shadows the class's method, deleted below
-    try:
-        model(input_ids=ids, use_cache=False)
-    except _EnoughError:
-        return calls
-    finally:
-        for block in blocks:
-            del block.forward
-    raise AssertionError("a model that does not call every block once")

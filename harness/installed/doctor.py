@@ -119,10 +119,10 @@ def _processor() -> Answer:
 
 
 def _memory() -> Answer:
-    import psutil
+    from trinity.harness.records import available
 
-    found = psutil.virtual_memory()
-    return Answer(f"{found.total / GIBIBYTE:.1f} GiB, {found.available / GIBIBYTE:.1f} GiB free")
+    total, free = available.total_bytes(), available.available_bytes()
+    return Answer(f"{total / GIBIBYTE:.1f} GiB, {free / GIBIBYTE:.1f} GiB free")
 
 
 def _gpu() -> Answer:

@@ -190,9 +190,14 @@ class Decoder:
     def unload(self, module_path: str) -> None:
         """Forget the weights of one submodule; buffers, which no file has, are kept."""
         for module in self.model.get_submodule(module_path).modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                bare = nn.Parameter(parameter.to("meta"), requires_grad=False)
-                module.register_parameter(name, bare)
+            _forget(module)
+
+    def unload_outside_blocks(self) -> None:
+        """Forget embeddings, norms and head."""
+        prefix = f"{self.family.blocks}."
+        for name, module in self.model.named_modules():
+            if not name.startswith(prefix):
+                _forget(module)
 
     def load_outside_blocks(self) -> None:
         """Read embeddings, norms and head: all that is not in a block."""
@@ -220,6 +225,13 @@ class Decoder:
         if not tensor.is_floating_point():
             return tensor
         return cast(where, tensor, self.dtype)
+
+
+def _forget(module: nn.Module) -> None:
+    """Put a module's own parameters on `meta`."""
+    for name, parameter in module.named_parameters(recurse=False):
+        bare = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        module.register_parameter(name, bare)
 
 
 DAMAGED = "The file is damaged or was saved in a type too small for it; get the model again."

@@ -32,7 +32,7 @@ class Engines:
         return self._lower(self.lower_spec, 1)
 
     def _lower(self, spec: LowerSpec, batch: int) -> Lowered:
-        return lower(self.subject, spec, self.store, self.dequantized, self.reporter, batch)
+        return lower(self.subject, spec, self.store, self.reporter, batch)
 
     def prepare(self, name: str) -> Dequantized | Lowered:
         """What loads the engine 'torch' or 'iree', compiled if it is a module."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from trinity.harness.checkpoints.checkpoint import Checkpoint
-from trinity.harness.checkpoints.dequantized import Dequantized
 from trinity.harness.engines.engine import DecodeSession, Engine, check_tokens
 from trinity.harness.models.decoder import group_attention, skeleton
 from trinity.harness.models.model_config import DTYPES
@@ -207,7 +206,7 @@ def write_parameters(
 
     def write(place: Path) -> None:
         names = json.loads((module / "module.json").read_text(encoding="utf-8"))["parameters"]
-        weights = dict(subject.checkpoint.weights()) | outside.heads | outside.tables
+        weights = subject.checkpoint.reading({**outside.heads, **outside.tables})
         model = subject.checkpoint.model_outside()
         module_parameters.write_parameters(place / PARAMETERS, model, weights, names, plan)
 
@@ -239,13 +238,12 @@ def lower(
     subject: Subject,
     spec: LowerSpec,
     store: StageStore,
-    dequantized: Dequantized,
     reporter: Reporter,
     batch: int = 1,
 ) -> Lowered:
     """Compile a checkpoint and compare its logits with torch's; LoweringError if they differ.
 
-    dequantized: loaded only if the comparison is not in the store   batch: sequences at once
+    batch: sequences at once
     """
     compiled = compile_checkpoint(subject, spec, store, reporter, batch)
     inputs = {
@@ -257,7 +255,7 @@ def lower(
     def write(place: Path) -> None:
         sequences = f", {batch} sequences" if batch > 1 else ""
         reporter.say(f"{subject.name}: comparing compiled logits with torch{sequences}")
-        write_json(place / REPORT, _compared(subject.checkpoint, compiled, dequantized))
+        write_json(place / REPORT, _compared(subject.checkpoint, compiled))
 
     verified = store.fill("verification", inputs, write)
     plan, parameters = compiled.plan, compiled.parameters / PARAMETERS
@@ -266,17 +264,15 @@ def lower(
     return Lowered(compiled.module, parameters, plan.target, verified.name, info, vocabulary)
 
 
-def _compared(
-    checkpoint: Checkpoint, compiled: Compiled, dequantized: Dequantized
-) -> dict[str, dict[str, float] | float]:
+def _compared(checkpoint: Checkpoint, compiled: Compiled) -> dict[str, dict[str, float] | float]:
     """How far the module's logits are from torch's, and how far they may be."""
     # Imported here: a run whose comparison is in the store needs no runtime.
     from trinity.lowering.module.check import allowed, verify
 
     plan = compiled.plan
     module = _loaded(compiled.module, compiled.parameters / PARAMETERS, plan.target)
-    model = dequantized.load().model
-    weights = dict(checkpoint.weights()) | compiled.outside.heads
+    model = checkpoint.model_outside()
+    weights = checkpoint.reading(compiled.outside.heads)
     ids, inputs = check_ids(plan), checkpoint.inputs
     return {
         "errors": verify(module, model, weights, ids, inputs),

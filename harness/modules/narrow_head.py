@@ -16,6 +16,7 @@ from trinity.lowering.targets.choose import storage_of
 from trinity.lowering.targets.targets import Target
 from trinity.methods.formats import Dense, Quantized, format_of
 
+ROWS = 4096  # of a matrix, looked at together: a head may be a large part of the memory
 GROUP, LARGEST = 32, 127  # of 8-bit tensors as GGUF publishes them (Q8_0)
 
 
@@ -50,22 +51,25 @@ def narrowed(values: Tensor) -> Dense | Quantized | None:
     if (codes := _eight_bits(values)) is not None:
         return codes
     for dtype in (torch.bfloat16, torch.float16):
-        half = values.to(dtype)
-        if torch.equal(half.to(values.dtype), values):
-            return Dense(half)
+        if all(torch.equal(rows.to(dtype).to(rows.dtype), rows) for rows in torch.split(values, ROWS)):
+            return Dense(values.to(dtype))
     return None
 
 
 def _eight_bits(values: Tensor) -> Quantized | None:
     """Codes with a float16 scale for 32 inputs, whose largest is 127, if they are the values."""
-    out, d_in = values.shape
-    if d_in % GROUP:
+    if values.shape[1] % GROUP:
         return None
-    groups = values.view(out, -1, GROUP)
-    scale = (groups.abs().amax(-1) / LARGEST).half()
-    scale[scale == 0] = 1.0  # a group of zeros, or of numbers too small for any float16 scale
-    if not scale.isfinite().all():
-        return None
-    codes = (groups / scale.float()[..., None]).round().to(torch.int8).view(out, d_in)
-    found = Quantized(codes, scale, None, bits=8)
-    return found if torch.equal(found.dequantize(), values) else None
+    codes, scales = [], []
+    for rows in torch.split(values, ROWS):
+        groups = rows.view(len(rows), -1, GROUP)
+        scale = (groups.abs().amax(-1) / LARGEST).half()
+        scale[scale == 0] = 1.0  # a group of zeros, or of numbers too small for any float16 scale
+        if not scale.isfinite().all():
+            return None
+        own = (groups / scale.float()[..., None]).round().to(torch.int8).view(rows.shape)
+        if not torch.equal(Quantized(own, scale, None, bits=8).dequantize(), rows):
+            return None
+        codes.append(own)
+        scales.append(scale)
+    return Quantized(torch.cat(codes), torch.cat(scales), None, bits=8)

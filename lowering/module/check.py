@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trinity.lowering.graph.annotate import function_name
-from trinity.lowering.graph.operators.linear import packed_linears
+from trinity.lowering.graph.operators.linear import packed_linear_of
 from trinity.lowering.graph.stand_ins import replaced
 from trinity.lowering.kernels.calls import with_kernels
 from trinity.lowering.module.compile import compile_text, target_text
@@ -141,12 +141,40 @@ def torch_logits(
     ids: Tensor,
     inputs: Mapping[str, InputFormat] | None = None,
 ) -> Tensor:
-    """Eager torch on packed weights.  ids: int64 [batch, seq] -> float32 [batch, seq, vocab]"""
-    formats = formats_of(weights, inputs or {})
-    packed = {name: layout_of(formats[name]).pack(weight) for name, weight in weights.items()}
-    with replaced(model, packed_linears(model, formats, packed)), torch.no_grad():
+    """Eager torch on packed weights.  ids: int64 [batch, seq] -> float32 [batch, seq, vocab]
+
+    weights: each is asked for when its layer is called, and packed: one is held at a time
+    """
+    linears = {
+        name: ReadLinear(model.get_submodule(name), name, weights, (inputs or {}).get(name))
+        for name in weights
+    }
+    with replaced(model, linears), torch.no_grad():
         logits: Tensor = model(input_ids=ids).logits.float()
     return logits
+
+
+class ReadLinear(nn.Module):
+    """A compressed linear in torch, read and packed anew at every call."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        name: str,
+        weights: Mapping[str, CompressedWeight],
+        inputs: InputFormat | None,
+    ) -> None:
+        """layer: of the model, for its bias   inputs: what its inputs are rounded to"""
+        super().__init__()
+        self.layer, self.name, self.weights, self.inputs = layer, name, weights, inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in] -> [..., out], the type of x"""
+        weight = self.weights[self.name]
+        of = replace(format_of(weight), inputs=self.inputs)
+        stored = layout_of(of).pack(weight)
+        y: Tensor = packed_linear_of(self.layer, self.name, of, stored)(x)
+        return y
 
 
 def linear_error(

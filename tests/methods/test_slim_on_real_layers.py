@@ -9,7 +9,7 @@ import torch
 from tests.oracles.low_rank import remaining_error, weighted_norm
 from tests.oracles.quantization import clipping_error
 from trinity.harness.compress.activations import collected
-from trinity.harness.compress.walk import recorded_calls
+from trinity.harness.compress.block_calls import recorded_calls
 from trinity.harness.models.decoder import Decoder, weight_of
 from trinity.harness.sources import sources
 from trinity.harness.store.stages import StageStore

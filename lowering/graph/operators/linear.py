@@ -99,27 +99,35 @@ class LinearOperator(Operator):
         return linear_code(name, weight_format, self.target, site.rows, self.dtype)
 
 
-def packed_linears(
-    model: nn.Module,
-    formats: Mapping[str, WeightFormat],
-    storage: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> dict[str, nn.Module]:
-    """Packed linears in the place of the named layers.  Without `storage`, for shapes only."""
-    original = {name: _linear(model, name, formats[name]) for name in formats}
-    made: dict[str, nn.Module] = {}
-    for name, layer in original.items():
-        bias = layer.bias if isinstance(layer.bias, nn.Parameter) else None
-        made[name] = PackedLinear(name, formats[name], bias, storage[name] if storage else {})
-    return made
+def packed_linears(model: nn.Module, formats: Mapping[str, WeightFormat]) -> dict[str, nn.Module]:
+    """Packed linears in the place of the named layers, for shapes only."""
+    return {
+        name: packed_linear_of(_named(model, name), name, of, {}) for name, of in formats.items()
+    }
 
 
-def _linear(model: nn.Module, name: str, weight_format: WeightFormat) -> nn.Module:
-    """The layer of that name; ConfigError if it cannot be replaced by this weight."""
+def packed_linear_of(
+    layer: nn.Module, name: str, weight_format: WeightFormat, tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """A packed linear in the place of a layer; ConfigError if it cannot be replaced by this weight.
+
+    tensors: as of `PackedLinear`
+    """
+    _check_shape(layer, name, weight_format)
+    bias = layer.bias if isinstance(layer.bias, nn.Parameter) else None
+    return PackedLinear(name, weight_format, bias, tensors)
+
+
+def _named(model: nn.Module, name: str) -> nn.Module:
+    """The layer of that name; ConfigError if there is none."""
     try:
-        layer = model.get_submodule(name)
+        return model.get_submodule(name)
     except AttributeError as error:
         msg = f"{name}: {type(model).__name__} has no such layer."
         raise ConfigError(msg) from error
+
+
+def _check_shape(layer: nn.Module, name: str, weight_format: WeightFormat) -> None:
     weight = getattr(layer, "weight", None)
     shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
     if hasattr(layer, "nf"):  # GPT-2's Conv1D keeps its weight as [in, out]
@@ -130,4 +138,3 @@ def _linear(model: nn.Module, name: str, weight_format: WeightFormat) -> nn.Modu
             f"{list(weight_format.shape)}."
         )
         raise ConfigError(msg)
-    return layer

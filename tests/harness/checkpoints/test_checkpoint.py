@@ -18,6 +18,7 @@ from trinity.harness.models.decoder import Decoder
 from trinity.harness.recipes.recipe import CompressSpec
 from trinity.harness.store.stages import StageStore
 from trinity.methods.errors import ConfigError, RecordError
+from trinity.methods.formats import Dense
 
 IDS = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(1))
 
@@ -50,6 +51,27 @@ def test_a_compressed_checkpoint_loads_its_dequantized_weights(tmp_path: Path, f
         linear.weight.data = values.t().contiguous() if family == "gpt2" else values
     with torch.no_grad():
         assert torch.equal(found.load_model()(IDS).logits, model(IDS).logits)
+
+
+def test_a_reading_gives_each_layer_when_it_is_asked_for_and_others_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families.save("llama", tmp_path / "model")
+    found = Checkpoint.open(_compressed(tmp_path, "llama", [{"method": "rtn", "group_size": 16}]))
+    read: list[str] = []
+    weight = Checkpoint.weight
+    monkeypatch.setattr(Checkpoint, "weight", lambda c, name: read.append(name) or weight(c, name))
+    head = Dense(torch.ones(2, 2))
+    reading = found.reading({"lm_head": head})
+    assert list(reading) == [*found.formats, "lm_head"]
+    assert len(reading) == len(found.formats) + 1
+    assert read == []
+    assert reading["lm_head"] is head
+    last = list(found.formats)[-1]
+    assert reading[last] is not reading[last]  # none is kept
+    assert read == [last] * 2
+    with pytest.raises(KeyError):
+        reading["model.norm"]
 
 
 def test_bits_per_weight_are_counted_from_the_files(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.harness import families
-from trinity.harness.checkpoints.block import load_block
-from trinity.harness.compress import plan
+from trinity.harness.checkpoints.block import layer_report, load_block
+from trinity.harness.compress import hidden, plan, walk
 from trinity.harness.compress.walk import Walk
 from trinity.harness.models.decoder import Decoder, weight_of
 from trinity.harness.recipes.recipe import CompressSpec
@@ -121,6 +122,41 @@ def test_only_one_block_has_weights_at_a_time(tmp_path: Path) -> None:
     made = plan.make(CompressSpec.model_validate({"steps": WANDA}), decoder.layer_shapes())
     Walk(decoder, made, IDS, StageStore(tmp_path / "store"), {}).run(count)
     assert max(loaded) == 1
+
+
+def test_hidden_states_in_a_file_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families.save("llama", tmp_path / "model")
+    _, expected = _walk(tmp_path / "model", tmp_path / "store", WANDA)
+    monkeypatch.setattr(hidden, "SHARE_IN_MEMORY", 0)
+    _, found = _walk(tmp_path / "model", tmp_path / "other", WANDA)
+    for one, other in zip(expected, found, strict=True):
+        for name in ("block.safetensors", "layers.json"):
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_the_weights_of_linears_with_one_input_are_in_memory_together_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families.save("llama", tmp_path / "model")
+    read: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def wide(module: Any) -> Tensor:
+        weight = weight_of(module).clone()
+        read.append(weakref.ref(weight))
+        return weight
+
+    def report(*given: Any) -> dict[str, Any]:
+        alive.append(sum(of() is not None for of in read))
+        return layer_report(*given)
+
+    monkeypatch.setattr(walk, "weight_of", wide)
+    monkeypatch.setattr(walk, "layer_report", report)
+    decoder, blocks = _walk(tmp_path / "model", tmp_path / "store", WANDA)
+    assert len(read) == len(alive) == len(decoder.layer_names(0)) * len(blocks)
+    assert max(alive) == max(map(len, decoder.family.groups)) == 3
 
 
 def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:

@@ -208,7 +208,6 @@ def test_modules_for_any_batch_share_one_parameter_file(
         measuring.subject,
         measuring.lower_spec,
         store,
-        measuring.dequantized,
         reporter,
         batch=4,
     )

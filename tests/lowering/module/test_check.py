@@ -1,13 +1,17 @@
 """How far logits may be from torch's: rounding at one position passes, a wrong formula does not."""
 
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trinity.lowering.module.check import MODEL_TOLERANCE, model_error, verify
+from trinity.lowering.module.check import MODEL_TOLERANCE, model_error, torch_logits, verify
 from trinity.methods.errors import ConfigError
+from trinity.methods.formats import CompressedWeight, Dense
 
 ALLOWED = MODEL_TOLERANCE[torch.float32]
 
@@ -57,3 +61,44 @@ def test_a_model_without_numbers_is_no_failure_of_its_module() -> None:
     ids = torch.tensor([[1, 2, 3]])
     with pytest.raises(ConfigError, match="the model's own logits, in torch, hold NaN"):
         verify(None, Broken(), {}, ids)  # type: ignore[arg-type]  # it must not get that far
+
+
+class Read(Mapping[str, CompressedWeight]):
+    """Weights that are made when they are asked for, and how many of them were there at most."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values_of, self.most = values, 0
+        self.made: list[weakref.ref[CompressedWeight]] = []
+
+    def __getitem__(self, name: str) -> CompressedWeight:
+        weight = Dense(self.values_of[name].clone())
+        self.made.append(weakref.ref(weight))
+        self.most = max(self.most, sum(of() is not None for of in self.made))
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_of)
+
+    def __len__(self) -> int:
+        return len(self.values_of)
+
+
+def test_logits_of_weights_that_are_read_are_the_models_and_hold_one_at_a_time(
+    make_decoder: Callable[[str], Any],
+) -> None:
+    model = make_decoder("llama")
+    linears = {
+        name: module.weight.detach().clone()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in name
+    }
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    for name in linears:  # as a model larger than memory is: its linears have no numbers
+        layer = model.get_submodule(name)
+        layer.weight = nn.Parameter(layer.weight.to("meta"), requires_grad=False)
+    read = Read(linears)
+    torch.testing.assert_close(torch_logits(model, read, ids), expected)
+    assert len(read.made) == len(linears)
+    assert read.most <= 2  # the next is made before the name of the last is gone
