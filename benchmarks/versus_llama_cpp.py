@@ -41,6 +41,7 @@ from trinity.harness.statistics.comparison import speed_verdict
 from trinity.harness.store.stages import StageStore, default_root, write_json
 from trinity.harness.terminal.hush import hush_libraries
 from trinity.harness.terminal.progress import Reporter
+from trinity.lowering.kernels.cpu import cpus
 from trinity.methods.errors import MachineError, TrinityError
 
 try:
@@ -209,6 +210,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of the prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens decoded after it")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--cpu", default=cpus.HOST, help="whose instructions our modules use")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the record")
     return parser.parse_args()
 
@@ -216,6 +218,7 @@ def parse() -> argparse.Namespace:
 def command(options: argparse.Namespace) -> str:
     """The command line again, without the file."""
     sizes = f"--prompt {options.prompt} --new {options.new} --repeats {options.repeats}"
+    sizes += f" --cpu {options.cpu}" if options.cpu != cpus.HOST else ""
     return f"python benchmarks/versus_llama_cpp.py --model {options.model} {sizes}"
 
 
@@ -226,7 +229,11 @@ def run_of(options: argparse.Namespace, store: StageStore) -> Run:
         "name": "int4",
         "model": {"id": options.model},
         "compress": {"steps": [rtn]},
-        "lower": {"length": options.prompt, "context": positions_of(options)},
+        "lower": {
+            "length": options.prompt,
+            "context": positions_of(options),
+            "cpu": options.cpu,
+        },
     }
     return Run(recipe.parse(data, "versus_llama_cpp"), store, Reporter())
 

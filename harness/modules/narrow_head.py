@@ -51,7 +51,8 @@ def narrowed(values: Tensor) -> Dense | Quantized | None:
     if (codes := _eight_bits(values)) is not None:
         return codes
     for dtype in (torch.bfloat16, torch.float16):
-        if all(torch.equal(rows.to(dtype).to(rows.dtype), rows) for rows in torch.split(values, ROWS)):
+        parts = torch.split(values, ROWS)
+        if all(torch.equal(rows.to(dtype).to(rows.dtype), rows) for rows in parts):
             return Dense(values.to(dtype))
     return None
 
