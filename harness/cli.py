@@ -29,6 +29,7 @@ from trinity.harness.commands import (
     history,
     lower,
     methods,
+    plan,
     plot,
     report,
     repro,
@@ -74,6 +75,7 @@ app.command()(history.history)
 app.command()(bisect.bisect)
 app.command()(table.table)
 app.command()(report.report)
+app.command()(plan.plan)
 app.command()(plot.plot)
 app.command()(artifact.artifact)
 app.command()(card.card)

@@ -36,6 +36,8 @@ def run(
     asked = requests.run(recipe, set_ or [])
     check_writable(out)
     # Loads torch, transformers and the compiler: after what can be wrong without them.
+    from trinity.harness.latency import memory
+    from trinity.harness.runs import memory_plan
     from trinity.harness.runs.attempts import attempt
     from trinity.harness.runs.run import Run
 
@@ -44,6 +46,7 @@ def run(
         with attempt(asked, out, stages):
             planned = Run(asked, stages, reporter)
             record.check_writable(out, planned.source.label, asked.name)
+            memory_plan.check(memory_plan.peaks(planned, memory.resident_bytes()))
             finished = planned.finish()
     path = record.write(finished.record, out)
     if not as_json:

@@ -89,6 +89,7 @@ class Walk:
         def write(folder: Path) -> None:
             with self._watch.phase("calibration"):
                 self._advance_to(index, finished)
+            memory.give_back()
             path = f"{self.decoder.family.blocks}.{index}"
             self.decoder.load(path)
             weights, layers = self._compress(index)
@@ -173,6 +174,7 @@ class Walk:
             with self._watch.phase("statistics"):
                 stats = self._statistics(index, modules)
             for part in self._parts(index, names):
+                memory.give_back()
                 own = {name: stats.pop(name) for name in part}
                 weights |= self._compress_part(index, part, own, report)
         return weights, report

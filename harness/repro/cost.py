@@ -9,9 +9,9 @@ from trinity.harness.hub.failures import Asked
 from trinity.harness.latency import ceilings, machine
 from trinity.harness.latency.ceilings import Ceilings
 from trinity.harness.recipes.recipe import Recipe
-from trinity.harness.repro import estimate
 from trinity.harness.repro.availability import has_gpu, is_of_hub
-from trinity.harness.repro.estimate import Estimate
+from trinity.harness.runs import estimate
+from trinity.harness.runs.estimate import Estimate
 from trinity.harness.sources import sources
 from trinity.harness.store.spent import Seconds
 from trinity.harness.store.stages import StageStore

@@ -7,6 +7,7 @@ from typing import Any
 from trinity.harness.checkpoints import exporting
 from trinity.harness.checkpoints.block import TIMING
 from trinity.harness.checkpoints.checkpoint import Checkpoint
+from trinity.harness.latency import memory
 from trinity.harness.modules.module_stages import (
     PARAMETERS,
     Subject,
@@ -14,7 +15,7 @@ from trinity.harness.modules.module_stages import (
     module_bits,
 )
 from trinity.harness.recipes.recipe import CalibrationSpec, LowerSpec, Recipe
-from trinity.harness.runs import lowered
+from trinity.harness.runs import lowered, memory_plan
 from trinity.harness.runs.measure import Measuring
 from trinity.harness.runs.run import Run
 from trinity.harness.sources import sources
@@ -41,7 +42,9 @@ def compress_to(asked: Recipe, out: Path, store: StageStore, reporter: Reporter)
     if isinstance(method, CheckpointSource) and asked.calibration is not None:
         msg = f"method '{step.method}' reads finished checkpoints and uses no calibration data."
         raise ConfigError(msg)
-    finished = Run(asked, store, reporter).compress()
+    run = Run(asked, store, reporter)
+    memory_plan.check(memory_plan.peaks(run, memory.resident_bytes()))
+    finished = run.compress()
 
     def fill(folder: Path) -> None:
         # A copy, not links: what a user does to it must not reach the store.

@@ -10,7 +10,8 @@ from trinity.harness.accuracy import suites
 from trinity.harness.accuracy.suite_data import SuiteData
 from trinity.harness.recipes import recipe
 from trinity.harness.recipes.recipe import SuiteSpec
-from trinity.harness.repro import estimate, fetching
+from trinity.harness.repro import fetching
+from trinity.harness.runs import estimate
 from trinity.harness.runs.run import Run
 from trinity.harness.store import own_code
 from trinity.harness.store.stages import StageStore

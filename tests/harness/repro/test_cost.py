@@ -4,7 +4,7 @@ import pytest
 
 from trinity.harness.latency.ceilings import Ceilings
 from trinity.harness.repro import cost
-from trinity.harness.repro.estimate import Estimate
+from trinity.harness.runs.estimate import Estimate
 from trinity.harness.store.spent import Seconds
 
 SECONDS = {"compress": 40.0, "lower": 20.0, "evaluate": 7000.0, "bench": 200.0}

@@ -1,4 +1,4 @@
-"""harness/repro/estimate.py: arithmetic that is checked against models and numbers counted here."""
+"""harness/runs/estimate.py: arithmetic that is checked against models and numbers counted here."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from trinity.harness.latency.ceilings import MATMUL, READ, Ceilings
 from trinity.harness.recipes import recipe
 from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.records.measurement import Measurement
-from trinity.harness.repro import estimate
-from trinity.harness.repro.estimate import Size
+from trinity.harness.runs import estimate
+from trinity.harness.runs.estimate import Size
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZE = Size(1_000_000, 1_200_000, 2, ((400_000, 1000), (400_000, 1000)), 200, 1000)

@@ -120,7 +120,7 @@ def of_row(recipe: Recipe, size: Size, limits: Ceilings) -> Estimate:
     rate = limits.products(recipe.model.dtype)
     lowering = (COMPILE_S + COMPILE_BLOCK_S * size.blocks) if recipe.lower else 0.0
     seconds = {
-        COMPRESS: _compress_s(recipe, size, rate),
+        COMPRESS: _compress_s(recipe, size, rate, limits.products("float32")),
         LOWER: lowering,
         EVALUATE: _forwards_s(size, _evaluated_tokens(recipe), rate),
         BENCH: _bench_s(recipe.bench, size, rate, limits.read) if recipe.bench else 0.0,
@@ -156,7 +156,8 @@ def _forwards_s(size: Size, tokens: int, rate: float) -> float:
     return 2.0 * size.weights * tokens / (SHARE * rate)
 
 
-def _compress_s(recipe: Recipe, size: Size, rate: float) -> float:
+def _compress_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> float:
+    """rate: of products in the model's type   in_floats: of float32, which methods compute in"""
     stored = BLOCK_S * size.blocks
     if not recipe.compress.steps:
         return stored
@@ -171,7 +172,9 @@ def _compress_s(recipe: Recipe, size: Size, rate: float) -> float:
         if getattr(registry.get(step.method), "needs", Statistic.NOTHING) & Statistic.HESSIAN:
             solving += sum(2.0 * n * d_in + d_in**3 for n, d_in in size.linears)
     layers = LAYER_S * len(size.linears) * len(recipe.compress.steps)
-    return stored + layers + forwards / (SHARE * rate) + (statistics + reports + solving) / rate
+    return (
+        stored + layers + forwards / (SHARE * rate) + (statistics + reports + solving) / in_floats
+    )
 
 
 def _bench_s(spec: BenchSpec, size: Size, rate: float, bandwidth: float) -> float:

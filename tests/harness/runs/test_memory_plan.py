@@ -1,0 +1,125 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import large_model
+from trinity.harness.latency import memory
+from trinity.harness.recipes import recipe
+from trinity.harness.records import available
+from trinity.harness.runs import memory_plan
+from trinity.harness.runs.memory_plan import Peak
+from trinity.harness.runs.run import Run
+from trinity.harness.store.stages import StageStore
+from trinity.harness.terminal.progress import Reporter
+from trinity.methods.errors import MachineError
+
+GPTQ = {"steps": [{"method": "gptq", "bits": 4, "group_size": 16}]}
+SMALL = large_model.sized(blocks=2, hidden=32, inner=48, vocabulary=256)
+TEXT = {"dataset": "pydoc", "samples": 3, "seqlen": 16}
+
+
+def planned(folder: Path, here: int = 0, **sections: Any) -> dict[str, Peak]:
+    data = {"model": {"id": str(folder / "model")}, "compress": GPTQ, "calibration": TEXT}
+    run = Run(
+        recipe.parse({"name": "r", **data, **sections}, "test"),
+        StageStore(folder / "store"),
+        Reporter(quiet=True),
+    )
+    return {peak.part: peak for peak in memory_plan.peaks(run, here)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    large_model.make(tmp_path / "model", SMALL)
+    return tmp_path
+
+
+def test_what_is_held_is_counted_from_the_models_shapes(folder: Path) -> None:
+    hidden, inner = SMALL.hidden_size, SMALL.intermediate_size
+    peak = planned(folder)["compress"]
+    inputs = [hidden, hidden, hidden, inner]  # of the four groups of a block
+    squares = [4 * size**2 for size in inputs]
+    solving = {"solving", "factoring X^T X"}
+    assert peak.moment in {*solving, "collecting statistics", "reading the text"}
+    held = [p.held for p in _moments(folder) if p.moment == "collecting statistics"]
+    assert held[0]["X^T X of its inputs"] == sum(squares)
+    factored = [p.held["its factor, twice"] for p in _moments(folder) if "factoring" in p.moment]
+    assert factored == [2 * square for square in squares]
+
+
+def _moments(folder: Path) -> list[Peak]:
+    """All that are compared."""
+    kept: list[Peak] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            memory_plan,
+            "_fullest",
+            lambda part, always, moments: (
+                kept.extend(Peak(part, moment, held) for moment, held in moments) or kept[-1]
+            ),
+        )
+        planned(folder)
+    return kept
+
+
+def test_less_is_held_where_less_is_asked_for(folder: Path) -> None:
+    whole = planned(folder)["compress"].total
+    one_by_one = planned(folder, compress={**GPTQ, "order": "true-sequential"})["compress"].total
+    without = {"steps": [{"method": "rtn", "group_size": 16}]}
+    assert planned(folder, compress=without)["compress"].total < one_by_one <= whole
+    assert planned(folder, here=1000)["compress"].total == whole + 1000
+
+
+def test_every_part_of_the_run_is_planned_and_the_dense_model_where_it_is_compared(
+    folder: Path,
+) -> None:
+    suite = {"suite": "perplexity-pydoc", "seqlen": 16, "windows": 2}
+    sections = {"lower": {"target": "llvm-cpu"}, "bench": {"prompt": 4, "new": 2}}
+    found = planned(folder, evaluate={"suites": [suite]}, **sections)
+    assert list(found) == ["compress", "lower", "evaluate", "bench"]
+    assert "the dense model" not in found["evaluate"].held
+    compared = planned(folder, evaluate={"suites": [suite | {"suite": "fidelity-pydoc"}]})
+    assert compared["evaluate"].held["the dense model"] > 0
+
+
+def test_what_cannot_fit_is_refused_with_its_arithmetic_and_what_to_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Peak("compress", "solving", {"libraries": 10**9, "X^T X of its inputs": 10**10})]
+    monkeypatch.setattr(available, "total_bytes", lambda: 8 * 10**9)
+    with pytest.raises(
+        MachineError,
+        match=r"compress would take 11\.0 GB of memory while solving \(libraries 1\.00 GB, "
+        r"X\^T X of its inputs 10\.00 GB\), and this machine gives 8\.0 GB\. Use `model\.dtype",
+    ):
+        memory_plan.check(found)
+    monkeypatch.setattr(available, "total_bytes", lambda: 10**10)
+    memory_plan.check(found)  # within what a plan may be wrong by
+
+
+def test_the_measured_peak_of_compression_is_what_was_planned(tmp_path: Path) -> None:
+    """A model that would stand out, were it in memory as a whole."""
+    if not memory.reset_peak():
+        pytest.skip("this system cannot reset a process's peak")
+    config = large_model.sized(blocks=8, hidden=1024, inner=2816, vocabulary=512)
+    size = large_model.make(tmp_path / "model", config)
+    data = {
+        "name": "r",
+        "model": {"id": str(tmp_path / "model"), "dtype": "bfloat16"},
+        "compress": {"steps": [{"method": "gptq", "bits": 4, "group_size": 128}]},
+        "calibration": {"dataset": "pydoc", "samples": 2, "seqlen": 64},
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run = Run(recipe.parse(data, "test"), StageStore(tmp_path / "store"), Reporter(quiet=True))
+    run.draw_calibration()  # the text is read, and what reads it is imported
+    memory.give_back()
+    here = memory.resident_bytes()
+    (plan,) = memory_plan.peaks(run, here)
+    _, peak = memory.peak_during(run.compress)
+    torch.set_num_threads(threads)
+    assert peak is not None
+    assert peak == pytest.approx(plan.total, rel=memory_plan.WITHIN)
+    assert peak - here - memory_plan.AT_WORK < 1.5 * size  # all of it in float32 is twice
