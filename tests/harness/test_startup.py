@@ -42,6 +42,7 @@ COMMANDS: list[tuple[str, int, list[str]]] = [
     ("methods check wandas", 2, READS),
     ("run absent.yaml", 2, READS),
     ("run recipe.yaml", 2, READS),
+    ("plan absent.yaml", 2, READS),
     ("compress random:tiny-lama --method rtn --out x", 2, READS),
     ("compress random:tiny-llama --method rtm --out x", 2, READS),
     ("lower absent --out x", 2, READS),
