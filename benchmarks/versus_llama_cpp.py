@@ -218,22 +218,17 @@ def parse() -> argparse.Namespace:
 def command(options: argparse.Namespace) -> str:
     """The command line again, without the file."""
     sizes = f"--prompt {options.prompt} --new {options.new} --repeats {options.repeats}"
-    sizes += f" --cpu {options.cpu}" if options.cpu != cpus.HOST else ""
-    return f"python benchmarks/versus_llama_cpp.py --model {options.model} {sizes}"
+    cpu = f" --cpu {options.cpu}" if options.cpu != cpus.HOST else ""
+    return f"python benchmarks/versus_llama_cpp.py --model {options.model} {sizes}{cpu}"
 
 
 def run_of(options: argparse.Namespace, store: StageStore) -> Run:
     """Our int4 model and its module; its `dense` is the model before compression."""
-    rtn = {"method": "rtn", "group_size": gguf_model.GROUP}
     data = {
         "name": "int4",
         "model": {"id": options.model},
-        "compress": {"steps": [rtn]},
-        "lower": {
-            "length": options.prompt,
-            "context": positions_of(options),
-            "cpu": options.cpu,
-        },
+        "compress": {"steps": [{"method": "rtn", "group_size": gguf_model.GROUP}]},
+        "lower": {"length": options.prompt, "context": positions_of(options), "cpu": options.cpu},
     }
     return Run(recipe.parse(data, "versus_llama_cpp"), store, Reporter())
 
