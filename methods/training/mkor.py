@@ -11,6 +11,7 @@ Differs from the paper: the default update is the exact inverse, which the print
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -72,6 +73,7 @@ class MkorOptions:
     factor_dtype: torch.dtype = torch.float32  # storage; arithmetic is float32
     switch_below: float | None = None  # MKOR-H: relative loss decrease per window that ends it
     window: int = 50  # losses averaged for that comparison
+    skip: tuple[str, ...] = ()  # globs of linears left to `base`: a head's factor is vocabulary^2
 
     def __post_init__(self) -> None:
         if self.update not in ("exact", "paper", "code"):
@@ -111,9 +113,13 @@ class Mkor(torch.optim.Optimizer):
         super().__init__(base.param_groups, {})
         self.base, self.options = base, options or MkorOptions()
         self.param_groups = base.param_groups
-        self.linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        everything = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        self.linears = {n: m for n, m in everything.items() if not self._skips(n)}
         if not self.linears:
-            raise ConfigError("mkor: the model has no nn.Linear. Use the base optimizer alone.")
+            found = f"all its {len(everything)} are skipped" if everything else "it has none"
+            raise ConfigError(
+                f"mkor: no nn.Linear of the model is left ({found}). Use the base optimizer alone."
+            )
         self.steps, self.first_order = 0, False
         self.losses: list[float] = []
         self.before: float | None = None  # mean loss of the last full window
@@ -122,6 +128,9 @@ class Mkor(torch.optim.Optimizer):
         self.handles: list[RemovableHandle] = [
             m.register_forward_hook(self._hook(n)) for n, m in self.linears.items()
         ]
+
+    def _skips(self, name: str) -> bool:
+        return any(fnmatchcase(name, glob) for glob in self.options.skip)
 
     def _identities(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
         """P_A: [in (+1), in (+1)], the last for the bias; P_G: [out, out]."""

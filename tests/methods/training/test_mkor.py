@@ -159,3 +159,20 @@ def test_two_processes_train_as_one_on_the_whole_batch(tmp_path: Path) -> None:
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found, list(net.parameters()), rtol=1e-4, atol=1e-6)
+
+
+def test_a_skipped_linear_is_the_base_optimizers_alone() -> None:
+    ours, alone = model(), model()
+    train(ours, Mkor(ours, sgd(ours), options(skip=("0",))), range(1))
+    train(alone, sgd(alone), range(1))
+    (first, _, last), (first_alone, _, last_alone) = ours, alone
+    assert torch.equal(first.weight, first_alone.weight)
+    assert not torch.equal(last.weight, last_alone.weight)
+
+
+def test_a_model_without_a_linear_that_is_not_skipped_is_refused() -> None:
+    net = model()
+    with pytest.raises(ConfigError, match=r"mkor: no nn\.Linear .*all its 2 are skipped"):
+        Mkor(net, sgd(net), options(skip=("*",)))
+    with pytest.raises(ConfigError, match="it has none"):
+        Mkor(nn.Tanh(), sgd(net))
