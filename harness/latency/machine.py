@@ -3,6 +3,7 @@ the machine's load meanwhile.
 """
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,10 +64,13 @@ def watched() -> Iterator[dict[str, Any]]:
 
     clock_mhz: at start and end, as the system tells it   throttled: events of the processor's
     thermal protection   cpu_quota_throttled_s: the container's limit   stolen_s: processor time
-    that a hypervisor gave to others   load: waiting and running processes, mean of a minute
+    that a hypervisor gave to others   major_faults: pages of this process that were read from disk,
+    weights that the system had dropped among them   load: waiting and running processes, mean of a
+    minute
     """
     seen: dict[str, Any] = {}
     clock, heat, quota, stolen = _clock(), _throttled(), _quota(), _stolen()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
     try:
         yield seen
     finally:
@@ -74,6 +78,7 @@ def watched() -> Iterator[dict[str, Any]]:
         seen["throttled"] = _grown(heat, _throttled())
         seen["cpu_quota_throttled_s"] = _grown(quota, _quota())
         seen["stolen_s"] = _grown(stolen, _stolen())
+        seen["major_faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
         seen["load"] = round(os.getloadavg()[0], 2)
 
 

@@ -114,7 +114,9 @@ def test_the_baseline_is_timed_twice_in_every_round_and_gives_a_speed_up() -> No
 
 def test_a_timing_says_what_else_happened_on_the_machine() -> None:
     details = generate.prefill([BigramEngine()], 4, 2)[0].details
-    assert {"clock_mhz", "throttled", "stolen_s", "load", "pinned_to"} <= set(details)
+    assert {"clock_mhz", "throttled", "stolen_s", "major_faults", "load", "pinned_to"} <= set(
+        details
+    )
 
 
 @pytest.mark.usefixtures("clock")
