@@ -115,19 +115,25 @@ def _root(
 
 class _Interrupt:
     """Ctrl-C, or a batch system's SIGTERM, remembered: what it interrupts may turn
-    KeyboardInterrupt into an error of its own, as an import of C code does.
+    KeyboardInterrupt into an error of its own, as an import of C code does. One that comes when
+    the command is over changes nothing: what it did is done, and so is its exit code.
     """
 
     def __init__(self) -> None:
         self.code: int | None = None  # to end with
+        self.over = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.code = 128 + number
-        raise KeyboardInterrupt
+        if not self.over:
+            self.code = 128 + number
+            raise KeyboardInterrupt
 
 
 def main() -> None:
-    """Run the command line; every expected error is one paragraph and an exit code."""
+    """Run the command line; every expected error is one paragraph and an exit code.
+
+    The process is its own: the signals it takes stay taken until the process ends.
+    """
     hush_libraries()
     if sys.stdout is None:  # a file opened later would take its place, and get what is printed
         print(f"trinity: {CLOSED}", file=sys.stderr)
@@ -136,12 +142,13 @@ def main() -> None:
         # Not every terminal can write a dash; stderr does this without being told.
         sys.stdout.reconfigure(errors="backslashreplace")
     interrupt, stdout = _Interrupt(), sys.stdout
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         code = _run(interrupt)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        interrupt.over = True
+    except KeyboardInterrupt:  # between the command's end and this line
+        code = _interrupted(interrupt)
     if sys.stdout is not stdout:  # typer puts a wrapper there when nobody reads any more
         sys.stdout, code = stdout, 0  # `| head` has what it wanted
     raise SystemExit(_flushed(stdout, code))

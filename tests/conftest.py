@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,14 +61,17 @@ def _same_seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_log() -> Iterator[None]:
-    """The command line sets up the root logger of its process, here that of all tests: what it
-    hides, the next test would miss.
+def _same_process() -> Iterator[None]:
+    """The command line sets up the root logger and the signals of its process, here that of all
+    tests: what it hides or takes, the next test would miss.
     """
     level, handlers = logging.root.level, logging.root.handlers[:]
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     logging.root.setLevel(level)
     logging.root.handlers[:] = handlers
+    for number, handler in signals.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -44,25 +44,39 @@ def _interrupted_in_an_import_of_c_code() -> None:
 def test_an_interrupt_says_what_is_kept_and_ends_with_130(
     where: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("trinity.methods.registry.names", where)
     assert _end("methods", "list", monkeypatch=monkeypatch) == cli.INTERRUPTED
     said = capsys.readouterr().err
     assert "Finished stages are kept" in said
     assert "Traceback" not in said
     assert said.count("\n") == 1
-    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_a_commands_end_changes_nothing(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flushed = cli._flushed  # the last thing that is done
+
+    def interrupted(*arguments: object) -> object:
+        os.kill(os.getpid(), number)
+        return flushed(*arguments)
+
+    monkeypatch.setattr(cli, "_flushed", interrupted)
+    assert _end("methods", "list", monkeypatch=monkeypatch) == 0
+    os.kill(os.getpid(), number)
+    said = capsys.readouterr()
+    assert "wanda" in said.out
+    assert not said.err
 
 
 def test_a_batch_systems_sigterm_is_an_interrupt_and_ends_with_143(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
     stopped = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     monkeypatch.setattr("trinity.methods.registry.names", stopped)
     assert _end("methods", "list", monkeypatch=monkeypatch) == cli.TERMINATED
     assert capsys.readouterr().err.startswith("trinity: terminated. Finished stages are kept")
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
