@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from trinity.harness.artifact import belongs
 from trinity.harness.artifact.licences import UNKNOWN
 from trinity.harness.figures.shown import Shown
 from trinity.harness.records.facts import Questions
@@ -41,7 +42,8 @@ def write(folder: Path, found: Record, path: str, licence: str | None) -> list[P
     """Write the card and the results into an exported checkpoint's folder; the files.
 
     path: of the record, to be named   licence: of the model, as the hub spells it, if it is known
-    ConfigError if the folder holds no model, or a card that is there already.
+    ConfigError if the folder holds no model, a card that is there already, or weights of which the
+    record is not.
     """
     if not (folder / "config.json").is_file():
         msg = f"card {folder}: holds no config.json. Give a folder made by `trinity export`."
@@ -49,6 +51,7 @@ def write(folder: Path, found: Record, path: str, licence: str | None) -> list[P
     if (folder / CARD).exists():
         msg = f"card {folder}: has a {CARD} already. Remove it, or merge by hand from another copy."
         raise ConfigError(msg)
+    belongs.check(folder, found, path)
     with writing(folder):
         write_text(folder / CARD, card(found, path, licence, _quantization(folder)))
         files = [folder / CARD]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from trinity.harness.checkpoints.block import LAYERS, TIMING, WEIGHTS
 from trinity.harness.models.decoder import Decoder, cast, linear_shape, set_weight, skeleton, tie
-from trinity.harness.models.folders import CONFIG, OURS, TEMPLATES, companions
+from trinity.harness.models.folders import CONFIG, ORIGIN, OURS, TEMPLATES, companions
 from trinity.harness.models.model_config import (
     DTYPES,
     context_length,
@@ -43,7 +43,7 @@ ON_PURPOSE = f"If you changed the file on purpose, delete {sums.SUMS}."
 # What a format of wrong values, or one that its tensors do not fit, ends in.
 UNFIT = (TypeError, KeyError, ValueError, IndexError, AttributeError)
 # Beside the weights in a folder, and about them: not copied with tokenizer and templates.
-OF_WEIGHTS = (CONFIG, SUMMARY, TIMING, "quantize_config.json", "quant_config.json")
+OF_WEIGHTS = (CONFIG, SUMMARY, ORIGIN, TIMING, "quantize_config.json", "quant_config.json")
 
 
 def write(

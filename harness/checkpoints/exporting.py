@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Linear
 
-from trinity.harness.checkpoints import compressed_tensors
+from trinity.harness.checkpoints import compressed_tensors, origin
 from trinity.harness.checkpoints.checkpoint import REST, Checkpoint, copy_companions
 from trinity.harness.models.decoder import skeleton
 from trinity.harness.models.folders import CONFIG, check_layout
@@ -49,6 +49,7 @@ def export(found: Checkpoint, layout: str, out: Path) -> None:
         place.mkdir()
         WRITERS[layout](found, place)
         copy_companions(found.folder, place)
+        origin.write(found, place)
         sums.write(place)
 
     make_folder(out, fill)

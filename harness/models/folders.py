@@ -9,6 +9,7 @@ from trinity.methods.errors import ConfigError, nearest
 
 CONFIG, MODULE, LOWERED = "config.json", "module.vmfb", "lowered.json"
 OURS = "trinity"
+ORIGIN = "trinity-export.json"  # which checkpoint an export is of
 # That a checkpoint is exported in.
 LAYOUTS = ("compressed-tensors", "gptq", "gptq_v2", "huggingface")
 TEMPLATES = "additional_chat_templates"  # a folder, of models with several

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trinity.harness.models.folders import CONFIG, companions
+from trinity.harness.models.folders import CONFIG, ORIGIN, companions
 from trinity.harness.models.model_files import damaged, remedy
 from trinity.methods.errors import ConfigError
 
@@ -16,7 +16,7 @@ TOKENIZER = "tokenizer.json"
 VOCABULARIES = (TOKENIZER, "*.model", "*.tiktoken", "vocab.json", "vocab.txt", "tekken.json")
 # What a checkpoint says of its weights, in its configuration and beside it.
 _OF_WEIGHTS = {"quantization_config", "dtype", "tie_word_embeddings"}
-_BESIDE_WEIGHTS = {"trinity.json", "timing.json"}
+_BESIDE_WEIGHTS = {"trinity.json", "timing.json", ORIGIN}
 
 
 @dataclass(frozen=True)
