@@ -1,6 +1,6 @@
 """What every implementation starts from: a model, calibration tokens, and real layers.
 
-    python benchmarks/conformance/given.py FOLDER
+    python benchmarks/conformance/given.py FOLDER [--seed N]
 
 Runs in an environment that has the project.  Writes FOLDER/given: `model`, a link to the embedded
 model as Hugging Face reads it; `ids.safetensors`, the calibration tokens of the papers' embedded
@@ -8,7 +8,7 @@ profile, int64 [samples, seqlen]; `layers.safetensors`, for some linears of two 
 [out, in] and their inputs on half of these tokens, [tokens, in], in float32.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -27,15 +27,18 @@ from trinity.harness.terminal.progress import Reporter
 LAYERS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def run_of(case: str | None) -> Run:
-    """Our run of a case, on the text that the papers' tables take; None: the dense model's."""
+def run_of(case: str | None, seed: int = 0) -> Run:
+    """Our run of a case, on the text that the papers' tables take; None: the dense model's.
+
+    seed: of the draw of calibration windows; 0 is the tables'
+    """
     profile = paper.load("wanda").profiles["embedded"]
     at_hand = first_at_hand(profile)
     data = {
         "name": f"conformance-{case or 'dense'}",
         "model": {"id": profile.models[0]},
         "compress": {"steps": CASES[case] if case else []},
-        "calibration": at_hand.calibration.model_dump(),
+        "calibration": at_hand.calibration.model_dump() | {"seed": seed},
         "evaluate": at_hand.evaluate.model_dump(),
     }
     return Run(recipe.parse(data, str(case)), StageStore(default_root()), Reporter())
@@ -69,10 +72,14 @@ def layers_of(folder: Path, ids: Tensor) -> dict[str, Tensor]:
 
 def main() -> None:
     """Write the folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
+    options = parser.parse_args()
     hush_libraries()
-    run = run_of(None)
+    run = run_of(None, options.seed)
     ids = tokens_of(run)
-    given = Path(sys.argv[1]) / "given"
+    given = options.folder / "given"
     given.mkdir(parents=True)
     (given / "model").symlink_to(run.source.path, target_is_directory=True)
     save_file({"ids": ids}, given / "ids.safetensors")

@@ -1,6 +1,6 @@
 """What llm-compressor makes of the layers and of the whole model that `given.py` wrote.
 
-    python benchmarks/conformance/llmcompressor_weights.py FOLDER
+    python benchmarks/conformance/llmcompressor_weights.py FOLDER [CASE ...]
 
 Runs in llm-compressor's environment and imports nothing of this project.  Writes, for every case,
 FOLDER/llmcompressor/{layers,models}/CASE.safetensors: the weights [out, in] of the single layers by
@@ -130,7 +130,8 @@ def main() -> None:
         (out / kind).mkdir(parents=True)
     layers = load_file(given / "layers.safetensors")
     ids = load_file(given / "ids.safetensors")["ids"]
-    for case, (step,) in CASES.items():
+    for case in sys.argv[2:] or CASES:
+        (step,) = CASES[case]
         run = layer_function(step)
         made = {
             key.removesuffix(".W"): run(weight, layers[key.removesuffix("W") + "X"])

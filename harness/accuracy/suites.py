@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from trinity.harness.accuracy.suite import ComparedSuite, MeasuredSuite, Suite
 from trinity.harness.accuracy.suite_data import SuiteData
 from trinity.harness.hub import data_sets
+from trinity.harness.recipes import resolution
 from trinity.harness.recipes.recipe import SuiteSpec
 from trinity.harness.recipes.yaml_loaders import UniqueLoader
-from trinity.harness.records.facts import AVERAGE, Sized, Text
+from trinity.harness.records.facts import Text
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.texts.corpora import Tokenizer
 from trinity.methods.errors import ConfigError, nearest
@@ -135,40 +136,51 @@ def resolve(spec: SuiteSpec) -> Suite:
         )
         raise ConfigError(msg)
     sized = parse(spec.suite, suite.model_dump(exclude={"name"}) | changes)
-    chosen = sized.sizes_resolving(spec.resolve) if spec.resolve else {}
-    if chosen and spec.limit is not None:
-        msg = (
-            f"suite '{spec.suite}' has `limit: {spec.limit}`, and `resolve: {spec.resolve}` "
-            f"chooses how many questions are asked. Leave out one of the two."
-        )
-        raise ConfigError(msg)
+    chosen = sized.sizes_resolving(resolution.wanted(spec.resolve))
+    for size in ("limit", "windows"):
+        if chosen and getattr(spec, size) is not None:
+            msg = (
+                f"suite '{spec.suite}' has `{size}: {getattr(spec, size)}`, and `resolve: "
+                f"{_said(spec)}` chooses how much of it is read. Leave out one of the two."
+            )
+            raise ConfigError(msg)
     return parse(spec.suite, sized.model_dump(exclude={"name"}) | chosen) if chosen else sized
 
 
+def _said(spec: SuiteSpec) -> str:
+    return ", ".join(one.text for one in resolution.wanted(spec.resolve).values())
+
+
 def check_resolution(specs: Sequence[SuiteSpec]) -> None:
-    """ConfigError where a resolution is asked for and no suite has questions to choose."""
-    asked = [spec for spec in specs if spec.resolve]
-    if asked and not any(resolve(spec).sizes_resolving(spec.resolve or "") for spec in asked):
-        msg = (
-            f"`evaluate.resolve: {asked[0].resolve}` chooses how many questions are asked, and "
-            f"{', '.join(spec.suite for spec in asked)} has no tasks. Add a suite of tasks, or "
-            f"leave it out."
-        )
-        raise ConfigError(msg)
+    """ConfigError where a resolution is asked for and no suite measures in its unit."""
+    used, asked = set[str](), dict[str, str]()
+    for spec in specs:
+        suite = load(spec.suite)
+        for unit, one in resolution.wanted(spec.resolve).items():
+            asked.setdefault(unit, one.text)
+            if suite.sizes_resolving({unit: one}):
+                used.add(unit)
+    for unit, text in asked.items():
+        if unit not in used:
+            msg = (
+                f"`evaluate.resolve: {text}` chooses how much of a suite is read, and none of "
+                f"{', '.join(spec.suite for spec in specs)} measures in {_MEASURED_IN[unit]}. Add "
+                f"one that does, or leave it out."
+            )
+            raise ConfigError(msg)
 
 
-def resolved(spec: SuiteSpec, found: Sequence[Measurement]) -> Sized:
-    """What the measurements of a suite must say of a resolution that was asked for."""
-    if spec.resolve is None or not resolve(spec).sizes_resolving(spec.resolve):
-        return Sized()
-    # Imported here: numpy is slow to import, and few suites are sized so.
-    from trinity.harness.statistics import power
+_MEASURED_IN = {
+    resolution.POINTS: "points: suites of tasks, flips and fidelity do",
+    resolution.RATIO: "ratios: suites of perplexity do",
+    resolution.NATS: "nats: suites of fidelity do",
+}
 
-    return Sized(
-        resolve=spec.resolve,
-        resolution=power.resolution([len(m.samples) for m in found if m.name != AVERAGE]),
-        discordance=power.DISCORDANCE,
-    )
+
+def resolved(spec: SuiteSpec, found: Sequence[Measurement]) -> list[Measurement]:
+    """A suite's measurements, each with what it must say of a resolution that was asked for."""
+    said = resolve(spec).resolved(resolution.wanted(spec.resolve), found)
+    return [sized.added_to(m) for sized, m in zip(said, found, strict=True)]
 
 
 def sized(names: Sequence[str], sizes: Mapping[str, int | None]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from trinity.harness.recipes import sections
+from trinity.harness.recipes.resolution import Resolutions
 from trinity.harness.recipes.sections import Section
 from trinity.harness.recipes.yaml_loaders import RecipeLoader, RepeatedKeyError
 from trinity.methods.errors import ConfigError
@@ -197,31 +198,15 @@ class LowerSpec(Section):
     context: PositiveInt = 2048
 
 
-def _is_of_points(wanted: str) -> str:
-    points(wanted)
-    return wanted
-
-
-def points(wanted: str) -> float:
-    """'4 points' as a share, 0.04; ValueError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) points?", wanted)
-    if not found or not 0 < float(found[1]) <= 100:
-        msg = f"'{wanted}' is no resolution: write a difference of accuracies, such as '4 points'"
-        raise ValueError(msg)
-    return float(found[1]) / 100
-
-
-Resolution = Annotated[str, AfterValidator(_is_of_points)]
-
-
 class SuiteSpec(Section):
     """One accuracy suite and how much of it is run; None means all of it.
 
-    resolve: instead of `limit`, the difference that its questions are to show
+    resolve: instead of `limit` or `windows`, the difference that its samples are to show, or one of
+        each unit
     """
 
     suite: str
-    resolve: Resolution | None = None
+    resolve: Resolutions | None = None
     windows: PositiveInt | None = None
     seqlen: PositiveInt | None = None
     limit: PositiveInt | None = None
@@ -231,10 +216,11 @@ class SuiteSpec(Section):
 class EvaluateSpec(Section):
     """suites: names, or names with sizes; engine: what runs them.
 
-    resolve: of every suite of questions: how many are asked follows from the difference to show
+    resolve: of every suite that measures in its unit: how many questions are asked, or windows
+        read, follows from the difference to show
     """
 
-    resolve: Resolution | None = None
+    resolve: Resolutions | None = None
     suites: tuple[SuiteSpec, ...] = ()
     engine: Literal["torch", "iree"] = "torch"
 

@@ -13,6 +13,7 @@ from trinity.harness.records.measurement import Measurement
 
 EVENLY_SPACED = "evenly spaced"
 AVERAGE = "average"  # the name of a mean over tasks
+LOSSES = "perplexity"  # the metric whose samples are logarithms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +105,20 @@ class Questions(Facts):
 
 @dataclass(frozen=True, kw_only=True)
 class Sized(Facts):
-    """Which difference the number of questions was chosen to show.
+    """Which difference the number of questions or windows was chosen to show.
 
-    resolve: as it was asked for, '4 points'   resolution: what the suite's questions resolve, a
-        share, if only one of two models is right in the share `discordance` of them
+    resolve: as it was asked for, '4 points'   resolution: what those that were read resolve, in the
+        unit of an effect: a share, a ratio of perplexities, nats
+    discordance: of questions, the share that only one of two models is assumed to get right
+    deviation, alike: of windows, the assumed standard deviation of their differences, and how far
+        those of one cluster correlate
     """
 
     resolve: str | None = None
     resolution: float | None = None
     discordance: float | None = None
+    deviation: float | None = None
+    alike: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trinity.harness.recipes.paper import Paper, published_line
-from trinity.harness.records.facts import AVERAGE, Average, Questions, Sized, Text
+from trinity.harness.records.facts import AVERAGE, LOSSES, Average, Questions, Sized, Text
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.records.record import Record
 from trinity.harness.report.judged import Cell, Judged, heading, row_name
 from trinity.harness.report.verdicts import accuracy_measurements
+from trinity.harness.statistics.comparison import SHARES
 
 
 def caption(paper: Paper, profile_name: str, judged: Judged) -> list[str]:
@@ -97,29 +98,50 @@ def _compared(judged: Judged) -> str:
 
 
 def _resolved(judged: Judged) -> list[str]:
-    """What questions were chosen to show, and what they did show; nothing where none were."""
+    """What sizes were chosen to show, and what they did show; nothing where none were chosen."""
     averaged = {task for m in judged.columns.values() for task in Average.of(m).tasks or ()}
-    sized = {key: m for key, m in judged.columns.items() if Sized.of(m).resolve is not None}
     lines = []
-    for key, m in sized.items():
+    for key, m in judged.columns.items():
         facts = Sized.of(m)
-        if m.name in averaged or facts.resolution is None or facts.discordance is None:
+        if m.name in averaged or facts.resolve is None or facts.resolution is None:
             continue
+        of_questions = facts.discordance is not None
+        count = Average.of(m).questions or len(m.samples)
         line = (
-            f"{heading(m)}: {Average.of(m).questions or len(m.samples)} questions, chosen to "
-            f"resolve {facts.resolve}; they resolve {100 * facts.resolution:.1f} points (80% power "
-            f"at 5% in one paired comparison, if only one of two models is right in "
-            f"{facts.discordance:.0%} of them)."
+            f"{heading(m)}: {count} {'questions' if of_questions else 'windows'}, chosen to "
+            f"resolve {facts.resolve}; they resolve {_difference(facts.resolution, m.metric)} (80% "
+            f"power at 5% in one paired comparison, if {_assumed(facts, m.metric)})."
         )
         of_rows = [o.detectable for k, o in judged.outcomes.items() if k[1:] == key]
-        least = [100 * value for value in of_rows if value is not None]
+        least = [value for value in of_rows if value is not None]
         if least:
             line += (
-                f" As far as these rows disagree, and after the correction, differences of "
-                f"{min(least):.1f} to {max(least):.1f} points could be shown."
+                f" As far as these rows {'disagree' if of_questions else 'spread'}, and after the "
+                f"correction, differences of {_difference(min(least), m.metric)} to "
+                f"{_difference(max(least), m.metric)} could be shown."
             )
         lines.append(line)
     return lines
+
+
+def _difference(effect: float, metric: str) -> str:
+    """In the unit that a reader compares in."""
+    if metric == LOSSES:
+        return f"{effect:.3f}x"
+    return f"{100 * effect:.1f} points" if metric in SHARES else f"{effect:.3g} nats"
+
+
+def _assumed(facts: Sized, metric: str) -> str:
+    """What the sizes rest on."""
+    if facts.discordance is not None:
+        return f"only one of two models is right in {facts.discordance:.0%} of them"
+    spread = f"{100 * (facts.deviation or 0):.1f} points"
+    if metric not in SHARES:
+        spread = f"{facts.deviation:.2g} nats{' of loss' * (metric == LOSSES)}"
+    return (
+        f"the differences of windows have a standard deviation of {spread}, and within a cluster "
+        f"correlate with {facts.alike:.1g}"
+    )
 
 
 def _timed(record: Record) -> str:

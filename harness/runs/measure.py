@@ -107,8 +107,8 @@ class Measuring(Engines):
                 f"all that the model reads; the suite's are of {bounded.seqlen_bounded_from}"
             )
         dense_model = AgainstDense(dense_model=against.origin if against else None)
-        sized = suites.resolved(asked, found)
-        return [sized.added_to(dense_model.added_to(bounded.added_to(m))) for m in found]
+        found = suites.resolved(spec, found)
+        return [dense_model.added_to(bounded.added_to(m)) for m in found]
 
     @property
     def origin(self) -> str:

@@ -27,12 +27,21 @@ def of_windows(lengths: Iterable[int], seqlen: int, windows: int) -> tuple[list[
 
     A window is of the document that holds its middle.
     """
-    least = max(1, math.isqrt(windows) // 2)
+    least = _least(windows)
     said = f"at least {least} window{'s' * (least > 1)}"
     by_document = _runs(_middles(lengths, seqlen, windows), least)
     if _counted(np.bincount(by_document)) >= _LEAST:
         return by_document, f"documents, {said}"
-    return _runs(range(windows), least), f"blocks, {said}"
+    return blocks(windows), f"blocks, {said}"
+
+
+def blocks(windows: int) -> list[int]:
+    """The cluster of each window where nothing is known of documents.  -> [windows], from 0"""
+    return _runs(range(windows), _least(windows))
+
+
+def _least(windows: int) -> int:
+    return max(1, math.isqrt(windows) // 2)
 
 
 def _runs(documents: Sequence[int], least: int) -> list[int]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trinity.harness.records.facts import (
     AVERAGE,
+    LOSSES,
     AgainstDense,
     Average,
     Conditions,
@@ -33,7 +34,6 @@ Verdict = Literal[
 ]
 NO_DIFFERENCE: Verdict = "no difference shown"
 SHARES = ("acc", "top1_agreement", "flip_rate")  # metrics that are read in percent
-LOSSES = "perplexity"  # the metric whose samples are logarithms
 
 # What must be equal for samples to be pairs, and how a reader is told that it is not.
 _SAME: Mapping[type[Facts], Mapping[str, str]] = {

@@ -1,9 +1,10 @@
 """Suites of kind `fidelity`: closeness to the dense model's distributions on a text."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trinity.harness.accuracy.suite import TextSuite
+from trinity.harness.recipes.resolution import NATS, POINTS
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.texts import corpora
 from trinity.harness.texts.corpora import Tokenizer
@@ -17,6 +18,7 @@ class FidelitySuite(TextSuite):
     """Closeness to the dense model's distributions on a text; sizes as of a perplexity."""
 
     needs_dense = True
+    units: ClassVar[Mapping[str, str]] = {"kl": NATS, "top1_agreement": POINTS}
 
     kind: Literal["fidelity"]
 

@@ -1,12 +1,13 @@
 """Suites of kind `flips`: answers that are others than the dense model's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import PositiveInt
 
 from trinity.harness.accuracy.suite import ComparedSuite
-from trinity.harness.recipes.recipe import Resolution, SuiteSpec
+from trinity.harness.recipes.recipe import SuiteSpec
+from trinity.harness.recipes.resolution import POINTS, Resolution, Wanted
 from trinity.harness.records.measurement import Measurement
 
 
@@ -22,9 +23,9 @@ class FlipsSuite(ComparedSuite):
     limit: PositiveInt | None = None
     resolve: Resolution | None = None
 
-    def sizes_resolving(self, wanted: str) -> dict[str, Any]:
+    def sizes_resolving(self, wanted: Mapping[str, Wanted]) -> dict[str, Any]:
         """Those of the suite that is compared."""
-        return {"resolve": wanted}
+        return {"resolve": wanted[POINTS].text} if POINTS in wanted else {}
 
     @property
     def compared(self) -> SuiteSpec:

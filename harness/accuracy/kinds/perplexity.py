@@ -1,12 +1,13 @@
 """Suites of kind `perplexity`: of one text, by the papers' protocol."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
 
 from trinity.harness.accuracy.suite import TextSuite
+from trinity.harness.recipes.resolution import RATIO
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.texts import corpora
 from trinity.harness.texts.corpora import BLANK_LINE, Tokenizer
@@ -21,6 +22,8 @@ class PerplexitySuite(TextSuite):
 
     documents: the first ones only (None: all)   joiner: what stands between two
     """
+
+    units: ClassVar[Mapping[str, str]] = {"perplexity": RATIO}
 
     kind: Literal["perplexity"]
     documents: PositiveInt | None = None

@@ -1,6 +1,6 @@
 """Suites of kind `tasks`: zero-shot accuracy through lm-eval."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
@@ -8,7 +8,8 @@ from pydantic import Field, PositiveInt, field_validator
 from trinity.harness.accuracy import sizes, task_data
 from trinity.harness.accuracy.suite import MeasuredSuite
 from trinity.harness.accuracy.suite_data import SuiteData
-from trinity.harness.recipes.recipe import points
+from trinity.harness.recipes.resolution import POINTS, Wanted
+from trinity.harness.records.facts import AVERAGE, Sized
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.texts.corpora import Tokenizer
 from trinity.methods.errors import ConfigError
@@ -48,31 +49,48 @@ class TasksSuite(MeasuredSuite):
         shapes = [sizes.TASK_EXAMPLES.get(task, sizes.OTHER_TASK) for task in self.tasks]
         return sum(min(count, self.limit or count) * length for count, length in shapes)
 
-    def sizes_resolving(self, wanted: str) -> dict[str, Any]:
+    def sizes_resolving(self, wanted: Mapping[str, Wanted]) -> dict[str, Any]:
         """The limit; ConfigError if the tasks have too few questions, or nobody knows how many."""
+        if POINTS not in wanted:
+            return {}
         # Imported here: numpy is slow to import, and few suites are sized so.
         from trinity.harness.statistics import power
 
+        asked = wanted[POINTS]
         available = [task_data.examples(task) for task in self.tasks]
         known = [number for number in available if number is not None]
         if len(known) < len(available):
             unknown = self.tasks[available.index(None)]
             msg = (
                 f"suite '{self.name}': how many questions {unknown} has is known to lm-eval only, "
-                f"so none can be chosen to resolve {wanted}. Give the suite a `limit`."
+                f"so none can be chosen to resolve {asked.text}. Give the suite a `limit`."
             )
             raise ConfigError(msg)
-        limit = power.questions_for(points(wanted), known)
+        limit = power.questions_for(asked.value, known)
         if limit is None:
             best = 100 * power.resolution(known)
             msg = (
-                f"suite '{self.name}' cannot resolve {wanted}: all {sum(known)} questions of its "
-                f"tasks at hand resolve {best:.2f} points (80% power at 5%, if two models disagree "
-                f"in {power.DISCORDANCE:.0%} of them). Ask for a larger difference, or name more "
-                f"tasks."
+                f"suite '{self.name}' cannot resolve {asked.text}: all {sum(known)} questions of "
+                f"its tasks at hand resolve {best:.2f} points (80% power at 5%, if two models "
+                f"disagree in {power.DISCORDANCE:.0%} of them). Ask for a larger difference, or "
+                f"name more tasks."
             )
             raise ConfigError(msg)
         return {"limit": limit}
+
+    def resolved(self, wanted: Mapping[str, Wanted], found: Sequence[Measurement]) -> list[Sized]:
+        """The same of all: what the questions resolve together."""
+        if POINTS not in wanted:
+            return [Sized() for _ in found]
+        # Imported here: numpy is slow to import, and few suites are sized so.
+        from trinity.harness.statistics import power
+
+        said = Sized(
+            resolve=wanted[POINTS].text,
+            resolution=power.resolution([len(m.samples) for m in found if m.name != AVERAGE]),
+            discordance=power.DISCORDANCE,
+        )
+        return [said for _ in found]
 
     def measure(
         self,

@@ -1,6 +1,8 @@
 import gzip
+import math
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,9 +10,11 @@ from tests.harness.tiny import VOCAB, BigramEngine, ByteTokenizer  # noqa: F401 
 from trinity.harness.accuracy import measured, suites
 from trinity.harness.accuracy.kinds.perplexity import PerplexitySuite
 from trinity.harness.accuracy.kinds.tasks import TasksSuite
-from trinity.harness.accuracy.suite import ComparedSuite
+from trinity.harness.accuracy.suite import ComparedSuite, TextSuite
 from trinity.harness.recipes.recipe import SuiteSpec
+from trinity.harness.records.facts import Sized
 from trinity.harness.records.measurement import Measurement
+from trinity.harness.statistics import power
 from trinity.harness.store import own_code
 from trinity.harness.texts import corpora
 from trinity.methods import plugins
@@ -264,26 +268,94 @@ def test_a_resolution_beside_a_limit_is_refused() -> None:
         suites.resolve(spec)
 
 
-def test_a_resolution_without_a_suite_of_tasks_is_refused() -> None:
+def test_a_resolution_that_no_suite_measures_is_refused() -> None:
     text = SuiteSpec(suite="perplexity-pydoc", resolve="4 points")
-    with pytest.raises(ConfigError, match="perplexity-pydoc has no tasks"):
+    with pytest.raises(ConfigError, match=r"none of perplexity-pydoc measures in points: suites"):
         suites.check_resolution([text])
     suites.check_resolution([text, SuiteSpec(suite="slim-zeroshot", resolve="4 points")])
     suites.check_resolution([SuiteSpec(suite="perplexity-pydoc")])
+    both = SuiteSpec(suite="perplexity-pydoc", resolve=("1.2x", "0.1 nats"))
+    with pytest.raises(ConfigError, match=r"`evaluate.resolve: 0.1 nats`.* in nats: suites of fid"):
+        suites.check_resolution([both])
 
 
-def test_measurements_say_what_they_were_sized_for() -> None:
-    measured = Measurement(
-        name="piqa",
-        metric="acc",
+def _resolved(suite: str, resolve: str | tuple[str, ...], seqlen: int = 1024) -> int:
+    found = suites.resolve(SuiteSpec(suite=suite, resolve=resolve, seqlen=seqlen))
+    assert isinstance(found, TextSuite)
+    assert found.windows is not None
+    return found.windows
+
+
+def test_a_resolution_chooses_how_many_windows_are_read() -> None:
+    prior = power.PRIORS["perplexity"]
+    windows = _resolved("perplexity-wikitext2", "1.1x")
+    assert windows == power.windows_for(math.log(1.1), prior, 1024, 292)
+    assert windows < _resolved("perplexity-wikitext2", ("4 points", "1.08x"))
+    assert _resolved("perplexity-wikitext2", "1.1x", 512) > windows
+    assert _resolved("perplexity-wikitext2", "3x") == power.LEAST_WINDOWS
+
+
+def test_fidelity_reads_enough_windows_for_divergence_and_for_agreement() -> None:
+    wanted = ("1.5 points", "0.09 nats")
+    of_points, of_nats = (_resolved("fidelity-wikitext2", one) for one in wanted)
+    assert of_points != of_nats
+    assert _resolved("fidelity-wikitext2", wanted) == max(of_points, of_nats)
+
+
+def test_a_resolution_in_another_unit_leaves_a_text_whole() -> None:
+    suite = suites.resolve(SuiteSpec(suite="perplexity-wikitext2", resolve="4 points"))
+    assert isinstance(suite, TextSuite)
+    assert suite.windows is None
+
+
+def test_too_short_a_text_for_a_resolution_is_refused() -> None:
+    spec = SuiteSpec(suite="perplexity-pydoc", seqlen=1024, resolve="1.001x")
+    with pytest.raises(ConfigError, match=r"cannot resolve 1.001x: all of the about 146 windows"):
+        suites.resolve(spec)
+
+
+def test_windows_beside_a_resolution_are_refused() -> None:
+    spec = SuiteSpec(suite="perplexity-pydoc", windows=10, resolve="1.1x")
+    with pytest.raises(ConfigError, match=r"`windows: 10`.*Leave out one of the two"):
+        suites.resolve(spec)
+
+
+def _measured(name: str, metric: str, samples: list[float], **details: Any) -> Measurement:
+    return Measurement(
+        name=name,
+        metric=metric,
         value=0.5,
         unit="1",
         higher_is_better=True,
         path="reference",
         engine="torch",
-        samples=[0.0, 1.0] * 200,
+        samples=samples,
+        details=details,
     )
-    sized = suites.resolved(SuiteSpec(suite="slim-zeroshot", resolve="4 points"), [measured])
+
+
+def test_measurements_say_what_they_were_sized_for() -> None:
+    asked = _measured("piqa", "acc", [0.0, 1.0] * 200)
+    (m,) = suites.resolved(SuiteSpec(suite="slim-zeroshot", resolve="4 points"), [asked])
+    sized = Sized.of(m)
     assert (sized.resolve, sized.discordance) == ("4 points", 0.4)
     assert sized.resolution == pytest.approx(0.0886, abs=1e-4)
-    assert suites.resolved(SuiteSpec(suite="slim-zeroshot"), [measured]).details() == {}
+    assert suites.resolved(SuiteSpec(suite="slim-zeroshot"), [asked]) == [asked]
+
+
+def test_windows_say_what_they_resolve_as_far_as_their_clusters_let_them() -> None:
+    spec = SuiteSpec(suite="fidelity-pydoc", seqlen=2048, resolve=("2 points", "1.05x"))
+    kl, agreement = (
+        _measured("fidelity-pydoc", metric, [0.5] * 32, windows=32, clusters=alike)
+        for metric, alike in (("kl", None), ("top1_agreement", [0] * 20 + [1] * 12))
+    )
+    found = [Sized.of(m) for m in suites.resolved(spec, [kl, agreement])]
+    assert found[0] == Sized()  # no nats were asked for
+    assert (found[1].resolve, found[1].discordance) == ("2 points", None)
+    assert (found[1].deviation, found[1].alike) == (0.025, 0.3)
+    assert found[1].resolution is not None
+    assert found[1].resolution > 0.1  # two unequal clusters show little
+    spec = SuiteSpec(suite="perplexity-pydoc", resolve="1.1x")
+    losses = _measured("perplexity-pydoc", "perplexity", [3.0] * 40, windows=40)
+    (m,) = suites.resolved(spec, [losses])
+    assert Sized.of(m).resolution == pytest.approx(1.09, abs=0.02)  # a ratio

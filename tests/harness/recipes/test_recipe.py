@@ -202,10 +202,23 @@ def test_a_resolution_is_of_every_suite() -> None:
     assert found.evaluate is not None
     assert [spec.resolve for spec in found.evaluate.suites] == ["4 points", "1.5 points"]
     assert recipe.parse(found.model_dump(mode="json"), "test") == found  # as a record has it
-    assert recipe.points("1.5 points") == 0.015
 
 
-@pytest.mark.parametrize("wanted", ["4", "4 %", "0 points", "101 points", "-1 points", "1.03x", 4])
+def test_a_resolution_may_be_one_of_each_unit() -> None:
+    evaluate = {"resolve": ["4 points", "1.05x"], "suites": ["a"]}
+    found = recipe.parse({"model": {"id": "m"}, "evaluate": evaluate}, "test")
+    assert found.evaluate is not None
+    assert found.evaluate.suites[0].resolve == ("4 points", "1.05x")
+    assert recipe.parse(found.model_dump(mode="json"), "test") == found  # as a record has it
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *("4", "4 %", "0 points", "101 points", "-1 points", "1x", "0.9x", "0 nats", 4, []),
+        ["4 points", "2 points"],
+    ],
+)
 def test_what_is_no_resolution_is_refused(wanted: object) -> None:
     data = {"model": {"id": "m"}, "evaluate": {"resolve": wanted, "suites": ["a"]}}
     with pytest.raises(ConfigError, match=r"evaluate\.resolve"):

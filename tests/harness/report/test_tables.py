@@ -252,6 +252,19 @@ def test_the_caption_says_what_the_questions_were_chosen_to_show_and_what_they_c
     assert "points could be shown" in said
 
 
+def test_the_caption_says_what_windows_were_chosen_to_show_in_the_unit_of_each_column() -> None:
+    assumed = {"deviation": 0.15, "alike": 0.3}
+    losses = _measured(
+        "perplexity-wikitext2",
+        [3.0, 3.1, 3.2] * 10,
+        **{"resolve": "1.1x", "resolution": 1.0931, **assumed},
+    )
+    text = tables.render(SLIM, TABLE, "embedded", _cells(measurements=[losses])).markdown
+    said = " ".join(text.split())
+    assert "30 windows, chosen to resolve 1.1x; they resolve 1.093x (80% power at 5%" in said
+    assert "a standard deviation of 0.15 nats of loss, and within a cluster correlate with" in said
+
+
 def test_the_caption_of_sizes_that_were_given_says_nothing_of_a_resolution() -> None:
     text = tables.render(SLIM, TABLE, "embedded", _cells()).markdown
     assert "chosen to resolve" not in text

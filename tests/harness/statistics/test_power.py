@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trinity.harness.statistics import paired, power
+from trinity.harness.statistics import clusters, paired, power
 
 SEED = 20260103
 
@@ -58,4 +58,67 @@ def test_what_is_chosen_shows_the_wanted_difference_four_times_of_five(
         kinds = rng.choice(3, (tasks, number), p=[*shares, 1 - sum(shares)])
         ours, baseline = (kinds != 1).astype(float), (kinds != 0).astype(float)
         shown += paired.compare(list(ours), list(baseline)).p_value < paired.ALPHA
+    assert 0.7 <= shown / 200 <= 0.9
+
+
+def test_the_resolution_of_unlike_windows_is_students_over_them() -> None:
+    prior = power.Prior(0.2, alike=0.0)
+    quantiles = stats.t.ppf([0.975, 0.8], 19).sum()
+    found = power.resolution_of_windows(prior, power.SEQLEN, range(20))
+    assert found == pytest.approx(quantiles * 0.2 / math.sqrt(20))
+
+
+def test_windows_that_are_all_alike_count_as_their_clusters() -> None:
+    prior, of_four = power.Prior(0.2, alike=1.0), [k // 4 for k in range(80)]
+    assert power.resolution_of_windows(prior, power.SEQLEN, of_four) == pytest.approx(
+        power.resolution_of_windows(power.Prior(0.2, alike=0.0), power.SEQLEN, range(20))
+    )
+
+
+def test_one_cluster_resolves_nothing() -> None:
+    assert power.resolution_of_windows(power.PRIORS["kl"], 1024, [0] * 50) == math.inf
+
+
+def test_shorter_windows_spread_more_and_longer_ones_are_not_trusted_to_spread_less() -> None:
+    prior = power.Prior(0.1)
+    assert prior.of(256) == pytest.approx(0.2)
+    assert prior.of(1024) == prior.of(4096) == 0.1
+
+
+@pytest.mark.parametrize("wanted", [0.05, 0.07, 0.1])
+def test_the_windows_chosen_resolve_and_a_twentieth_fewer_do_not(wanted: float) -> None:
+    prior = power.PRIORS["perplexity"]
+    number = power.windows_for(wanted, prior, 1024, 1000)
+    assert number is not None
+
+    def resolved(windows: int) -> float:
+        return power.resolution_of_windows(prior, 1024, clusters.blocks(windows))
+
+    assert resolved(number) <= wanted
+    assert number == power.LEAST_WINDOWS or resolved(number * 19 // 20) > wanted
+
+
+def test_never_fewer_windows_than_make_clusters_and_none_where_a_text_is_too_short() -> None:
+    prior = power.PRIORS["kl"]
+    assert power.windows_for(10.0, prior, 1024, 292) == power.LEAST_WINDOWS
+    assert power.windows_for(0.001, prior, 1024, 292) is None
+    assert power.windows_for(10.0, prior, 1024, 0) is None
+
+
+@pytest.mark.parametrize("wanted", [0.06, 0.12])
+def test_windows_that_are_chosen_show_the_wanted_difference_four_times_of_five(
+    wanted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paired, "DRAWS", 1000)
+    rng, prior = np.random.default_rng(SEED), power.PRIORS["perplexity"]
+    number = power.windows_for(wanted, prior, 1024, 1000)
+    assert number is not None
+    alike = np.asarray(clusters.blocks(number))
+    shown = 0
+    for _ in range(200):
+        common = rng.normal(size=alike.max() + 1)[alike] * math.sqrt(prior.alike)
+        own = rng.normal(size=number) * math.sqrt(1 - prior.alike)
+        losses = wanted + prior.deviation * (common + own)
+        found = paired.compare([losses], [np.zeros(number)], clusters=alike.tolist())
+        shown += found.p_value < paired.ALPHA
     assert 0.7 <= shown / 200 <= 0.9
