@@ -77,13 +77,13 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
     """The formats that are timed; adapters have a tenth of the smaller side as their rank."""
     (out, d_in), rank = shape, min(shape) // 10 // BLOCK * BLOCK
     grid = Grid(4, True, (out, d_in // GROUP), "float16")
-    high = FactorFormat(grid=Grid(4, True, (out, 1), "float16"))
-    low = FactorFormat(grid=Grid(4, True, (rank, d_in // GROUP), "float16"))
+    high = FactorFormat(Grid(4, True, (out, 1), "float16"))
+    low = FactorFormat(Grid(4, True, (rank, d_in // GROUP), "float16"))
     adapter = AdapterFormat(rank, None, high, low)
     return {
-        "int4": WeightFormat(shape, None, grid),
-        "2:4 int4": WeightFormat(shape, None, grid, NM(2, 4)),
-        "2:4 int4 + adapter": WeightFormat(shape, None, grid, NM(2, 4), adapter),
+        "int4": WeightFormat(shape, grid),
+        "2:4 int4": WeightFormat(shape, grid, NM(2, 4)),
+        "2:4 int4 + adapter": WeightFormat(shape, grid, NM(2, 4), adapter),
     }
 
 

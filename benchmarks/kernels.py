@@ -31,6 +31,7 @@ from trinity.methods.formats import (
     AdapterFormat,
     CompressedWeight,
     FactorFormat,
+    Floats,
     Grid,
     InputFormat,
     Quantized,
@@ -101,20 +102,20 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
     """The formats that are timed, by a short name."""
     (out, d_in), rank = shape, min(shape) // 10 // 16 * 16
     grid = Grid(4, True, (out, d_in // GROUP), "float16")
-    high = FactorFormat(grid=Grid(4, True, (out, 1), "float16"))
-    low = FactorFormat(grid=Grid(4, True, (rank, d_in // GROUP), "float16"))
+    high = FactorFormat(Grid(4, True, (out, 1), "float16"))
+    low = FactorFormat(Grid(4, True, (rank, d_in // GROUP), "float16"))
     adapter, inputs = AdapterFormat(rank, None, high, low), InputFormat("int8", GROUP)
     return {
-        "int4": WeightFormat(shape, None, grid),
-        "2:4 int4": WeightFormat(shape, None, grid, NM(2, 4)),
-        "int4 + adapter": WeightFormat(shape, None, grid, None, adapter),
-        "2:4 int4 + adapter": WeightFormat(shape, None, grid, NM(2, 4), adapter),
-        "int4, int8 inputs": WeightFormat(shape, None, grid, inputs=inputs),
-        "2:4 int4, int8 inputs": WeightFormat(shape, None, grid, NM(2, 4), inputs=inputs),
-        "50% int4": WeightFormat(shape, None, grid, Unstructured(0.5)),
-        "float16": WeightFormat(shape, "float16"),
-        "2:4 float16": WeightFormat(shape, "float16", None, NM(2, 4)),
-        "50% float16": WeightFormat(shape, "float16", None, Unstructured(0.5)),
+        "int4": WeightFormat(shape, grid),
+        "2:4 int4": WeightFormat(shape, grid, NM(2, 4)),
+        "int4 + adapter": WeightFormat(shape, grid, adapter=adapter),
+        "2:4 int4 + adapter": WeightFormat(shape, grid, NM(2, 4), adapter),
+        "int4, int8 inputs": WeightFormat(shape, grid, inputs=inputs),
+        "2:4 int4, int8 inputs": WeightFormat(shape, grid, NM(2, 4), inputs=inputs),
+        "50% int4": WeightFormat(shape, grid, Unstructured(0.5)),
+        "float16": WeightFormat(shape, Floats("float16")),
+        "2:4 float16": WeightFormat(shape, Floats("float16"), NM(2, 4)),
+        "50% float16": WeightFormat(shape, Floats("float16"), Unstructured(0.5)),
     }
 
 

@@ -32,7 +32,7 @@ from trinity.lowering.module.random_weights import random_weight
 from trinity.lowering.parameters import write_parameters
 from trinity.lowering.targets import targets
 from trinity.lowering.targets.choose import storage_of
-from trinity.methods.formats import NM, Grid, WeightFormat
+from trinity.methods.formats import NM, Floats, Grid, WeightFormat
 
 OURS = targets.get("vulkan")
 COMPILED = replace(OURS, kernels=None)
@@ -50,7 +50,7 @@ def main() -> None:
         for rows in options.rows:
             calls = {"ours": product(weight_format, OURS, rows)}
             calls["compiled"] = product(weight_format, COMPILED, rows)
-            calls["dense"] = product(WeightFormat(shape, "float32"), COMPILED, rows)
+            calls["dense"] = product(WeightFormat(shape, Floats("float32")), COMPILED, rows)
             found.append(timed(f"{name}, M = {rows}", calls, options.repeats))
     for name in formats(shape):
         calls = {
@@ -90,7 +90,7 @@ def formats(shape: tuple[int, ...]) -> dict[str, WeightFormat]:
     """The formats that are timed, by a short name."""
     out, d_in = shape
     grid = Grid(4, True, (out, d_in // GROUP), "float16")
-    int4 = WeightFormat((out, d_in), None, grid)
+    int4 = WeightFormat((out, d_in), grid)
     return {"int4": int4, "2:4 int4": replace(int4, pattern=NM(2, 4))}
 
 

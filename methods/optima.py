@@ -25,12 +25,10 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from trinity.methods import box_qp, masked_least_squares, tensors
+from trinity.methods import box_qp, masked_least_squares
 from trinity.methods.contract import LayerStats, MethodConfig, Reported, Statistic
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import Adapted, CompressedWeight, Dense, Quantized, Sparse
-
-Values = Dense | Quantized
+from trinity.methods.formats import Adapted, CompressedWeight, Dense, Quantized, Sparse, Values
 
 ITERATIONS = {"exact": 300, "reference": 100_000}
 BOX = 1e-4
@@ -134,16 +132,9 @@ def reference(target: Tensor, mask: Tensor, H: Tensor, tolerance: float) -> Atte
     return Attempt(torch.cat(parts).float().mul_(mask), {}, facts)
 
 
-def stored_like(base: Values, values: Tensor) -> Values:
-    """Float values in the form that `base` has: its float type, or its grid.  values: [out, in]"""
-    if isinstance(base, Dense):
-        return Dense(values.to(base.values.dtype))
-    return tensors.on_grid_of(base, values)
-
-
 def masked_target(current: Sparse, target: Tensor, before: Candidate, H: Tensor) -> Candidate:
     """The mask alone.  before: `current`, measured; after a pruner without update it is the same"""
-    plain = stored_like(current.values, target)
+    plain = current.values.rounded(target)
     same = plain.dequantize() == current.values.dequantize()
     if bool((same | ~current.mask).all()):
         return before
@@ -161,12 +152,13 @@ def better_of(new: Candidate, old: Candidate, variant: str) -> tuple[Candidate, 
     values: Values
     if isinstance(new.values, Dense) and isinstance(old.values, Dense):
         values = Dense(torch.where(wins[:, None], new.values.values, old.values.values))
-    else:
-        assert isinstance(new.values, Quantized)
-        assert isinstance(old.values, Quantized)
+    elif isinstance(new.values, Quantized) and isinstance(old.values, Quantized):
         codes = torch.where(wins[:, None], new.values.codes, old.values.codes)
         grid = old.values
         values = Quantized(codes, grid.scale, grid.zero_point, grid.bits)
+    else:
+        both = torch.where(wins[:, None], new.values.dequantize(), old.values.dequantize())
+        values = old.values.rounded(both)
     return Candidate(values, error), int((~wins).sum())
 
 
@@ -187,7 +179,7 @@ def improved(
         attempt = reference(target, mask, H, config.tolerance)
     else:
         attempt = exact(target, mask, start.values.dequantize(), H, config.tolerance)
-    new = candidate(stored_like(start.values, attempt.w), mask, target, H)
+    new = candidate(start.values.rounded(attempt.w), mask, target, H)
     final, kept = better_of(new, start, variant)
     totals |= {"error_after": final.total, **attempt.errors}
     norm = max(float(row_errors(W, H).double().sum()), 1e-30)

@@ -28,11 +28,9 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
     Factor,
-    Quantized,
     Sparse,
     Transposed,
 )
-from trinity.methods.tensors import on_grid_of
 
 
 class SlimTuneConfig(MethodConfig):
@@ -56,17 +54,11 @@ def like(stored: Stored, x: Tensor) -> Stored:
     """The numbers x in the form of `stored`: its type, its grid, its mask.  x: shape of `stored`"""
     if isinstance(stored, Tensor):
         return x.to(stored.dtype)
-    if isinstance(stored, Dense):
-        return Dense(x.to(stored.values.dtype))
     if isinstance(stored, Transposed):
-        found = like(stored.values, x.T)
-        assert isinstance(found, Quantized)
-        return Transposed(found)
+        return Transposed(stored.values.rounded(x.T))
     if isinstance(stored, Sparse):
-        values = like(stored.values, x)
-        assert isinstance(values, (Dense, Quantized))
-        return Sparse(values, stored.mask, stored.pattern)
-    return on_grid_of(stored, x)
+        return Sparse(stored.values.rounded(x), stored.mask, stored.pattern)
+    return stored.rounded(x)
 
 
 def decoded(stored: Stored) -> Tensor:
@@ -121,7 +113,7 @@ class Tuned:
             assert not isinstance(A, Dense)
             return Adapted(self.weight.base, B, A)
         found = like(self.weight, values[0])
-        assert isinstance(found, (Dense, Quantized, Sparse))
+        assert not isinstance(found, (Tensor, Transposed))
         return found
 
 

@@ -1,13 +1,12 @@
 """Steps that several methods share: masks, grids, low-rank factors."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import NM, CompressedWeight, Dense, Pattern, Quantized, Sparse
-from trinity.methods.formats.quantized import code_range
+from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense, Pattern, Quantized, Sparse
+from trinity.methods.formats.quantized import nearest_codes
+from trinity.methods.formats.values import Values
 
 MASKED_AT_ONCE = 1 << 18  # scores that fit a core's cache with what is made of them
 
@@ -72,7 +71,7 @@ def pattern_problem(shape: tuple[int, int], pattern: Pattern) -> str | None:
 
 def masked(current: CompressedWeight, mask: Tensor, pattern: Pattern, method: str) -> Sparse:
     """The current weight with a mask on top; refused where it is sparse or adapted already."""
-    if isinstance(current, (Dense, Quantized)):
+    if not isinstance(current, (Sparse, Adapted)):
         return Sparse(current, mask, pattern)
     msg = (
         f"{method}: an earlier step already made this weight {type(current).__name__.lower()}. "
@@ -81,8 +80,8 @@ def masked(current: CompressedWeight, mask: Tensor, pattern: Pattern, method: st
     raise ConfigError(msg)
 
 
-def requantized(current: CompressedWeight, quantized: Quantized, method: str) -> Quantized | Sparse:
-    """The quantized values in place of the current floats, under the same mask."""
+def requantized(current: CompressedWeight, quantized: Values, method: str) -> Values | Sparse:
+    """The quantized values (of any kind) in place of the current floats, under the same mask."""
     unquantized(current, method)
     if isinstance(current, Sparse):
         return Sparse(quantized, current.mask, current.pattern)
@@ -107,26 +106,7 @@ def quantize(W: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> 
 
     W: [out, in]  scale, zero_point: [1 | out, groups]
     """
-    out, d_in = W.shape
-    low, high = code_range(bits, zero_point is None)
-    groups = W.float().view(out, scale.shape[1], d_in // scale.shape[1])
-    codes = torch.round(groups / scale.float()[:, :, None])
-    if zero_point is not None:
-        codes = codes + zero_point.float()[:, :, None]
-    dtype = torch.int8 if zero_point is None else torch.uint8
-    return Quantized(codes.clamp(low, high).to(dtype).view(out, d_in), scale, zero_point, bits)
-
-
-def on_grid_of(stored: Quantized, W: Tensor) -> Quantized:
-    """W rounded to the grid of a quantized weight of its shape, input scales and index included."""
-    if stored.input_scale is not None:
-        W = W / stored.input_scale.float()
-    scale, zero_point = stored.scale, stored.zero_point
-    if stored.group_index is not None:  # every input its own group, then
-        scale = stored.by_input(scale)
-        zero_point = None if zero_point is None else stored.by_input(zero_point)
-    codes = quantize(W.contiguous(), scale, zero_point, stored.bits).codes
-    return replace(stored, codes=codes)
+    return Quantized(nearest_codes(W, scale, zero_point, bits), scale, zero_point, bits)
 
 
 def low_rank(E: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,10 @@ from torch import Tensor
 from trinity.methods.declarations import Violation
 from trinity.methods.errors import ConfigError, TrinityError
 from trinity.methods.formats import (
-    Adapted,
     CompressedWeight,
-    Dense,
-    Quantized,
-    Sparse,
     bits_per_weight,
     format_of,
+    kinds,
     pack,
     unpack,
 )
@@ -89,7 +86,7 @@ def _result_violations(
         return [Violation(f"gave weights for {sorted(result)}, expected {sorted(shapes)}", where)]
     found = []
     for name, weight in result.items():
-        if not isinstance(weight, (Dense, Quantized, Sparse, Adapted)):
+        if not kinds.is_weight(weight):
             found.append(
                 Violation(
                     f"{name} is of type {type(weight).__name__}, not a CompressedWeight", where

@@ -11,6 +11,7 @@ from trinity.methods.formats import (
     NM,
     AdapterFormat,
     FactorFormat,
+    Floats,
     Grid,
     WeightFormat,
 )
@@ -54,18 +55,18 @@ def timed_formats(shape: tuple[int, int]) -> Iterator[WeightFormat]:
     """The formats that are timed; the adapter has a tenth of the smaller side as its rank."""
     (out, d_in), rank = shape, min(shape) // 10 // BLOCK * BLOCK
     grid = Grid(4, True, (out, d_in // GROUP), "float16")
-    high = FactorFormat(grid=Grid(4, True, (out, 1), "float16"))
-    low = FactorFormat(grid=Grid(4, True, (rank, d_in // GROUP), "float16"))
-    int4 = WeightFormat(shape, None, grid)
+    high = FactorFormat(Grid(4, True, (out, 1), "float16"))
+    low = FactorFormat(Grid(4, True, (rank, d_in // GROUP), "float16"))
+    int4 = WeightFormat(shape, grid)
     two_four = replace(int4, pattern=NM(2, 4))
     yield from (int4, two_four)
     yield replace(two_four, adapter=AdapterFormat(rank, None, high, low))
-    yield WeightFormat(shape, "float16")
+    yield WeightFormat(shape, Floats("float16"))
 
 
 def tiny_formats() -> Iterator[WeightFormat]:
     """Two formats."""
-    int4 = WeightFormat((64, 128), None, Grid(4, True, (64, 1), "float16"))
+    int4 = WeightFormat((64, 128), Grid(4, True, (64, 1), "float16"))
     yield from (int4, replace(int4, pattern=NM(2, 4)))
 
 

@@ -20,7 +20,7 @@ from trinity.harness.records.measurement import Measurement, MeasurementPath
 from trinity.lowering.kernels.cpu.cpus import HOST
 from trinity.lowering.module.random_weights import random_weight
 from trinity.methods.errors import LoweringError
-from trinity.methods.formats import CompressedWeight, Grid, WeightFormat
+from trinity.methods.formats import CompressedWeight, Grid, ValuesFormat, WeightFormat
 
 # (out, in) of the linears of one block, each shape once.
 SHAPES: dict[str, tuple[tuple[int, int], ...]] = {
@@ -134,29 +134,29 @@ def chained(rows: int) -> int:
 
 def resized(weight_format: WeightFormat, shape: tuple[int, int]) -> WeightFormat:
     """The same kind of format at another shape; groups keep their size, adapters their share."""
-    grid, adapter = weight_format.grid, weight_format.adapter
-    if grid:
-        grid = _resized_grid(grid, weight_format.shape[1], shape)
+    adapter = weight_format.adapter
+    values = _resized_values(weight_format.values, weight_format.shape[1], shape)
     if adapter:
         share = adapter.rank / min(weight_format.shape)
         rank = max(1, int(share * min(shape)))
         high, low = adapter.B, adapter.A
-        if high and high.grid:
-            grid_of = _resized_grid(high.grid, adapter.rank, (shape[0], rank))
-            high = replace(high, grid=grid_of)
-        if low and low.grid:
-            low = replace(
-                low, grid=_resized_grid(low.grid, weight_format.shape[1], (rank, shape[1]))
-            )
+        if high:
+            made = _resized_values(high.values, adapter.rank, (shape[0], rank))
+            high = replace(high, values=made)
+        if low:
+            made = _resized_values(low.values, weight_format.shape[1], (rank, shape[1]))
+            low = replace(low, values=made)
         adapter = replace(adapter, rank=rank, B=high, A=low)
-    return replace(weight_format, shape=shape, grid=grid, adapter=adapter)
+    return replace(weight_format, shape=shape, values=values, adapter=adapter)
 
 
-def _resized_grid(grid: Grid, d_in: int, shape: tuple[int, int]) -> Grid:
-    """The grid of a weight of `d_in` inputs for one of `shape`."""
-    rows, groups = grid.scale_shape
+def _resized_values(values: ValuesFormat, d_in: int, shape: tuple[int, int]) -> ValuesFormat:
+    """What the values of a weight of `d_in` inputs are for one of `shape`."""
+    if not isinstance(values, Grid):
+        return values
+    rows, groups = values.scale_shape
     columns = 1 if groups == 1 else shape[1] // (d_in // groups)
-    return replace(grid, scale_shape=(1 if rows == 1 else shape[0], columns))
+    return replace(values, scale_shape=(1 if rows == 1 else shape[0], columns))
 
 
 def _timed(

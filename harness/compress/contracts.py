@@ -16,11 +16,10 @@ from torch import Tensor
 from trinity.methods import errors, registry
 from trinity.methods.contract import Reported
 from trinity.methods.errors import PluginError, TrinityError
-from trinity.methods.formats import Adapted, CompressedWeight, Dense, Quantized, Sparse, format_of
+from trinity.methods.formats import CompressedWeight, format_of, kinds
 from trinity.methods.plugins import OURS
 
 T = TypeVar("T")
-FORMATS = (Dense, Quantized, Sparse, Adapted)
 NAMES_SHOWN = 3
 
 
@@ -123,13 +122,11 @@ def _broken(method: str, where: str, what: str) -> PluginError:
 
 
 def _check_type(method: str, where: str, made: object) -> None:
-    # Not isinstance: a subclass's own decode would be lost when the weight is stored.
-    if type(made) not in FORMATS:
-        known = ", ".join(known.__name__ for known in FORMATS)
+    if not kinds.is_weight(made):
+        known = "Dense, Quantized, Sparse, Adapted"
         what = f"gave a {type(made).__name__} where one of {known} is expected"
         raise _broken(method, where, what)
     # Formats refuse what is not finite when they are made; only what they decode to still can be.
-    assert isinstance(made, FORMATS)
     if not bool(torch.isfinite(made.dequantize()).all()):
         raise _broken(method, where, "gave a weight that decodes to NaN or infinity in float32")
 

@@ -124,6 +124,7 @@ class KernelStorage(WeightStorage):
         if isinstance(base, Dense):
             found = self.pack_values(base.values, mask)
         else:
+            assert isinstance(base, Quantized)  # `refusal` has refused values of other kinds
             found = self.pack_codes(base, mask)
             if base.input_scale is not None:
                 found["input_scale"] = base.input_scale

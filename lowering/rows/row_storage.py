@@ -37,6 +37,8 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
     Factor,
+    Floats,
+    Grid,
     Quantized,
     Sparse,
     Transposed,
@@ -168,6 +170,7 @@ class Layout(WeightStorage):
         if isinstance(base, Dense):
             tensors["values"] = _arrange(base.values, mask, self)
         else:
+            assert isinstance(base, Quantized)  # `layout_of` has refused values of other kinds
             tensors |= _pack_field("codes", _arrange(raw_codes(base, mask), mask, self), self)
             tensors["scale"] = base.scale
             if base.zero_point is not None:
@@ -205,6 +208,13 @@ class Layout(WeightStorage):
 
 def layout_of(weight_format: WeightFormat) -> Layout:
     """The storage of a format; UnsupportedError if modules cannot hold it packed."""
+    if not isinstance(weight_format.values, Floats | Grid):
+        msg = (
+            f"format {weight_format.label}: compiled modules hold floats and uniform grids, and "
+            f"not values of the kind '{weight_format.values.kind}'. Evaluate it with the torch "
+            f"engine, which decodes it."
+        )
+        raise UnsupportedError(msg)
     grid = weight_format.grid
     if grid is not None and grid.indexed:
         msg = (

@@ -10,6 +10,7 @@ from trinity.methods.errors import UnsupportedError
 from trinity.methods.formats import (
     AdapterFormat,
     FactorFormat,
+    Floats,
     Grid,
     InputFormat,
     WeightFormat,
@@ -26,25 +27,25 @@ def formats() -> Iterator[WeightFormat]:
     group = Grid(4, True, (out, d_in // 128), "float16")
     two_four = parse_pattern("2:4")
     for dtype in ("float32", "float16", "bfloat16"):
-        yield WeightFormat(SHAPE, dtype)
+        yield WeightFormat(SHAPE, Floats(dtype))
     for bits in (2, 3, 4, 8):
-        yield WeightFormat(SHAPE, None, Grid(bits, True, group.scale_shape, "float16"))
-    yield WeightFormat(SHAPE, None, Grid(4, True, (1, 1), "float32"))
-    yield WeightFormat(SHAPE, None, Grid(4, True, (out, 1), "float16"))
-    yield WeightFormat(SHAPE, None, Grid(4, False, group.scale_shape, "float16"))
-    yield WeightFormat(SHAPE, None, Grid(4, True, (1, 1), "float32", input_scale="float16"))
-    yield WeightFormat(SHAPE, None, Grid(4, False, group.scale_shape, "float16", indexed=True))
-    yield WeightFormat(SHAPE, None, group, inputs=InputFormat("int8", 128))
-    yield WeightFormat(SHAPE, None, group, inputs=InputFormat("fp8"))
+        yield WeightFormat(SHAPE, Grid(bits, True, group.scale_shape, "float16"))
+    yield WeightFormat(SHAPE, Grid(4, True, (1, 1), "float32"))
+    yield WeightFormat(SHAPE, Grid(4, True, (out, 1), "float16"))
+    yield WeightFormat(SHAPE, Grid(4, False, group.scale_shape, "float16"))
+    yield WeightFormat(SHAPE, Grid(4, True, (1, 1), "float32", input_scale="float16"))
+    yield WeightFormat(SHAPE, Grid(4, False, group.scale_shape, "float16", indexed=True))
+    yield WeightFormat(SHAPE, group, inputs=InputFormat("int8", 128))
+    yield WeightFormat(SHAPE, group, inputs=InputFormat("fp8"))
     for pattern in ("1:4", "2:4", "4:8", "50%"):
-        yield WeightFormat(SHAPE, None, group, parse_pattern(pattern))
-    yield WeightFormat(SHAPE, None, Grid(8, True, group.scale_shape, "float16"), two_four)
-    yield WeightFormat(SHAPE, "float16", None, two_four)
-    yield WeightFormat(SHAPE, "float16", None, parse_pattern("50%"))
-    yield WeightFormat(SHAPE, None, group, two_four, AdapterFormat(64, "float16"))
-    high = FactorFormat(grid=Grid(4, True, (out, 1), "float16"))
-    low = FactorFormat(grid=Grid(4, True, (64, d_in // 128), "float16"))
-    yield WeightFormat(SHAPE, None, group, two_four, AdapterFormat(64, None, high, low))
+        yield WeightFormat(SHAPE, group, parse_pattern(pattern))
+    yield WeightFormat(SHAPE, Grid(8, True, group.scale_shape, "float16"), two_four)
+    yield WeightFormat(SHAPE, Floats("float16"), two_four)
+    yield WeightFormat(SHAPE, Floats("float16"), parse_pattern("50%"))
+    yield WeightFormat(SHAPE, group, two_four, AdapterFormat(64, "float16"))
+    high = FactorFormat(Grid(4, True, (out, 1), "float16"))
+    low = FactorFormat(Grid(4, True, (64, d_in // 128), "float16"))
+    yield WeightFormat(SHAPE, group, two_four, AdapterFormat(64, None, high, low))
 
 
 def markdown() -> str:

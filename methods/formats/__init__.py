@@ -7,12 +7,13 @@ from trinity.methods.formats.adapter import (
     FactorFormat,
     Transposed,
 )
-from trinity.methods.formats.dense import Dense
+from trinity.methods.formats.dense import Dense, Floats
 from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of, sparsity_of
 from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes, unpack
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.sparse import NM, Pattern, Sparse, Unstructured, parse_pattern
+from trinity.methods.formats.values import Values, ValuesFormat
 
 __all__ = [
     "NM",
@@ -22,6 +23,7 @@ __all__ = [
     "Dense",
     "Factor",
     "FactorFormat",
+    "Floats",
     "Grid",
     "InputFormat",
     "Pattern",
@@ -29,6 +31,8 @@ __all__ = [
     "Sparse",
     "Transposed",
     "Unstructured",
+    "Values",
+    "ValuesFormat",
     "WeightFormat",
     "bits_per_weight",
     "format_of",

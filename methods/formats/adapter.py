@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats.dense import Dense, Floats, check_float_matrix
-from trinity.methods.formats.quantized import Grid, Quantized
+from trinity.methods.formats.dense import Floats, check_float_matrix
+from trinity.methods.formats.quantized import Grid
 from trinity.methods.formats.sparse import Pattern, Sparse
+from trinity.methods.formats.values import Values, ValuesFormat
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +18,7 @@ class Transposed:
     values: [columns, rows]
     """
 
-    values: Quantized
+    values: Values
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -30,7 +31,7 @@ class Transposed:
         return self.values.dequantize().T.contiguous()
 
 
-Factor = Tensor | Quantized | Sparse | Transposed
+Factor = Tensor | Values | Sparse | Transposed
 """A tensor is plain floats; the others are stored packed."""
 
 
@@ -38,18 +39,22 @@ Factor = Tensor | Quantized | Sparse | Transposed
 class FactorFormat:
     """What a packed factor is, without its numbers.
 
-    dtype: of float values, None where quantized   transposed: it is kept as its transpose
+    transposed: it is kept as its transpose
     """
 
-    dtype: str | None = None
-    grid: Grid | None = None
+    values: ValuesFormat
     pattern: Pattern | None = None
     transposed: bool = False
 
     @property
-    def values(self) -> Floats | Grid:
-        """What its values are."""
-        return self.grid or Floats(str(self.dtype))
+    def dtype(self) -> str | None:
+        """Of float values; None where they are something else."""
+        return self.values.dtype if isinstance(self.values, Floats) else None
+
+    @property
+    def grid(self) -> Grid | None:
+        """Of values on a uniform grid; None where they are something else."""
+        return self.values if isinstance(self.values, Grid) else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Adapted:
         one type in both.
     """
 
-    base: Dense | Quantized | Sparse
+    base: Values | Sparse
     B: Factor
     A: Factor
 
@@ -143,9 +148,7 @@ def _format_of(factor: Factor) -> FactorFormat | None:
     if isinstance(factor, Tensor):
         return None
     if isinstance(factor, Transposed):
-        return FactorFormat(grid=factor.values.grid, transposed=True)
-    if isinstance(factor, Quantized):
-        return FactorFormat(grid=factor.grid)
-    if isinstance(factor.values, Quantized):
-        return FactorFormat(grid=factor.values.grid, pattern=factor.pattern)
-    return FactorFormat(dtype=_name(factor.values.values), pattern=factor.pattern)
+        return FactorFormat(factor.values.values_format, transposed=True)
+    if isinstance(factor, Sparse):
+        return FactorFormat(factor.values.values_format, factor.pattern)
+    return FactorFormat(factor.values_format)

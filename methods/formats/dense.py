@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,15 +16,28 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 class Floats:
     """What plain floats are, without their numbers.  dtype: torch's name of their type"""
 
+    kind: ClassVar[str] = "dtype"
     dtype: str
+
+    @property
+    def numbers(self) -> "type[Dense]":
+        """Floats."""
+        return Dense
 
     def words(self, d_in: int) -> list[str]:
         """The type, whatever `d_in` is."""
         return [self.dtype]
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> str:
         """The type."""
-        return {"dtype": self.dtype}
+        return self.dtype
+
+    @staticmethod
+    def from_json(data: str) -> "Floats":
+        """Read what `to_json` wrote; ConfigError if it is no type that is stored."""
+        if data not in {_name(dtype) for dtype in FLOAT_DTYPES}:
+            raise ConfigError(f"dtype: {data!r} is not float32, float16 or bfloat16.")
+        return Floats(data)
 
     def restored(self, shape: tuple[int, int], tensors: Mapping[str, Tensor]) -> "Dense":
         """The weight `stored` gave; the caller compares its shape with [out, in]."""
@@ -57,7 +71,11 @@ class Dense:
     @property
     def values_format(self) -> Floats:
         """The floats without their numbers."""
-        return Floats(str(self.values.dtype).removeprefix("torch."))
+        return Floats(_name(self.values.dtype))
+
+    def rounded(self, W: Tensor) -> "Dense":
+        """W in the type of these values.  W: [out, in]"""
+        return Dense(W.to(self.values.dtype))
 
     def cleared(self, mask: Tensor) -> "Dense":
         """Zero where the mask is False.  mask: bool [out, in]"""
@@ -74,6 +92,10 @@ class Dense:
     def dequantize(self) -> Tensor:
         """The weight it stands for, in memory of its own.  -> [out, in], float32."""
         return self.values.to(torch.float32, copy=True)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_float_matrix(values: Tensor, name: str) -> None:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trinity.methods.errors import ConfigError, RecordError
+from trinity.methods.formats import kinds
 from trinity.methods.formats.adapter import Adapted, AdapterFormat, FactorFormat
-from trinity.methods.formats.dense import Dense, Floats
+from trinity.methods.formats.dense import Floats
 from trinity.methods.formats.inputs import InputFormat
-from trinity.methods.formats.quantized import Grid, Quantized
+from trinity.methods.formats.quantized import Grid
 from trinity.methods.formats.sparse import Pattern, Sparse, parse_pattern
+from trinity.methods.formats.values import Values, ValuesFormat
 
-CompressedWeight = Dense | Quantized | Sparse | Adapted
+CompressedWeight = Values | Sparse | Adapted
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,26 @@ class WeightFormat:
     """Shape and kind of a compressed weight; equal formats have equally shaped storage.
 
     (The one exception: how many entries an unstructured mask keeps is in the mask.)
-    shape: (out, in)   dtype: of float values, None where quantized
+    shape: (out, in)   values: what the values are: all that storage, label and JSON ask of them
     inputs: what a product rounds its inputs to, where the model declares that; a property of the
         model and not of the weight, so no weight's own format has it
     """
 
     shape: tuple[int, int]
-    dtype: str | None = None
-    grid: Grid | None = None
+    values: ValuesFormat
     pattern: Pattern | None = None
     adapter: AdapterFormat | None = None
     inputs: InputFormat | None = None
 
     @property
-    def values(self) -> Floats | Grid:
-        """What the values are: all that storage, label and JSON ask of their kind."""
-        return self.grid or Floats(str(self.dtype))
+    def dtype(self) -> str | None:
+        """Of float values; None where they are something else."""
+        return self.values.dtype if isinstance(self.values, Floats) else None
+
+    @property
+    def grid(self) -> Grid | None:
+        """Of values on a uniform grid; None where they are something else."""
+        return self.values if isinstance(self.values, Grid) else None
 
     @property
     def label(self) -> str:
@@ -58,9 +64,9 @@ class WeightFormat:
         found = self.adapter.B if name == "B" else self.adapter.A
         inputs = self.inputs if name == "A" else None  # B reads what A gives
         if found is None:
-            return WeightFormat((rows, columns), self.adapter.dtype, inputs=inputs)
+            return WeightFormat((rows, columns), Floats(str(self.adapter.dtype)), inputs=inputs)
         shape = (columns, rows) if found.transposed else (rows, columns)
-        return WeightFormat(shape, found.dtype, found.grid, found.pattern, inputs=inputs)
+        return WeightFormat(shape, found.values, found.pattern, inputs=inputs)
 
     def _factor_words(self) -> list[str]:
         """Nothing for plain floats, else what both factors are, or each of them."""
@@ -74,7 +80,7 @@ class WeightFormat:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`; `from_json` reads it back."""
         data: dict[str, Any] = {"shape": list(self.shape), "label": self.label}
-        data |= self.values.to_json()
+        data[self.values.kind] = self.values.to_json()
         if self.pattern:
             data["pattern"] = str(self.pattern)
         if self.adapter:
@@ -88,11 +94,10 @@ class WeightFormat:
         """Read what `to_json` wrote; RecordError if it is not that."""
         try:
             out, d_in = data["shape"]
-            grid = Grid.from_json(data["grid"]) if "grid" in data else None
             adapter = _read_adapter(data["adapter"]) if "adapter" in data else None
             pattern = parse_pattern(data["pattern"]) if "pattern" in data else None
             inputs = InputFormat.from_json(data["inputs"]) if "inputs" in data else None
-            return WeightFormat((out, d_in), data.get("dtype"), grid, pattern, adapter, inputs)
+            return WeightFormat((out, d_in), kinds.read(data), pattern, adapter, inputs)
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             msg = (
                 f"weight format {data}: cannot be read ({error!r}). "
@@ -109,7 +114,7 @@ def _adapter_json(adapter: AdapterFormat) -> dict[str, Any]:
     for name, found in (("B", adapter.B), ("A", adapter.A)):
         if found:
             data[name] = {
-                **found.values.to_json(),
+                found.values.kind: found.values.to_json(),
                 **({"pattern": str(found.pattern)} if found.pattern else {}),
                 **({"transposed": True} if found.transposed else {}),
             }
@@ -122,9 +127,8 @@ def _read_adapter(data: Mapping[str, Any]) -> AdapterFormat:
 
 
 def _read_factor(data: Mapping[str, Any]) -> FactorFormat:
-    grid = Grid.from_json(data["grid"]) if "grid" in data else None
     pattern = parse_pattern(data["pattern"]) if "pattern" in data else None
-    return FactorFormat(data.get("dtype"), grid, pattern, data.get("transposed", False))
+    return FactorFormat(kinds.read(data), pattern, data.get("transposed", False))
 
 
 def format_of(weight: CompressedWeight) -> WeightFormat:
@@ -135,9 +139,7 @@ def format_of(weight: CompressedWeight) -> WeightFormat:
         adapter, base = base.adapter_format, base.base
     if isinstance(base, Sparse):
         pattern, base = base.pattern, base.values
-    values = base.values_format
-    dtype, grid = (values.dtype, None) if isinstance(values, Floats) else (None, values)
-    return WeightFormat(weight.shape, dtype, grid, pattern, adapter)
+    return WeightFormat(weight.shape, base.values_format, pattern, adapter)
 
 
 def sparsity_of(weight: CompressedWeight) -> float:

@@ -34,7 +34,6 @@ from trinity.methods.formats.adapter import Adapted, Factor, Transposed
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import Dense
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of
-from trinity.methods.formats.quantized import Quantized
 from trinity.methods.formats.sparse import NM, Pattern, Sparse
 from trinity.methods.formats.values import Values
 
@@ -91,7 +90,6 @@ def index_bits(pattern: NM) -> int:
 def _pack_sparse(weight: Sparse) -> dict[str, Tensor]:
     out, d_in = weight.shape
     mask = weight.mask
-    values: Values = weight.values
     if isinstance(weight.pattern, NM):
         group = (out, d_in // weight.pattern.m, weight.pattern.m)
         places = torch.arange(group[2], dtype=torch.uint8, device=mask.device).expand(group)
@@ -101,7 +99,7 @@ def _pack_sparse(weight: Sparse) -> dict[str, Tensor]:
     else:
         where = {"weight_bitmask": pack_bits(mask.to(torch.uint8), 1)}
         kept_shape = (int(mask.sum()),)
-    return values.stored_kept(mask, kept_shape) | where
+    return weight.values.stored_kept(mask, kept_shape) | where
 
 
 def _pack_factor(name: str, factor: Factor) -> dict[str, Tensor]:
@@ -127,12 +125,12 @@ def _unpack_factor(
     factor = _unpack_base(layout.factor(name), parts)
     if isinstance(factor, Dense):
         return factor.values
-    if found.transposed and isinstance(factor, Quantized):
+    if found.transposed and not isinstance(factor, Sparse):
         return Transposed(factor)
     return factor
 
 
-def _unpack_base(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> Dense | Quantized | Sparse:
+def _unpack_base(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> Values | Sparse:
     if layout.pattern is None:
         return layout.values.restored(layout.shape, tensors)
     mask = _unpack_mask(layout.shape, layout.pattern, tensors)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,12 +23,18 @@ class Grid:
     input_scale: type of one more scale for every input, None without
     """
 
+    kind: ClassVar[str] = "grid"
     bits: int
     symmetric: bool
     scale_shape: tuple[int, int]
     scale_dtype: str
     indexed: bool = False
     input_scale: str | None = None
+
+    @property
+    def numbers(self) -> "type[Quantized]":
+        """Codes."""
+        return Quantized
 
     def granularity(self, d_in: int) -> str:
         """'tensor', 'channel' or 'group N': what shares one scale."""
@@ -56,11 +62,11 @@ class Grid:
             data["indexed"] = True
         if self.input_scale:
             data["input_scale"] = self.input_scale
-        return {"grid": data}
+        return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Grid":
-        """Read what `to_json` wrote under "grid"; KeyError or TypeError if it is not that."""
+        """Read what `to_json` wrote; KeyError or TypeError if it is not that."""
         rows, groups = data["scale_shape"]
         indexed, inputs = data.get("indexed", False), data.get("input_scale")
         shape = (rows, groups)
@@ -223,6 +229,17 @@ class Quantized:
         """The quantization without its numbers."""
         return self.grid
 
+    def rounded(self, W: Tensor) -> "Quantized":
+        """W on the grid that these codes have, input scales and index included.  W: [out, in]"""
+        if self.input_scale is not None:
+            W = W / self.input_scale.float()
+        scale, zero_point = self.scale, self.zero_point
+        if self.group_index is not None:  # every input its own group, then
+            scale = self.by_input(scale)
+            zero_point = None if zero_point is None else self.by_input(zero_point)
+        codes = nearest_codes(W.contiguous(), scale, zero_point, self.bits)
+        return replace(self, codes=codes)
+
     def cleared(self, mask: Tensor) -> "Quantized":
         """Code 0 where the mask is False.  mask: bool [out, in]"""
         return replace(self, codes=self.codes.masked_fill(~mask, 0))
@@ -268,6 +285,21 @@ class Quantized:
                 codes = codes - self.zero_point.float()[:, :, None]
             values = (codes * self.scale.float()[:, :, None]).reshape(out, d_in)
         return values if self.input_scale is None else values * self.input_scale.float()
+
+
+def nearest_codes(W: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> Tensor:
+    """Round to the nearest code, half to even, of a given grid.
+
+    W: [out, in]  scale, zero_point: [1 | out, groups]  ->  int8 [out, in], uint8 with a zero point
+    """
+    out, d_in = W.shape
+    low, high = code_range(bits, zero_point is None)
+    groups = W.float().view(out, scale.shape[1], d_in // scale.shape[1])
+    codes = torch.round(groups / scale.float()[:, :, None])
+    if zero_point is not None:
+        codes = codes + zero_point.float()[:, :, None]
+    dtype = torch.int8 if zero_point is None else torch.uint8
+    return codes.clamp(low, high).to(dtype).view(out, d_in)
 
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:

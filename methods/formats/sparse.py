@@ -1,4 +1,4 @@
-"""Sparse weights: a mask over a dense or quantized matrix; only kept entries are stored."""
+"""Sparse weights: a mask over values of any kind; only kept entries are stored."""
 
 import re
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats.dense import Dense
-from trinity.methods.formats.quantized import Quantized
+from trinity.methods.formats.values import Values
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Sparse:
     pattern: what the mask obeys; N:M is checked exactly
     """
 
-    values: Dense | Quantized
+    values: Values
     mask: Tensor
     pattern: Pattern
 

@@ -25,7 +25,6 @@ from trinity.methods.tensors import (
     lowest_removed,
     masked,
     nm_mask,
-    on_grid_of,
     pattern_problem,
     quantize,
     requantized,
@@ -193,6 +192,6 @@ def test_what_lies_on_a_grid_keeps_its_codes(symmetric: bool, scattered: bool) -
     if scattered:
         weight = indexed(weight, 5)
     weight = replace(weight, input_scale=torch.rand(24) + 0.5)
-    found = on_grid_of(weight, weight.dequantize())
+    found = weight.rounded(weight.dequantize())
     assert torch.equal(found.codes, weight.codes)
     assert found.grid == weight.grid

@@ -19,7 +19,7 @@ from trinity.methods.formats import Grid, WeightFormat
 CASE = {
     "name": "kernel 64x128 int4, 3 rows",
     "rows": 3,
-    "format": WeightFormat((64, 128), None, Grid(4, True, (64, 1), "float16")).to_json(),
+    "format": WeightFormat((64, 128), Grid(4, True, (64, 1), "float16")).to_json(),
 }
 
 

@@ -7,16 +7,15 @@ from trinity.harness.bench import layers
 from trinity.harness.latency import ceilings
 from trinity.harness.recipes.recipe import BenchSpec
 from trinity.lowering.module.random_weights import random_weight
-from trinity.methods.formats import AdapterFormat, Grid, WeightFormat, parse_pattern
+from trinity.methods.formats import AdapterFormat, Floats, Grid, WeightFormat, parse_pattern
 
 FORMATS = [
-    WeightFormat((32, 48), "float32"),
-    WeightFormat((32, 48), None, Grid(4, True, (32, 3), "float32")),
-    WeightFormat((32, 48), None, Grid(4, False, (1, 1), "float32")),
-    WeightFormat((32, 48), None, Grid(4, True, (32, 3), "float32"), parse_pattern("2:4")),
+    WeightFormat((32, 48), Floats("float32")),
+    WeightFormat((32, 48), Grid(4, True, (32, 3), "float32")),
+    WeightFormat((32, 48), Grid(4, False, (1, 1), "float32")),
+    WeightFormat((32, 48), Grid(4, True, (32, 3), "float32"), parse_pattern("2:4")),
     WeightFormat(
         (32, 48),
-        None,
         Grid(4, True, (1, 1), "float32"),
         parse_pattern("2:4"),
         AdapterFormat(3, "float16"),

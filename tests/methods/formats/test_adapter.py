@@ -19,6 +19,7 @@ from trinity.methods.formats import (
     AdapterFormat,
     Dense,
     FactorFormat,
+    Floats,
     Grid,
     Sparse,
     Transposed,
@@ -91,22 +92,22 @@ def test_the_format_of_packed_factors_says_what_each_of_them_is() -> None:
     base = Dense(torch.randn(12, 16).half())
     grid_b, grid_a = Grid(4, True, (12, 2), "float16"), Grid(4, True, (8, 2), "float16")
     formats = [weight.adapter_format for weight in packed_adapters(base)]
-    pruned = FactorFormat("float16", None, NM(2, 4))
-    assert formats[0] == AdapterFormat(
-        8, None, FactorFormat(grid=grid_b), FactorFormat(grid=grid_a)
-    )
-    assert formats[1] == AdapterFormat(8, "float16", A=FactorFormat(grid=grid_a))
-    assert formats[2] == AdapterFormat(8, "float16", B=FactorFormat(grid=grid_b))
+    pruned = FactorFormat(Floats("float16"), NM(2, 4))
+    assert formats[0] == AdapterFormat(8, None, FactorFormat(grid_b), FactorFormat(grid_a))
+    assert formats[1] == AdapterFormat(8, "float16", A=FactorFormat(grid_a))
+    assert formats[2] == AdapterFormat(8, "float16", B=FactorFormat(grid_b))
     assert formats[3] == AdapterFormat(8, "float16", A=pruned)
-    assert FactorFormat(grid=grid_a, pattern=NM(2, 4)) == formats[4].A
-    assert FactorFormat(grid=Grid(3, False, (8, 1), "float32"), transposed=True) == formats[5].B
+    assert FactorFormat(grid_a, pattern=NM(2, 4)) == formats[4].A
+    assert FactorFormat(Grid(3, False, (8, 1), "float32"), transposed=True) == formats[5].B
 
 
 def test_a_format_that_leaves_a_factor_open_is_refused() -> None:
     with pytest.raises(ConfigError, match="adapter format: type None does not go with"):
-        AdapterFormat(8, None, B=FactorFormat("float16", None, NM(2, 4)))
+        AdapterFormat(8, None, B=FactorFormat(Floats("float16"), NM(2, 4)))
     with pytest.raises(ConfigError, match="adapter format: type float16 does not go with"):
-        AdapterFormat(8, "float16", FactorFormat("float16"), FactorFormat("float16"))
+        AdapterFormat(
+            8, "float16", FactorFormat(Floats("float16")), FactorFormat(Floats("float16"))
+        )
 
 
 def test_packed_factors_whose_product_does_not_fit_are_refused() -> None:

@@ -19,6 +19,7 @@ from trinity.methods.formats import (
     AdapterFormat,
     CompressedWeight,
     Dense,
+    Floats,
     Grid,
     Quantized,
     Sparse,
@@ -50,15 +51,14 @@ def test_the_format_says_shape_values_mask_and_adapter() -> None:
     base = Sparse(quantized, random_mask(5, 24, NM(2, 4)), NM(2, 4))
     assert format_of(with_adapter(base, 2, torch.float16)) == WeightFormat(
         shape=(5, 24),
-        dtype=None,
-        grid=Grid(4, True, (5, 3), "float32"),
+        values=Grid(4, True, (5, 3), "float32"),
         pattern=NM(2, 4),
         adapter=AdapterFormat(2, "float16"),
     )
 
 
 def test_the_format_of_floats_names_their_type() -> None:
-    assert format_of(Dense(torch.ones(2, 3).half())) == WeightFormat((2, 3), "float16")
+    assert format_of(Dense(torch.ones(2, 3).half())) == WeightFormat((2, 3), Floats("float16"))
 
 
 def test_formats_survive_json() -> None:
@@ -82,10 +82,10 @@ def test_the_format_of_a_factor_is_that_of_the_matrix_that_is_stored() -> None:
             *packed_adapters(Dense(torch.ones(12, 16))),
         ]
     )
-    assert plain.factor("B") == WeightFormat((12, 8), "float16")
-    assert plain.factor("A") == WeightFormat((8, 16), "float16")
-    assert packed[0].factor("A") == WeightFormat((8, 16), None, Grid(4, True, (8, 2), "float16"))
-    assert packed[3].factor("A") == WeightFormat((8, 16), "float16", None, NM(2, 4))
+    assert plain.factor("B") == WeightFormat((12, 8), Floats("float16"))
+    assert plain.factor("A") == WeightFormat((8, 16), Floats("float16"))
+    assert packed[0].factor("A") == WeightFormat((8, 16), Grid(4, True, (8, 2), "float16"))
+    assert packed[3].factor("A") == WeightFormat((8, 16), Floats("float16"), NM(2, 4))
     assert packed[5].factor("A").shape == (16, 8)
     assert packed[5].factor("B").shape == (8, 12)
 

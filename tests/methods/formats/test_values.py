@@ -47,6 +47,13 @@ def test_what_is_kept_of_them_comes_back_in_its_places(values: Values) -> None:
 
 
 @pytest.mark.parametrize("values", kinds(), ids=named)
+def test_rounding_what_they_stand_for_changes_nothing(values: Values) -> None:
+    again = values.rounded(values.dequantize())
+    assert again.values_format == values.values_format
+    assert torch.equal(again.dequantize(), values.dequantize())
+
+
+@pytest.mark.parametrize("values", kinds(), ids=named)
 def test_clearing_leaves_what_is_kept_and_the_values_themselves(values: Values) -> None:
     mask = torch.rand(OUT, IN) > 0.5
     before = values.dequantize()
