@@ -20,10 +20,15 @@ class Entry:
 
 CATALOGUE = {
     "dense": Entry("baseline", "nothing", "float32"),
+    "fp8": Entry("arXiv:2209.05433", "nothing", "e4m3 channel"),
     "gptq": Entry("arXiv:2210.17323", "hessian", "int4 group 128 asymmetric"),
     "gptq-checkpoint": Entry("arXiv:2210.17323", "a checkpoint", "as stored"),
+    "gptq-codebook": Entry("arXiv:2210.17323", "hessian", "nf4 group 64"),
     "l2qer": Entry("arXiv:2402.02446", "x_mean_abs", "float32 + rank 12"),
     "magnitude": Entry("arXiv:1506.02626", "nothing", "2:4 float32"),
+    "mxfp4": Entry("arXiv:2310.10537", "nothing", "e2m1 group 32 e8m0 scales"),
+    "nf4": Entry("arXiv:2305.14314", "nothing", "nf4 group 64"),
+    "nvfp4": Entry("arXiv:2509.25149", "nothing", "e2m1 group 16 e4m3 scales over float32"),
     "optima": Entry("arXiv:2512.13886", "hessian", "float32"),
     "rtn": Entry("arXiv:2210.17323", "nothing", "int4 group 128"),
     "slim": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "2:4 int4 tensor + rank 12"),

@@ -16,10 +16,15 @@ GROUP = "trinity.methods"
 
 BUILT_IN = {
     "dense": "trinity.methods.dense:DENSE",
+    "fp8": "trinity.methods.fp8:FP8",
     "gptq": "trinity.methods.gptq:GPTQ",
     "gptq-checkpoint": "trinity.methods.gptq_checkpoint:GPTQ_CHECKPOINT",
+    "gptq-codebook": "trinity.methods.gptq_codebook:GPTQ_CODEBOOK",
     "l2qer": "trinity.methods.l2qer:L2QER",
     "magnitude": "trinity.methods.magnitude:MAGNITUDE",
+    "mxfp4": "trinity.methods.mxfp4:MXFP4",
+    "nf4": "trinity.methods.nf4:NF4",
+    "nvfp4": "trinity.methods.nvfp4:NVFP4",
     "optima": "trinity.methods.optima:OPTIMA",
     "rtn": "trinity.methods.rtn:RTN",
     "slim": "trinity.methods.slim:SLIM",

@@ -27,6 +27,7 @@ from trinity.methods.errors import TrinityError
 from trinity.methods.formats import (
     NM,
     Adapted,
+    Coded,
     CompressedWeight,
     Dense,
     Quantized,
@@ -144,6 +145,8 @@ def currents(W: Tensor) -> Iterator[CompressedWeight]:
         mask = (torch.arange(d_in) % 4 < 2).repeat(out, 1)
         yield Sparse(dense, mask, NM(2, 4))
         yield Sparse(quantized, mask, NM(2, 4))
+    nf4 = torch.randint(0, 16, (out, d_in), dtype=torch.uint8)
+    yield Coded(nf4, torch.full((1, 1), 0.1), "nf4")
 
 
 def blocks(needs: Statistic) -> Iterator[BlockSample]:

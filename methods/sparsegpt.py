@@ -9,7 +9,7 @@ With `bits`, what is kept is quantized in the same sweep ("SparseGPT + OPTQ").
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import BeforeValidator, PlainSerializer, model_validator
@@ -122,10 +122,29 @@ class Pruner:
         rows.mul_(self.kept[place : place + len(rows)])
 
 
+class SettledGrid(Protocol):
+    """What columns are rounded to while they are settled.
+
+    scale: [groups, out | 1], of the sweep's precision   codes: [in, out], of the columns settled
+    """
+
+    scale: Tensor
+    codes: Tensor
+
+    def enter(self, place: int, rows: Tensor) -> None:
+        """Fit the groups that start here, if it is time.  rows: [places from here, out]"""
+
+    def round(self, place: int, weight: Tensor, code: Tensor) -> Tensor:
+        """The scale of a column; `code` becomes what it multiplies.  weight, code: [out]"""
+
+    def keep(self, place: int, code: Tensor) -> Tensor:
+        """Store the codes of a settled panel.  code: [size, out]  ->  the values they stand for"""
+
+
 class Rounder:
     """Rounds to a grid, under a mask if there is one.  A `Rule` of `methods.solve`."""
 
-    def __init__(self, grid: ColumnGrid, sizes: tuple[int, ...], mask: Pruner | Tensor | None):
+    def __init__(self, grid: SettledGrid, sizes: tuple[int, ...], mask: Pruner | Tensor | None):
         """mask: chosen on the way, or given: bool [in, out] in the order of settling, True keeps"""
         self.grid, self.units, self.width = grid, sizes, panel_width(sizes)
         self.pruner = mask if isinstance(mask, Pruner) else None

@@ -20,7 +20,7 @@ from trinity.harness.records.measurement import Measurement, MeasurementPath
 from trinity.lowering.kernels.cpu.cpus import HOST
 from trinity.lowering.module.random_weights import random_weight
 from trinity.methods.errors import LoweringError
-from trinity.methods.formats import CompressedWeight, Grid, ValuesFormat, WeightFormat
+from trinity.methods.formats import Codebook, CompressedWeight, Grid, ValuesFormat, WeightFormat
 
 # (out, in) of the linears of one block, each shape once.
 SHAPES: dict[str, tuple[tuple[int, int], ...]] = {
@@ -152,7 +152,7 @@ def resized(weight_format: WeightFormat, shape: tuple[int, int]) -> WeightFormat
 
 def _resized_values(values: ValuesFormat, d_in: int, shape: tuple[int, int]) -> ValuesFormat:
     """What the values of a weight of `d_in` inputs are for one of `shape`."""
-    if not isinstance(values, Grid):
+    if not isinstance(values, Grid | Codebook):
         return values
     rows, groups = values.scale_shape
     columns = 1 if groups == 1 else shape[1] // (d_in // groups)

@@ -37,7 +37,9 @@ from trinity.methods.errors import ConfigError, RecordError
 from trinity.methods.formats import CompressedWeight, InputFormat, WeightFormat, unpack
 
 SUMMARY, REST = "trinity.json", "model-rest.safetensors"
-VERSION = 2  # 1 had neither packed adapters nor scaled or rounded inputs; it is read as it is
+# 1 had neither packed adapters nor scaled or rounded inputs, 2 no values but floats and grids; both
+# are read as they are.
+VERSION = 3
 AGAIN = "Compress the model again."
 ON_PURPOSE = f"If you changed the file on purpose, delete {sums.SUMS}."
 # What a format of wrong values, or one that its tensors do not fit, ends in.

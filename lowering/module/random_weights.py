@@ -9,13 +9,18 @@ from trinity.methods.errors import UnsupportedError
 from trinity.methods.formats import (
     NM,
     Adapted,
+    Codebook,
+    Coded,
     CompressedWeight,
     Dense,
     Factor,
+    Floats,
+    Grid,
     Pattern,
     Quantized,
     Sparse,
     Unstructured,
+    Values,
     WeightFormat,
     format_of,
 )
@@ -26,24 +31,8 @@ def random_weight(weight_format: WeightFormat) -> CompressedWeight:
     can be made.
     """
     generator = torch.Generator().manual_seed(0)
-    shape, grid = weight_format.shape, weight_format.grid
-    base: Dense | Quantized | Sparse
-    if grid is None:
-        values = torch.randn(shape, generator=generator)
-        base = Dense(values.to(getattr(torch, str(weight_format.dtype))))
-    else:
-        scale = torch.rand(grid.scale_shape, generator=generator) + 0.5
-        scale = (scale / 2**grid.bits).to(getattr(torch, grid.scale_dtype))
-        codes = torch.randint(2**grid.bits, shape, generator=generator)
-        if grid.symmetric:
-            centred = (codes - 2 ** (grid.bits - 1)).to(torch.int8)
-            base = Quantized(centred, scale, None, grid.bits)
-        else:
-            zero = torch.randint(2**grid.bits, grid.scale_shape, generator=generator)
-            base = Quantized(codes.to(torch.uint8), scale, zero.to(torch.uint8), grid.bits)
-        if grid.input_scale:
-            factors = torch.rand(shape[1], generator=generator) + 0.5
-            base = replace(base, input_scale=factors.to(getattr(torch, grid.input_scale)))
+    shape = weight_format.shape
+    base: Values | Sparse = _values(weight_format, generator)
     if weight_format.pattern:
         base = Sparse(base, _mask(shape, weight_format.pattern, generator), weight_format.pattern)
     made: CompressedWeight = base
@@ -53,6 +42,39 @@ def random_weight(weight_format: WeightFormat) -> CompressedWeight:
         msg = f"no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)
     return made
+
+
+def _values(weight_format: WeightFormat, generator: torch.Generator) -> Values:
+    shape, values = weight_format.shape, weight_format.values
+    if isinstance(values, Floats):
+        floats = torch.randn(shape, generator=generator)
+        return Dense(floats.to(getattr(torch, values.dtype)))
+    if isinstance(values, Codebook):
+        scale = torch.rand(values.scale_shape, generator=generator) + 0.5
+        outer = torch.full((1, 1), 0.75) if values.outer_scale else None
+        codes = torch.zeros(shape, dtype=torch.uint8)
+        start = Coded(codes, scale.to(getattr(torch, values.scale_dtype)), values.table, outer)
+        return start.rounded(torch.randn(shape, generator=generator))
+    if not isinstance(values, Grid):
+        msg = f"no random weight of format '{weight_format.label}' can be made yet."
+        raise UnsupportedError(msg)
+    return _codes(shape, values, generator)
+
+
+def _codes(shape: tuple[int, int], grid: Grid, generator: torch.Generator) -> Quantized:
+    scale = torch.rand(grid.scale_shape, generator=generator) + 0.5
+    scale = (scale / 2**grid.bits).to(getattr(torch, grid.scale_dtype))
+    codes = torch.randint(2**grid.bits, shape, generator=generator)
+    if grid.symmetric:
+        centred = (codes - 2 ** (grid.bits - 1)).to(torch.int8)
+        base = Quantized(centred, scale, None, grid.bits)
+    else:
+        zero = torch.randint(2**grid.bits, grid.scale_shape, generator=generator)
+        base = Quantized(codes.to(torch.uint8), scale, zero.to(torch.uint8), grid.bits)
+    if not grid.input_scale:
+        return base
+    factors = torch.rand(shape[1], generator=generator) + 0.5
+    return replace(base, input_scale=factors.to(getattr(torch, grid.input_scale)))
 
 
 def _factor(weight_format: WeightFormat) -> Factor:

@@ -9,6 +9,7 @@ from trinity.lowering.targets.choose import refused, storage_of
 from trinity.methods.errors import UnsupportedError
 from trinity.methods.formats import (
     AdapterFormat,
+    Codebook,
     FactorFormat,
     Floats,
     Grid,
@@ -37,6 +38,10 @@ def formats() -> Iterator[WeightFormat]:
     yield WeightFormat(SHAPE, Grid(4, False, group.scale_shape, "float16", indexed=True))
     yield WeightFormat(SHAPE, group, inputs=InputFormat("int8", 128))
     yield WeightFormat(SHAPE, group, inputs=InputFormat("fp8"))
+    yield WeightFormat(SHAPE, Codebook("nf4", (out, d_in // 64), "float16"))
+    yield WeightFormat(SHAPE, Codebook("e2m1", (out, d_in // 32), "float8_e8m0fnu"))
+    yield WeightFormat(SHAPE, Codebook("e2m1", (out, d_in // 16), "float8_e4m3fn", True))
+    yield WeightFormat(SHAPE, Codebook("e4m3", (out, 1), "float32"))
     for pattern in ("1:4", "2:4", "4:8", "50%"):
         yield WeightFormat(SHAPE, group, parse_pattern(pattern))
     yield WeightFormat(SHAPE, Grid(8, True, group.scale_shape, "float16"), two_four)

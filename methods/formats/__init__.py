@@ -7,6 +7,7 @@ from trinity.methods.formats.adapter import (
     FactorFormat,
     Transposed,
 )
+from trinity.methods.formats.codebook import Codebook, Coded
 from trinity.methods.formats.dense import Dense, Floats
 from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of, sparsity_of
@@ -19,6 +20,8 @@ __all__ = [
     "NM",
     "Adapted",
     "AdapterFormat",
+    "Codebook",
+    "Coded",
     "CompressedWeight",
     "Dense",
     "Factor",

@@ -5,6 +5,7 @@ from typing import Any, TypeGuard
 
 from trinity.methods.errors import RecordError
 from trinity.methods.formats.adapter import Adapted
+from trinity.methods.formats.codebook import Codebook, Coded
 from trinity.methods.formats.dense import Dense, Floats
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.sparse import Sparse
@@ -12,7 +13,11 @@ from trinity.methods.formats.values import Values, ValuesFormat
 from trinity.methods.plugins import OURS, Group
 
 GROUP = "trinity.formats"
-BUILT_IN: Mapping[str, type[ValuesFormat]] = {"dtype": Floats, "grid": Grid}
+BUILT_IN: Mapping[str, type[ValuesFormat]] = {
+    "dtype": Floats,
+    "grid": Grid,
+    "codebook": Codebook,
+}
 TAKEN = ("shape", "label", "pattern", "adapter", "inputs", "transposed", "rank", "A", "B")
 """Keys of a format's JSON that name something else, and no kind can have."""
 
@@ -66,7 +71,7 @@ def is_weight(found: object) -> TypeGuard[Values | Sparse | Adapted]:
 
 def is_values(found: object) -> TypeGuard[Values]:
     """Whether something is the numbers of a kind that is known."""
-    if type(found) in (Dense, Quantized):
+    if type(found) in (Dense, Quantized, Coded):
         return True
     layout = getattr(found, "values_format", None)
     kind = getattr(type(layout), "kind", None)

@@ -6,13 +6,15 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 | tensor             | shape, type                                     | when                     |
 |--------------------|-------------------------------------------------|--------------------------|
 | weight             | [out, in], float                                | dense                    |
-| weight_packed      | [out, row bytes], uint8                         | quantized, nothing masked|
-|                    | [out, row bytes of n/m * in codes], uint8       | quantized N:M            |
-|                    | [bytes of all kept codes], uint8                | quantized unstructured   |
-|                    | [out, n/m * in] or [kept], float                | sparse, not quantized    |
+| weight_packed      | [out, row bytes], uint8                         | codes, nothing masked    |
+|                    | [out, row bytes of n/m * in codes], uint8       | codes N:M                |
+|                    | [bytes of all kept codes], uint8                | codes unstructured       |
+|                    | [out, n/m * in] or [kept], float                | sparse floats            |
 | weight_indices     | [out, row bytes of n/m * in indices], uint8     | N:M; ceil(log2 m) bits ea|
 | weight_bitmask     | [out, ceil(in / 8)], uint8                      | unstructured             |
-| weight_scale       | [1, 1], [out, 1] or [out, groups], float        | quantized                |
+| weight_scale       | [1, 1], [out, 1] or [out, groups], float, or    | codes                    |
+|                    | uint8: the bytes of a type of 8 bits            |                          |
+| weight_outer_scale | [1, 1], float32                                 | an outer scale           |
 | weight_zero_point  | uint8 bytes of bit-packed points                | quantized, asymmetric    |
 | weight_g_idx       | [in], int32                                     | groups by index          |
 | weight_input_scale | [in], float                                     | quantized, scaled inputs |

@@ -10,6 +10,7 @@ from torch import Tensor
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import FLOAT_DTYPES
+from trinity.methods.formats.scales import check_positive, check_scale, granularity
 
 BITS = (2, 3, 4, 8)
 
@@ -38,10 +39,7 @@ class Grid:
 
     def granularity(self, d_in: int) -> str:
         """'tensor', 'channel' or 'group N': what shares one scale."""
-        if self.scale_shape == (1, 1):
-            return "tensor"
-        size = -(-d_in // self.scale_shape[1])
-        return "channel" if self.scale_shape[1] == 1 else f"group {size}"
+        return granularity(self.scale_shape, d_in)
 
     def words(self, d_in: int) -> list[str]:
         """Width, what shares a scale, and what is not as usual."""
@@ -123,7 +121,8 @@ class Quantized:
     def __post_init__(self) -> None:
         """Refuse codes off the grid, scales that are not positive, and shapes that do not fit."""
         self._check_codes()
-        self._check_scale()
+        indexed = self.group_index is not None
+        check_scale(self.scale, self.shape, FLOAT_DTYPES, indexed=indexed)
         self._check_index()
         self._check_input_scale()
         self._check_range()
@@ -158,26 +157,6 @@ class Quantized:
             msg = f"codes: {smallest}..{largest} is outside {low}..{high} of {self.bits} bits."
             raise ConfigError(msg)
 
-    def _check_scale(self) -> None:
-        (out, d_in), scale = self.shape, self.scale
-        if scale.dtype not in FLOAT_DTYPES or scale.ndim != 2:
-            msg = f"scale: expected a float matrix, found {scale.dtype} {list(scale.shape)}."
-            raise ConfigError(msg)
-        rows, groups = scale.shape
-        even = self.group_index is not None or (groups > 0 and d_in % groups == 0)
-        if not (rows == out or (rows, groups) == (1, 1)) or groups < 1 or not even:
-            msg = (
-                f"scale: {list(scale.shape)} does not fit codes [{out}, {d_in}]: expected [1, 1], "
-                f"[{out}, 1] or [{out}, {d_in} // group_size]."
-            )
-            raise ConfigError(msg)
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-            msg = (
-                f"scale: holds entries that are not positive finite numbers in {scale.dtype}. "
-                f"If the weights are very small or large, store scales as float32."
-            )
-            raise ConfigError(msg)
-
     def _check_index(self) -> None:
         index, d_in, groups = self.group_index, self.shape[1], self.scale.shape[1]
         if index is None:
@@ -197,11 +176,7 @@ class Quantized:
         if scale.dtype not in FLOAT_DTYPES or scale.shape != (d_in,):
             msg = f"input_scale: expected floats [{d_in}], found {scale.dtype} {list(scale.shape)}."
             raise ConfigError(msg)
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-            msg = (
-                f"input_scale: holds entries that are not positive finite numbers in {scale.dtype}."
-            )
-            raise ConfigError(msg)
+        check_positive(scale, "input_scale")
 
     @property
     def shape(self) -> tuple[int, int]:

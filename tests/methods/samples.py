@@ -8,6 +8,7 @@ from trinity.methods.contract import LayerStats
 from trinity.methods.formats import (
     NM,
     Adapted,
+    Coded,
     CompressedWeight,
     Dense,
     Pattern,
@@ -16,6 +17,7 @@ from trinity.methods.formats import (
     Transposed,
 )
 from trinity.methods.formats.adapter import Factor
+from trinity.methods.formats.level_tables import bits_of, levels
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ def indexed(weight: Quantized, groups: int) -> Quantized:
         zero_point = torch.randint(0, 2**weight.bits, (out, groups), dtype=torch.uint8)
     scale = (torch.rand(out, groups) + 0.1).to(weight.scale.dtype)
     return Quantized(weight.codes, scale, zero_point, weight.bits, index)
+
+
+def random_coded(
+    out: int, d_in: int, table: str, groups: int, dtype: torch.dtype, *, outer: bool = False
+) -> Coded:
+    """Codes over the whole table, and a scale for each group."""
+    known = torch.arange(2 ** bits_of(table), dtype=torch.uint8)[levels(table).isfinite()]
+    codes = known[torch.randint(0, len(known), (out, d_in))]
+    scale = (torch.rand(out, groups) + 0.1).to(dtype)
+    return Coded(codes, scale, table, torch.rand(1, 1) + 0.1 if outer else None)
 
 
 def random_mask(out: int, d_in: int, pattern: Pattern) -> torch.Tensor:
@@ -128,6 +140,9 @@ def tensors_of(weight: CompressedWeight) -> dict[str, torch.Tensor]:
         return {**tensors_of(weight.values), "mask": weight.mask}
     if isinstance(weight, Dense):
         return {"values": weight.values}
+    if isinstance(weight, Coded):
+        return {"codes": weight.codes, **weight.stored()}
+    assert isinstance(weight, Quantized)
     found = {"codes": weight.codes, "scale": weight.scale}
     optional = {
         "zero_point": weight.zero_point,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.samples import GridCase, indexed, random_quantized
+from tests.methods.samples import GridCase, indexed, random_coded, random_quantized
 from trinity.methods.formats import Dense
 from trinity.methods.formats.values import Values
 
@@ -22,6 +22,9 @@ def kinds() -> list[Values]:
         random_quantized(OUT, IN, GridCase(3, symmetric=False, groups=1)),
         replace(grid, input_scale=torch.rand(IN) + 0.5),
         indexed(grid, 5),
+        random_coded(OUT, IN, "nf4", 3, torch.float16),
+        random_coded(OUT, IN, "e2m1", 3, torch.float8_e4m3fn, outer=True),
+        random_coded(OUT, IN, "e4m3", 1, torch.float8_e8m0fnu),
     ]
 
 
