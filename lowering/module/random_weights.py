@@ -32,9 +32,10 @@ def random_weight(weight_format: WeightFormat) -> CompressedWeight:
     """
     generator = torch.Generator().manual_seed(0)
     shape = weight_format.shape
-    base: Values | Sparse = _values(weight_format, generator)
+    values = _values(weight_format, generator)
+    base: Values | Sparse = values
     if weight_format.pattern:
-        base = Sparse(base, _mask(shape, weight_format.pattern, generator), weight_format.pattern)
+        base = Sparse(values, _mask(shape, weight_format.pattern, generator), weight_format.pattern)
     made: CompressedWeight = base
     if weight_format.adapter:
         made = Adapted(base, *(_factor(weight_format.factor(name)) for name in ("B", "A")))
