@@ -19,13 +19,13 @@ from trinity.harness import cli
 torch.set_num_threads(1)
 
 def trinity(*words):
-    out = io.StringIO()
+    out, err = io.StringIO(), io.StringIO()
     sys.argv = ["trinity", *words]
-    with contextlib.redirect_stdout(out):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             cli.main()
         except SystemExit as end:
-            return end.code or 0, out.getvalue()
+            return end.code or 0, out.getvalue() + (err.getvalue() if end.code else "")
     return 0, out.getvalue()
 
 with contextlib.redirect_stdout(sys.stderr):
@@ -37,6 +37,14 @@ print(json.dumps({
     "other": trinity("methods", "check", "square", "--set", "pattern=1:4"),
     "run": trinity("run", "recipe.yaml", "--quiet"),
     "repro": trinity("repro", "square", "--profile", "smoke", "--quiet"),
+    "compress": trinity(
+        "compress", "random:tiny-llama", "--method", "ternary", "--out", "ternary-model", "--quiet"
+    ),
+    "eval": trinity(
+        "eval", "ternary-model", "--suite", "perplexity-pydoc", "--windows", "2", "--seqlen", "128",
+        "--quiet",
+    ),
+    "lower": trinity("lower", "ternary-model", "--out", "module", "--quiet"),
 }))
 """
 
@@ -47,7 +55,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pat
     folder = tmp_path_factory.mktemp("my-methods")
     page = (project_root / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
     files = FILE.findall(page)
-    assert len(files) == 5
+    assert len(files) == 6
     for name, text in files:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +98,9 @@ def test_the_new_method_is_listed_with_what_it_needs_and_gives(used: dict[str, l
 
 @pytest.mark.parametrize("which", ["check", "other"])
 def test_it_conforms(which: str, used: dict[str, list[str]]) -> None:
-    assert used[which] == [0, "square: conforms\n"]
+    assert used[which][0] == 0
+    assert "square: conforms\n" in used[which][1]
+    assert ("ternary: conforms\n" in used[which][1]) == (which == "check")
 
 
 def test_its_recipe_runs_and_leaves_a_record(used: dict[str, list[str]], package: Path) -> None:
@@ -108,3 +118,23 @@ def test_its_row_is_in_a_table(used: dict[str, list[str]], package: Path) -> Non
         assert label in text
         rows = [r for r in written.read_text(encoding="utf-8").splitlines() if label in r]
         assert any("2:4" in row and "17.00" in row for row in rows)
+
+
+def test_values_of_its_own_are_stored_and_evaluated_in_torch(
+    used: dict[str, list[str]], package: Path
+) -> None:
+    code, text = used["compress"]
+    assert code == 0, text
+    config = json.loads((package / "ternary-model" / "config.json").read_text(encoding="utf-8"))
+    formats = config["quantization_config"]["layers"].values()
+    assert {layout["label"] for layout in formats} == {"ternary"}
+    assert all(layout["ternary"] == {} for layout in formats)
+    code, text = used["eval"]
+    assert code == 0, text
+    assert "perplexity-pydoc" in text
+
+
+def test_values_of_its_own_are_refused_by_name_in_a_module(used: dict[str, list[str]]) -> None:
+    code, text = used["lower"]
+    assert code == 2
+    assert "and not values of the kind 'ternary'" in " ".join(text.split())
