@@ -102,7 +102,8 @@ def section(
 def _quantized(weight: CompressedWeight) -> Quantized:
     base = weight.values if isinstance(weight, Sparse) else weight
     if not isinstance(base, Quantized):
-        what = "pruned floats" if isinstance(weight, Sparse) else type(weight).__name__.lower()
+        floats = isinstance(weight, Sparse) and isinstance(base, Dense)
+        what = "pruned floats" if floats else type(base).__name__.lower()
         msg = f"the format holds quantized weights without adapters, not {what}. {ELSEWHERE}"
         raise UnsupportedError(msg)
     if base.bits not in BITS:

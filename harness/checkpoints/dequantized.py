@@ -58,7 +58,7 @@ class Dequantized:
         """The model in torch."""
         compressed = self.checkpoint
         untouched = not compressed.inputs and all(
-            not layout.grid and not layout.pattern for layout in compressed.formats.values()
+            layout.dtype and not layout.pattern for layout in compressed.formats.values()
         )
         model = compressed.load_model().to(self.device)
         path: MeasurementPath = "reference" if untouched else "simulated"

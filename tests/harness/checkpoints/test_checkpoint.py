@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.harness import families, quirks
 from trinity.harness.checkpoints import checkpoint
 from trinity.harness.checkpoints.checkpoint import Checkpoint
+from trinity.harness.checkpoints.dequantized import Dequantized
 from trinity.harness.compress import plan
 from trinity.harness.compress.walk import Walk
 from trinity.harness.models import folders
@@ -51,6 +52,28 @@ def test_a_compressed_checkpoint_loads_its_dequantized_weights(tmp_path: Path, f
         linear.weight.data = values.t().contiguous() if family == "gpt2" else values
     with torch.no_grad():
         assert torch.equal(found.load_model()(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"method": "nf4", "group_size": 16, "scale_dtype": "float8"}],
+        [{"method": "magnitude", "pattern": "2:4"}, {"method": "nvfp4"}],
+        [{"method": "fp8"}, {"method": "slim-lora"}],
+    ],
+)
+def test_weights_of_tables_are_measured_in_torch_as_what_they_stand_for(
+    steps: list[dict[str, object]], tmp_path: Path
+) -> None:
+    model = families.save("llama", tmp_path / "model")
+    found = Checkpoint.open(_compressed(tmp_path, "llama", steps))
+    assert {of.values.kind for of in found.formats.values()} == {"codebook"}
+    for name, weight in found.weights():
+        model.get_submodule(name).weight.data = weight.dequantize()
+    engine = Dequantized(found, torch.device("cpu")).load()
+    assert engine.path == "simulated"
+    with torch.no_grad():
+        assert torch.equal(engine.model(IDS).logits, model(IDS).logits)
 
 
 def test_a_reading_gives_each_layer_when_it_is_asked_for_and_others_beside_them(

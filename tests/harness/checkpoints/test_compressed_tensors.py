@@ -61,6 +61,8 @@ def test_the_configuration_leaves_the_head_dense(tmp_path: Path) -> None:
     ("steps", "said"),
     [
         ([{"method": "magnitude", "pattern": "2:4"}], "not pruned floats"),
+        ([{"method": "nvfp4"}], "not coded"),
+        ([{"method": "magnitude", "pattern": "2:4"}, {"method": "nvfp4"}], "not coded"),
         ([{**RTN, "symmetric": False}], "zero points cannot be loaded"),
         ([{**RTN, "bits": 3}], "4 or 8 bits, not 3"),
         ([RTN, {"method": "slim-lora", "rank": 0.1}], "not adapted"),
