@@ -270,6 +270,7 @@ def _plugins() -> Iterator[Question]:
     from trinity.harness.recipes import paper
     from trinity.lowering.targets import targets
     from trinity.methods import plugins, registry
+    from trinity.methods.formats import kinds
 
     groups: dict[str, Callable[[str], object]] = {
         registry.GROUP: registry.get,
@@ -278,6 +279,7 @@ def _plugins() -> Iterator[Question]:
         targets.GROUP: targets.get,
         paper.GROUP: paper.load,
         families.GROUP: families.get,
+        kinds.GROUP: kinds.get,
     }
 
     def ask(load: Callable[[str], object], name: str, owner: str) -> Callable[[], Answer]:

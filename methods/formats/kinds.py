@@ -13,6 +13,7 @@ from trinity.methods.formats.values import Values, ValuesFormat
 from trinity.methods.plugins import OURS, Group
 
 GROUP = "trinity.formats"
+PROTOCOL = "trinity.methods.formats.values.ValuesFormat"
 BUILT_IN: Mapping[str, type[ValuesFormat]] = {
     "dtype": Floats,
     "grid": Grid,
@@ -39,12 +40,12 @@ def get(kind: str) -> type[ValuesFormat]:
     if owner.distribution == OURS:
         return BUILT_IN[kind]
     found = _PLUGINS.load(kind)
-    if not isinstance(found, type) or getattr(found, "kind", None) != kind or kind in TAKEN:
-        what = (
-            f"'{owner.target}' is not a class whose `kind` is '{kind}' "
-            f"(trinity.methods.formats.values.ValuesFormat; {', '.join(TAKEN)} are taken)"
-        )
-        raise _PLUGINS.broken(kind, what)
+    if not isinstance(found, type):
+        what = f"is of type {type(found).__name__}, not a class that says what values are"
+        raise _PLUGINS.broken(kind, f"'{owner.target}' {what} ({PROTOCOL})")
+    if getattr(found, "kind", None) != kind or kind in TAKEN:
+        what = f"is not a class whose `kind` is '{kind}' ({PROTOCOL}; {', '.join(TAKEN)} are taken)"
+        raise _PLUGINS.broken(kind, f"'{owner.target}' {what}")
     return found
 
 

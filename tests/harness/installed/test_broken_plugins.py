@@ -14,6 +14,7 @@ from trinity.harness.recipes import paper
 from trinity.lowering.targets import targets
 from trinity.methods import plugins, registry
 from trinity.methods.errors import PluginError
+from trinity.methods.formats import kinds
 
 # group -> (names, load, one of ours)
 GROUPS: dict[str, tuple[Callable[[], list[str]], Callable[[str], object], str]] = {
@@ -23,6 +24,7 @@ GROUPS: dict[str, tuple[Callable[[], list[str]], Callable[[str], object], str]] 
     paper.GROUP: (paper.names, paper.load, "slim"),
     targets.GROUP: (targets.names, targets.get, "llvm-cpu"),
     families.GROUP: (families.names, families.get, "llama"),
+    kinds.GROUP: (kinds.names, kinds.get, "grid"),
 }
 # module text -> what the error says
 BROKEN = {
