@@ -284,7 +284,7 @@ class FitsNothing(Good):
     [
         (
             SaysNothing(),
-            "layer [5, 7], random weights, after float32 and 9 more cases: raised",
+            "layer [5, 7], random weights, after float32 and 11 more cases: raised",
         ),
         (CriesWolf(), "`problem` reports one, but the layer was compressed"),
         (ProblemIsABool(), "problem: gave True for [16, 128], expected a text or None"),
@@ -335,7 +335,7 @@ class RefusesOneToken(Good):
     ("method", "violation"),
     [
         (ForgetsItsPattern(), "pattern 2:4 was asked for, the result is float32"),
-        (NaNOnOneToken(), "one calibration token, after float32 and 9 more cases: raised"),
+        (NaNOnOneToken(), "one calibration token, after float32 and 11 more cases: raised"),
         (FailsOnHalf(), "bfloat16 weights, after bfloat16"),
         (FailsOnHalf(), ", float16 weights, after float16"),
     ],
