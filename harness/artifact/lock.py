@@ -25,6 +25,29 @@ def lock(runs: Sequence[Shown]) -> str:
     return own + "\n".join(lines) + "\n"
 
 
+def beside(runs: Sequence[Shown]) -> list[str]:
+    """What the runs need and Trinity does not: packages that hold a model, and plugins.
+
+    Each with its version, where a record or this machine knows it.
+    """
+    found: dict[str, str | None] = {}
+    for run in runs:
+        scheme, _, name = run.record.model.id.partition(":")
+        if scheme == "package":
+            found[name] = _version(name)
+        plugins = run.record.environment.get("plugins") or {}
+        known = {plugin: version for plugin, version in plugins.items() if version != "unknown"}
+        found |= dict.fromkeys(plugins) | known
+    return [f"{name}=={version}" if version else name for name, version in sorted(found.items())]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return distribution(name).version
+    except PackageNotFoundError:
+        return None
+
+
 def _closure(name: str) -> dict[str, str]:
     """Version of a distribution and of all that it needs here, by canonical names."""
     found: dict[str, str] = {}

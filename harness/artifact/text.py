@@ -11,6 +11,7 @@ import yaml
 
 from trinity.harness.artifact.expected import RULES, names_of
 from trinity.harness.artifact.licences import of_data, of_models
+from trinity.harness.artifact.lock import beside
 from trinity.harness.figures.shown import Shown, key_of
 from trinity.harness.records.record import Record
 from trinity.harness.report.numbers import interval_text, value_text
@@ -47,6 +48,7 @@ def readme(runs: Sequence[Shown], spent: Sequence[dict[str, Any]]) -> str:
         stored=f"{stored / 2**30:.1f}",
         time=_time(spent),
         read_from=_sources(runs),
+        beside=_beside(runs),
         one=names_of(runs)[runs[-1].path],
         rules=chr(10).join(f"- `{name}`: {rule}." for name, rule in RULES.items()),
     )
@@ -195,6 +197,11 @@ def _dirty(names: Sequence[str]) -> str:
 def _seeds(found: Record) -> str:
     calibration = found.recipe.get("calibration") or {}
     return str(list(calibration.get("seeds") or [calibration.get("seed", "none")]))
+
+
+def _beside(runs: Sequence[Shown]) -> str:
+    """Lines that install what is no dependency of Trinity, and whose own are not wanted."""
+    return "".join(f"pip install --no-deps {name}\n" for name in beside(runs))
 
 
 def _sources(runs: Sequence[Shown]) -> str:

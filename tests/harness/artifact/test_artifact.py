@@ -98,6 +98,19 @@ def test_the_lock_names_exact_versions_of_this_projects_dependencies(made: Path)
     assert "compression-trinity" not in pins
 
 
+def test_packages_that_hold_a_model_or_a_method_are_installed_too(tmp_path: Path) -> None:
+    one = one_record("dense", [])
+    model = one.model.model_copy(update={"id": "package:llm-of-mine"})
+    environment = one.environment | {"plugins": {"my-methods": "0.1"}}
+    record.write(one.model_copy(update={"model": model, "environment": environment}), tmp_path)
+    made = tmp_path / "out" / "a"
+    artifact.make(shown(tmp_path), tmp_path, made)
+    text = (made / "README.md").read_text(encoding="utf-8")
+    install = text.partition("## Installation")[2].partition("```\n\n")[0]
+    assert "pip install --no-deps llm-of-mine\n" in install
+    assert "pip install --no-deps my-methods==0.1\n" in install
+
+
 def test_counts_are_expected_exactly_and_accuracies_within_their_interval(made: Path) -> None:
     found = json.loads((made / "expected.json").read_text(encoding="utf-8"))
     by = {(e["run"], e["name"], e["metric"]): e for e in found}
