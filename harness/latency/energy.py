@@ -96,7 +96,9 @@ def _nvml() -> Counter | str:
         return "no energy counter: the package nvidia-ml-py is missing"
     try:
         pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        # By its own name: torch counts the devices that CUDA_VISIBLE_DEVICES leaves, NVML all.
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
     except pynvml.NVMLError as error:
         return f"no energy counter: NVML says {error}"

@@ -1,6 +1,9 @@
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.harness.tiny import BigramEngine
 from trinity.harness.latency import energy
@@ -67,3 +70,25 @@ def test_a_counter_for_root_alone_is_said_so(tmp_path: Path) -> None:
     said = energy._rapl(tmp_path)
     assert isinstance(said, str)
     assert "root alone" in said
+
+
+def test_the_gpu_that_counts_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where CUDA_VISIBLE_DEVICES makes another one the first."""
+    joules = {"GPU-a": 1000.0, "GPU-b": 7000.0}
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: ["GPU-a", "GPU-b"][index],
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetTotalEnergyConsumption=lambda device: joules[device],
+        NVMLError=OSError,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="b")
+    )
+    found = energy.counter()
+    assert isinstance(found, energy.Counter)
+    assert found.joules() == pytest.approx(7.0)
