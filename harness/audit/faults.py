@@ -5,12 +5,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, isfinite, sqrt
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from trinity.harness.audit.layout import Decoded, Fault
 
+T = TypeVar("T")
 NUMBER = re.compile(r"\d+")
 FACTOR = 10.0  # between a layer and its neighbours
 NEIGHBOURS = 4  # on either side, in the order of blocks and experts
@@ -62,7 +64,7 @@ def of_contents(decoded: Decoded, size: Size | None, in_block: bool) -> list[str
         faults.append(f"every code is {int(codes.flatten()[0])}")
     if not faults and values is not None and size is not None:
         if not isfinite(size.rms):
-            wrong = sum(int((~torch.isfinite(part)).sum()) for part in _parts(values))
+            wrong = sum(int((~torch.isfinite(part)).sum()) for part in parts(values))
             faults.append(f"{wrong:,} of {values.numel():,} weights are NaN or infinite")
         elif _one_number(values):
             faults.append(f"every weight is {float(values.flatten()[0]):.4g}")
@@ -73,7 +75,7 @@ def size_of(decoded: Decoded) -> Size | None:
     """How large its numbers are, or None where they are not known."""
     if decoded.values is None:
         return None
-    norms = [torch.linalg.vector_norm(p, dtype=torch.float64) for p in _parts(decoded.values)]
+    norms = [torch.linalg.vector_norm(p, dtype=torch.float64) for p in parts(decoded.values)]
     scale = None
     if decoded.scales is not None:
         scale = float(decoded.scales.float().abs().flatten().median())
@@ -92,7 +94,7 @@ def beside_neighbours(sizes: Mapping[str, Size]) -> list[Fault]:
     for names in kinds.values():
         names.sort(key=numbers)
         for at, name in enumerate(names):
-            near = names[max(0, at - NEIGHBOURS) : at] + names[at + 1 : at + 1 + NEIGHBOURS]
+            near = nearest(names, at)
             own = sizes[name]
             for what, mine, others in (
                 ("weights (root mean square)", own.rms, [sizes[other].rms for other in near]),
@@ -103,6 +105,11 @@ def beside_neighbours(sizes: Mapping[str, Size]) -> list[Fault]:
                     faults.append(Fault(name, said))
                     break
     return faults
+
+
+def nearest(kind: Sequence[T], at: int) -> list[T]:
+    """The neighbours of one of a kind, which are in the order of blocks and experts."""
+    return [*kind[max(0, at - NEIGHBOURS) : at], *kind[at + 1 : at + 1 + NEIGHBOURS]]
 
 
 def absent(names: Sequence[str], blocks: int | None) -> list[Fault]:
@@ -122,11 +129,11 @@ def absent(names: Sequence[str], blocks: int | None) -> list[Fault]:
         if numbers(parent):
             modules[NUMBER.sub("*", parent)][parent].add(part)
     for kin in modules.values():
-        counted = Counter(frozenset(parts) for parts in kin.values())
+        counted = Counter(frozenset(held) for held in kin.values())
         whole, times = counted.most_common(1)[0]
-        for parent, parts in kin.items():
-            if parts < whole and counted[frozenset(parts)] == 1 and times >= FEWEST:
-                missing = ", ".join(sorted(whole - parts))
+        for parent, held in kin.items():
+            if held < whole and counted[frozenset(held)] == 1 and times >= FEWEST:
+                missing = ", ".join(sorted(whole - held))
                 faults.append(Fault(parent, f"lacks {missing}, which the others have"))
     return faults
 
@@ -155,7 +162,7 @@ def _one_number(tensor: Tensor) -> bool:
     return all(bool((part == flat[0]).all()) for part in (flat[: tensor.shape[-1]], flat))
 
 
-def _parts(values: Tensor) -> Iterator[Tensor]:
+def parts(values: Tensor) -> Iterator[Tensor]:
     """Rows, some at a time: a head is too large for a copy of the whole."""
     rows = values.reshape(-1, values.shape[-1])
     for at in range(0, len(rows), ROWS):

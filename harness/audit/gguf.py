@@ -1,6 +1,6 @@
 """GGUF, as llama.cpp stores it: every tensor in blocks of a type of its own, scales inside."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,14 @@ class Gguf:
         return sum(int(tensor.n_bytes) for tensor in self._tensors.values())
 
     @property
+    def architecture(self) -> str:
+        """As llama.cpp calls it."""
+        return str(self._field("general.architecture"))
+
+    @property
     def blocks(self) -> int | None:
         """Blocks that its metadata says it has."""
-        number = self._field(f"{self._field('general.architecture')}.block_count")
+        number = self._field(f"{self.architecture}.block_count")
         split = self._field("split.count")
         return number if isinstance(number, int) and split in (None, 0, 1) else None
 
@@ -125,3 +130,16 @@ class Gguf:
             return None if field is None else field.contents()
         except (ValueError, IndexError, TypeError) as error:  # of texts, no UTF-8
             raise ConfigError(damaged(self.path, error)) from error
+
+
+def names_of(path: Path, layers: Iterable[str], blocks: int) -> dict[str, str]:
+    """What a file calls the layers of a model, of those that llama.cpp has a name for."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map  # as above
+
+    architecture = Gguf(path).architecture
+    known = next((arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture), None)
+    if known is None:
+        return {}
+    table = get_tensor_name_map(known, blocks)
+    found = {layer: table.get_name(layer) for layer in layers}
+    return {layer: name for layer, name in found.items() if name}

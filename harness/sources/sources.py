@@ -161,25 +161,16 @@ def smollm2(store: StageStore) -> ModelFolder:
 
 def _convert_gguf(source: Path, folder: Path) -> None:
     """Dequantize a GGUF file into a plain float32 model folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    from trinity.harness.models import gguf_models
     from trinity.harness.models.decoder import warnings_off
 
     logger.info("converting %s to safetensors (once)", source.name)
     with warnings_off():
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent, gguf_file=source.name, dtype=torch.float32
-        )
-        # A model read from GGUF still calls itself quantized, and refuses to be saved as such.
-        for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
-            if hasattr(model, attribute):
-                delattr(model, attribute)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    gguf_models.write(folder, source)
+    tokenizer.save_pretrained(folder)
 
 
 def tiny_llama(store: StageStore) -> ModelFolder:

@@ -90,32 +90,42 @@ def gptq() -> Written:
     section = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False}
     made = Written(section, _rest(generator))
     for name in LAYERS:
-        codes, scales, zeros, made.values[name] = _grid(generator)
-        made.tensors |= {
-            f"{name}.qweight": words(codes).T,
-            f"{name}.qzeros": words(zeros.T - 1),
-            f"{name}.scales": scales.T,
-            f"{name}.g_idx": torch.arange(IN, dtype=torch.int32) // GROUP,
-        }
+        *grid, made.values[name] = _grid(generator)
+        made.tensors |= {f"{name}.{part}": t for part, t in gptq_parts(*grid).items()}
     return made
+
+
+def gptq_parts(codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
+    """codes: [out, in]   scales, zeros: [out, groups]"""
+    return {
+        "qweight": words(codes).T,
+        "qzeros": words(zeros.T - 1),
+        "scales": scales.T,
+        "g_idx": torch.arange(codes.shape[1], dtype=torch.int32) // GROUP,
+    }
 
 
 def awq() -> Written:
     generator = torch.Generator().manual_seed(2)
     section = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}
     made = Written(section, _rest(generator))
-    order = (0, 2, 4, 6, 1, 3, 5, 7)
     for name in LAYERS:
-        codes, scales, zeros, made.values[name] = _grid(generator)
-        made.tensors |= {
-            f"{name}.qweight": words(codes.T, order),
-            f"{name}.qzeros": words(zeros.T, order),
-            f"{name}.scales": scales.T,
-        }
+        *grid, made.values[name] = _grid(generator)
+        made.tensors |= {f"{name}.{part}": t for part, t in awq_parts(*grid).items()}
     return made
 
 
-def _compressed(form: str, bits: int) -> dict[str, Any]:
+def awq_parts(codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
+    """codes: [out, in]   scales, zeros: [out, groups]"""
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    return {
+        "qweight": words(codes.T, order),
+        "qzeros": words(zeros.T, order),
+        "scales": scales.T,
+    }
+
+
+def compressed_section(form: str, bits: int) -> dict[str, Any]:
     weights = {"num_bits": bits, "type": "int", "strategy": "group", "group_size": GROUP}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
@@ -123,21 +133,26 @@ def _compressed(form: str, bits: int) -> dict[str, Any]:
 
 def pack_quantized() -> Written:
     generator = torch.Generator().manual_seed(3)
-    made = Written(_compressed("pack-quantized", 4), _rest(generator))
+    made = Written(compressed_section("pack-quantized", 4), _rest(generator))
     for name in LAYERS:
-        codes, scales, zeros, made.values[name] = _grid(generator)
-        made.tensors |= {
-            f"{name}.weight_packed": words(codes),
-            f"{name}.weight_scale": scales,
-            f"{name}.weight_zero_point": words(zeros.T).T,
-            f"{name}.weight_shape": torch.tensor([OUT, IN]),
-        }
+        *grid, made.values[name] = _grid(generator)
+        made.tensors |= {f"{name}.{part}": t for part, t in pack_quantized_parts(*grid).items()}
     return made
+
+
+def pack_quantized_parts(codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
+    """codes: [out, in]   scales, zeros: [out, groups]"""
+    return {
+        "weight_packed": words(codes),
+        "weight_scale": scales,
+        "weight_zero_point": words(zeros.T).T,
+        "weight_shape": torch.tensor(codes.shape),
+    }
 
 
 def int_quantized() -> Written:
     generator = torch.Generator().manual_seed(4)
-    made = Written(_compressed("int-quantized", 8), _rest(generator))
+    made = Written(compressed_section("int-quantized", 8), _rest(generator))
     for name in LAYERS:
         codes, scales, zeros, made.values[name] = _grid(generator)
         made.tensors |= {
