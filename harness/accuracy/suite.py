@@ -126,12 +126,12 @@ class TextSuite(MeasuredSuite):
 
     def sizes_resolving(self, wanted: Mapping[str, Wanted]) -> dict[str, Any]:
         """The windows; ConfigError if the text has too few."""
-        # Imported here: numpy is slow to import, and few suites are sized so.
-        from trinity.harness.statistics import power
-
         asked = {metric: wanted[unit] for metric, unit in self.units.items() if unit in wanted}
         if not asked:
             return {}
+        # Imported here: numpy is slow to import, and few suites are sized so.
+        from trinity.harness.statistics import power
+
         most = int(sizes.TEXT_TOKENS.get(self.corpus, sizes.OTHER_TEXT) / self.seqlen)
         chosen = []
         for metric, one in asked.items():
