@@ -181,9 +181,9 @@ def _targets() -> Iterator[Question]:
             from trinity.lowering.module import devices  # loads the runtime, which may be broken
 
             target = targets.get(name)
-            if devices.available(target):
-                return Answer("modules compile and run here")
-            return Answer("modules compile, and cannot run here", True, target.missing)
+            if missing := devices.lacking(target):
+                return Answer("modules compile, and cannot run here", True, missing)
+            return Answer("modules compile and run here")
 
         return asked
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -28,18 +29,47 @@ def has_device(driver: str) -> bool:
         return False
 
 
+def architecture_of(driver: str) -> str | None:
+    """The architecture of a driver's first device, which is the one that runs modules; None if the
+    driver does not tell.
+    """
+    try:
+        first, *_ = (found := rt.get_driver(driver)).query_available_devices()
+        info = found.dump_device_info(first["device_id"])
+    except STATUS_ERRORS as error:
+        logger.info("%s: the device does not say what it is: %s", driver, error)
+        return None
+    # As "gfx90a:sramecc+:xnack-": which features of it are on does not matter to our code objects.
+    told = re.search(r"gpu-arch-name: *(\w+)", info)
+    return told[1] if told else None
+
+
+def lacking(target: Target) -> str | None:
+    """What this machine lacks to run a target's modules, and what to do; None if nothing."""
+    foreign = target.cpu is not None and target.cpu.missing is not None
+    if target.driver is None or foreign or not has_device(target.driver):
+        return target.missing
+    if target.architecture and (here := architecture_of(target.driver)) != target.architecture:
+        return (
+            f"its modules are for {target.architecture}, and the GPU here is of "
+            f"{here or 'an architecture that its driver does not tell'}. Choose the target of that "
+            f"architecture, or vulkan, which every GPU with a driver for it runs."
+        )
+    return None
+
+
 def available(target: Target) -> bool:
     """Whether this machine has a target's device."""
-    foreign = target.cpu is not None and target.cpu.missing is not None
-    return target.driver is not None and not foreign and has_device(target.driver)
+    return lacking(target) is None
 
 
 def require(target: Target) -> str:
     """The driver of a target; MachineError if its modules cannot run here."""
     if target.cpu:
         target.cpu.require()
-    if target.driver is None or not available(target):
-        msg = f"target {target.name}: modules compile but cannot run here: {target.missing}"
+    missing = lacking(target)
+    if target.driver is None or missing:
+        msg = f"target {target.name}: modules compile but cannot run here: {missing}"
         raise MachineError(msg)
     return target.driver
 

@@ -42,6 +42,7 @@ class Target:
     embeds: bytes that every module for it contains
     kernels: gives our kernels for it, which are used where they hold a format; None if it has none
     cpu: a kind of processor that is not this machine's
+    architecture: of the GPU that modules are for, where code for one does not run on another
     like: the target whose kernels and formats are the same, for another GPU of its maker's
     """
 
@@ -53,6 +54,7 @@ class Target:
     embeds: bytes | None = None
     kernels: "Callable[[], TargetKernels] | None" = None
     cpu: cpus.Cpu | None = None
+    architecture: str | None = None
     like: str | None = None
 
     @property
@@ -102,6 +104,7 @@ def _rocm(architecture: str, name: str, like: str | None = None) -> Target:
         "hip",
         "no AMD GPU with a working driver (libamdhip64.so).",
         kernels=partial(_rocm_kernels, architecture),
+        architecture=architecture,
         like=like,
     )
 

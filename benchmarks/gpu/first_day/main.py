@@ -13,8 +13,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         start = time.time()
         found, stopped = [], False
         try:
-            with told_to_end():
-                for group in groups(manifest, options):
-                    for of in runner.run(group):
-                        found.append(of)  # one by one: an interruption loses none
+            end_when_told()
+            for group in groups(manifest, options):
+                for of in runner.run(group):
+                    found.append(of)  # one by one: an interruption loses none
         except KeyboardInterrupt as end:
             print(f"{end or 'interrupted'}: records hold what was done before", flush=True)
             stopped = True
@@ -62,9 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if counts["failed"] or stopped else 0
 
 
-@contextmanager
-def told_to_end() -> Iterator[None]:
-    """SIGTERM, which a machine that is taken back sends first, ends the block as Ctrl-C does.
+def end_when_told() -> None:
+    """From now on SIGTERM, which a machine that is taken back sends first, is Ctrl-C.
 
     A second one is ignored: the records are being written.
     """
@@ -74,7 +71,6 @@ def told_to_end() -> Iterator[None]:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     signal.signal(signal.SIGTERM, end)
-    yield
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trinity.lowering.kernels.calls import KernelCode, dispatch, linear_arguments
+from trinity.lowering.kernels.calls import KernelCode, dispatch
 from trinity.lowering.kernels.lanes.launch import (
     BINDINGS,
     CONSTANTS,
@@ -10,10 +10,10 @@ from trinity.lowering.kernels.lanes.launch import (
     Launch,
     launches,
 )
-from trinity.lowering.kernels.padded_panels import BLOCK, padded_input
+from trinity.lowering.kernels.padded_panels import BLOCK
+from trinity.lowering.kernels.strip_calls import activations, strip_function
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.mlir.builder import Builder, tensor_type
-from trinity.lowering.rows.linalg import rounded_input
 
 BINDING = "#hal.pipeline.binding<storage_buffer"
 
@@ -36,12 +36,12 @@ class Compiled:
 
 def lane_kernels(name: str, strips: Strips, rows: int, code: Compiled) -> KernelCode:
     """The private function `x: [rows, in], storage... -> y: [rows, out]`, all in float32."""
-    (out, d_in), build, shapes = strips.format.shape, Builder(), strips.shapes()
+    build, shapes = Builder(), strips.shapes()
     made: dict[Launch, str] = {}
     executables, low = {}, ""
     for launch in launches(strips, rows):
         width = tensor_type((rows, launch.strips.blocks * BLOCK), "f32")
-        x = low if launch.prefix == "B_" else activations(build, launch, rows)
+        x = low if launch.prefix == "B_" else activations(build, launch.strips, rows, launch.prefix)
         operands = [(x, width), (f"%arg_{launch.tensor}", tensor_type(*shapes[launch.tensor]))]
         after = launch.after
         operands.append((made[after], result_type(after)) if after else (x, width))
@@ -51,29 +51,14 @@ def lane_kernels(name: str, strips: Strips, rows: int, code: Compiled) -> Kernel
         made[launch] = low = dispatch(
             build, entry, launch.grid, operands, result_type(launch), launch.numbers
         )
-    parts = [launch for launch in made if not launch.prefix]
-    result, kind = made[parts[0]], tensor_type((rows, out), "f32")
-    if len(parts) > 1:
-        values, types = ", ".join(made[of] for of in parts), ", ".join(map(result_type, parts))
-        result = build.value(f"tensor.concat dim(1) {values} : ({types}) -> {kind}")
-    function = build.function(name, linear_arguments(d_in, rows, shapes), result, kind)
+    parts = [(value, result_type(launch)) for launch, value in made.items() if not launch.prefix]
+    function = strip_function(build, name, strips, rows, parts)
     return KernelCode(name, function, tuple(executables.items()))
 
 
 def result_type(launch: Launch) -> str:
     """Of what a kernel writes."""
     return tensor_type((launch.tokens, launch.outputs), "f32")
-
-
-def activations(build: Builder, launch: Launch, rows: int) -> str:
-    """The input of a weight, every scale group padded to whole blocks.
-
-    The same text twice is computed once.
-    """
-    strips, value, (_, d_in) = launch.strips, "%arg_x", launch.strips.format.shape
-    if inputs := strips.format.inputs:
-        value = rounded_input(build, rows, value, d_in, inputs)
-    return padded_input(build, strips, rows, value, launch.prefix)
 
 
 def executable(name: str, path: str, code: Compiled) -> str:

@@ -1,12 +1,12 @@
 """One compressed linear as a function that dispatches our Vulkan kernels, in text for IREE."""
 
-from trinity.lowering.kernels.calls import KernelCode, dispatch, linear_arguments
-from trinity.lowering.kernels.padded_panels import BLOCK, PANEL, padded_input
+from trinity.lowering.kernels.calls import KernelCode, dispatch
+from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
+from trinity.lowering.kernels.strip_calls import activations, strip_function
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.kernels.vulkan.device import VULKAN_CODE
-from trinity.lowering.kernels.vulkan.launch import ENTRY, MOST_SLICES, Launch, Term, launches
+from trinity.lowering.kernels.vulkan.launch import ENTRY, MOST_SLICES, Launch, launches
 from trinity.lowering.mlir.builder import Builder, tensor_type
-from trinity.lowering.rows.linalg import rounded_input
 
 BINDING = "#hal.pipeline.binding<storage_buffer"
 BINDINGS = 5  # an input and a stored tensor of two terms, and the result
@@ -16,24 +16,25 @@ NARROW = 8  # lanes of a subgroup; GPUs have more
 
 def strip_kernels(name: str, strips: Strips, rows: int) -> KernelCode:
     """The private function `x: [rows, in], storage... -> y: [rows, out]`, all in float32."""
-    (out, d_in), build, shapes = strips.format.shape, Builder(), strips.shapes()
-    low, parts, kind = *launches(strips, rows), tensor_type((rows, out), "f32")
+    build, shapes = Builder(), strips.shapes()
+    low, parts = launches(strips, rows)
     made: dict[Launch, str] = {}
     for launch in (*low, *parts):
         operands = []
         for term, tensor in launch.operands:
-            value = made[low[0]] if term.source == "low" else activations(build, term, rows)
+            value = (
+                made[low[0]]
+                if term.source == "low"
+                else activations(build, term.strips, rows, term.prefix)
+            )
             operands += [(value, tensor_type((rows, term.strips.blocks * BLOCK), "f32"))]
             operands += [(f"%arg_{tensor}", tensor_type(*shapes[tensor]))]
         entry = f"@{launch.name}::@{VARIANT}::@{ENTRY}"
         made[launch] = dispatch(
             build, entry, launch.grid, operands, result_type(launch), launch.numbers
         )
-    result = made[parts[0]]
-    if len(parts) > 1:
-        values, types = ", ".join(made[of] for of in parts), ", ".join(map(result_type, parts))
-        result = build.value(f"tensor.concat dim(1) {values} : ({types}) -> {kind}")
-    function = build.function(name, linear_arguments(d_in, rows, shapes), result, kind)
+    found = [(made[launch], result_type(launch)) for launch in parts]
+    function = strip_function(build, name, strips, rows, found)
     executables = {launch.name: executable(launch) for launch in made}
     return KernelCode(name, function, tuple(executables.items()))
 
@@ -41,17 +42,6 @@ def strip_kernels(name: str, strips: Strips, rows: int) -> KernelCode:
 def result_type(launch: Launch) -> str:
     """Of what a kernel writes."""
     return tensor_type((launch.tokens, launch.outputs), "f32")
-
-
-def activations(build: Builder, term: Term, rows: int) -> str:
-    """The input of a weight, every scale group padded to whole blocks.
-
-    The same text twice is computed once.
-    """
-    strips, value, (_, d_in) = term.strips, "%arg_x", term.strips.format.shape
-    if inputs := strips.format.inputs:
-        value = rounded_input(build, rows, value, d_in, inputs)
-    return padded_input(build, strips, rows, value, term.prefix)
 
 
 def executable(launch: Launch) -> str:

@@ -120,6 +120,39 @@ def test_a_driver_that_is_missing_or_broken_has_no_device(
     assert not devices.has_device("vulkan")
 
 
+class Described(Driver):
+    """A driver of one device, which says what it is, as IREE's for AMD's GPUs does."""
+
+    def __init__(self, info: str) -> None:
+        super().__init__()
+        self.info = info
+
+    def dump_device_info(self, _: int) -> str:
+        return self.info
+
+
+@pytest.mark.parametrize(
+    ("info", "runs", "said"),
+    [
+        ("- gpu-compute-capability: 9.4\n- gpu-arch-name: gfx942:sramecc+:xnack-\n", True, ""),
+        ("- gpu-arch-name: gfx90a:sramecc+:xnack-\n", False, "the GPU here is of gfx90a"),
+        ("- gpu-arch-name: gfx9421\n", False, "the GPU here is of gfx9421"),
+        ("- name: something\n", False, "that its driver does not tell"),
+    ],
+)
+def test_a_module_for_one_architecture_runs_on_no_other(
+    monkeypatch: pytest.MonkeyPatch, info: str, runs: bool, said: str
+) -> None:
+    monkeypatch.setattr(rt, "query_available_drivers", lambda: ["hip"])
+    monkeypatch.setattr(rt, "get_driver", lambda _: Described(info))
+    target = targets.get("rocm-gfx942")
+    assert devices.available(target) == runs
+    assert said in (devices.lacking(target) or "")
+    if not runs:
+        with pytest.raises(MachineError, match="rocm-gfx942: modules compile but cannot run here"):
+            devices.require(target)
+
+
 def test_every_driver_answers_on_every_machine() -> None:
     answers = {name: devices.has_device(name) for name in rt.query_available_drivers()}
     assert answers["local-task"]

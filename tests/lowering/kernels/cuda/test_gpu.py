@@ -13,7 +13,7 @@ from trinity.lowering.module.invoke import CompiledModel
 from trinity.lowering.parameters import write_parameters
 from trinity.lowering.plan import Lowering
 from trinity.lowering.targets import targets
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import CompressedWeight, InputFormat, format_of
 
 Make = Callable[..., CompressedWeight]
 CUDA = targets.get("cuda")
@@ -34,6 +34,17 @@ def _device() -> None:
         ("int4 channel asymmetric", None, 20),
         ("int4 group 128", "2:4", 0),
         ("int4 tensor", "2:4", 64),
+        ("float16", None, 0),
+        ("int2 group 128", None, 0),
+        ("int3 group 128 asymmetric", None, 20),
+        ("int8 channel", None, 0),
+        ("int8 group 128", "2:4", 0),
+        ("int4 group 128", "50%", 0),
+        ("int8 channel asymmetric", "50%", 0),
+        ("float16", "50%", 20),
+        ("bfloat16", "70%", 0),
+        ("float32", "2:4", 0),
+        ("float32", "1:4", 0),
     ],
 )
 def test_a_kernel_is_the_float64_product_of_its_weight(
@@ -45,6 +56,20 @@ def test_a_kernel_is_the_float64_product_of_its_weight(
             check.linear_error(weight, CUDA, rows, dtype)
             < check.LAYER_TOLERANCE[getattr(torch, dtype)]
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [None, 128])
+@pytest.mark.parametrize(
+    ("kind", "pattern"), [("int4 channel", None), ("int8 channel", None), ("int4 channel", "2:4")]
+)
+def test_inputs_of_8_bits_are_rounded_as_torch_rounds_them(
+    make_weight: Make, kind: str, pattern: str | None, group: int | None
+) -> None:
+    weight, inputs = make_weight((1000, 2560), kind, pattern), InputFormat("int8", group)
+    for rows in (1, 3, 17):
+        error = check.linear_error(weight, CUDA, rows, "float32", inputs)
+        assert error < check.LAYER_TOLERANCE[torch.float32]
 
 
 @pytest.mark.gpu

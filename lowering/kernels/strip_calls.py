@@ -1,0 +1,34 @@
+"""What functions on strips have in common, whichever kernels they dispatch."""
+
+from collections.abc import Sequence
+
+from trinity.lowering.kernels.calls import linear_arguments
+from trinity.lowering.kernels.padded_panels import padded_input
+from trinity.lowering.kernels.strips import Strips
+from trinity.lowering.mlir.builder import Builder, tensor_type
+from trinity.lowering.rows.linalg import rounded_input
+
+
+def activations(build: Builder, strips: Strips, rows: int, prefix: str) -> str:
+    """The input of a weight, every scale group padded to whole blocks.
+
+    The same text twice is computed once.  prefix: of the names of the weight's tensors
+    """
+    value, (_, d_in) = "%arg_x", strips.format.shape
+    if inputs := strips.format.inputs:
+        value = rounded_input(build, rows, value, d_in, inputs)
+    return padded_input(build, strips, rows, value, prefix)
+
+
+def strip_function(
+    build: Builder, name: str, strips: Strips, rows: int, parts: Sequence[tuple[str, str]]
+) -> str:
+    """The private function of a linear, whose outputs are those of its parts (value, type) in
+    order.
+    """
+    (out, d_in), (result, _) = strips.format.shape, parts[0]
+    kind = tensor_type((rows, out), "f32")
+    if len(parts) > 1:
+        values, types = (", ".join(of) for of in zip(*parts, strict=True))
+        result = build.value(f"tensor.concat dim(1) {values} : ({types}) -> {kind}")
+    return build.function(name, linear_arguments(d_in, rows, strips.shapes()), result, kind)
