@@ -13,7 +13,8 @@ from trinity.lowering.kernels.strips import Strips
 
 ENTRY = "main"  # glslc's name for every entry
 TOKENS = (1, 2, 4, 8)  # of a workgroup
-MOST_SLICES = 8  # rows of a workgroup, which share the inputs
+MOST_LANES = 256  # of a workgroup
+SHARED = 16384  # bytes of shared memory that every device has
 NOTHING = 0
 ALL, TWO_FOUR, BITMAP = 0, 1, 2
 KINDS = {"float16": 16, "bfloat16": 17, "float32": 32}
@@ -92,8 +93,22 @@ class Launch:
         return len(self.panels), -(-self.tokens // self.tile)
 
     @property
+    def lanes(self) -> int:
+        """Of a row of a workgroup.
+
+        Each has four outputs of a panel, or two where four for so many tokens would take all
+        registers.
+        """
+        return 8 if self.tile < 8 else 16
+
+    @property
+    def most_slices(self) -> int:
+        """Rows of a workgroup, which share the inputs; their sums find room in shared memory."""
+        return min(MOST_LANES // self.lanes, SHARED // (4 * PANEL * self.tile))
+
+    @property
     def constants(self) -> tuple[int, ...]:
-        """Specialization constants behind the first two, which depend on the device."""
+        """Specialization constants behind lanes and rows, of which those depend on the device."""
         second = self.second.format if self.second else (NOTHING, 0, 0, 0, 1, 1, 1)
         return (self.tile, *self.first.format, *second)
 

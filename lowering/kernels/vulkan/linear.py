@@ -1,11 +1,11 @@
 """One compressed linear as a function that dispatches our Vulkan kernels, in text for IREE."""
 
 from trinity.lowering.kernels.calls import KernelCode, dispatch
-from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
+from trinity.lowering.kernels.padded_panels import BLOCK
 from trinity.lowering.kernels.strip_calls import activations, strip_function
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.kernels.vulkan.device import VULKAN_CODE
-from trinity.lowering.kernels.vulkan.launch import ENTRY, MOST_SLICES, Launch, launches
+from trinity.lowering.kernels.vulkan.launch import ENTRY, Launch, launches
 from trinity.lowering.mlir.builder import Builder, tensor_type
 
 BINDING = "#hal.pipeline.binding<storage_buffer"
@@ -48,8 +48,8 @@ def executable(launch: Launch) -> str:
     """`product.spv` with its specialization constants, on a grid of two axes.
 
     The first two depend on the device.  One whose subgroups are narrow is a processor: workgroups
-    of one row, and at one token no more lanes than a vector has.  All others get a panel's lanes,
-    and as many rows as there is room for.  No other form of executable keeps constants.
+    of one row, and never more lanes than a vector has.  All others get as many rows as there is
+    room for.  No other form of executable keeps constants.
     """
     bindings = ", ".join([f"{BINDING}, ReadOnly>"] * (BINDINGS - 1) + [f"{BINDING}>"])
     values = [f"      %c{i} = arith.constant {of} : i32" for i, of in enumerate(launch.constants)]
@@ -57,7 +57,6 @@ def executable(launch: Launch) -> str:
     types = ", ".join(["i32"] * len(names))
     keys = ", ".join(f'"{name.strip("%")}"' for name in names)
     query = "hal.device.query<%device : !hal.device> key("
-    few_lanes = NARROW if launch.tile == 1 else PANEL
     return (
         f"hal.executable private @{launch.name} {{\n"
         f"  hal.executable.variant public @{VARIANT} target({VULKAN_CODE}) "
@@ -67,14 +66,13 @@ def executable(launch: Launch) -> str:
         f"      %ok1, %threads = {query}"
         f'"vulkan.device" :: "max_compute_workgroup_invocations") : i1, i32 = 128 : i32\n'
         f"      %one = arith.constant 1 : i32\n"
-        f"      %panel = arith.constant {PANEL} : i32\n"
-        f"      %most = arith.constant {MOST_SLICES} : i32\n"
+        f"      %wide = arith.constant {launch.lanes} : i32\n"
+        f"      %most = arith.constant {launch.most_slices} : i32\n"
         f"      %widest = arith.constant {NARROW} : i32\n"
-        f"      %few = arith.constant {few_lanes} : i32\n"
-        f"      %fit = arith.divui %threads, %panel : i32\n"
+        f"      %fit = arith.divui %threads, %wide : i32\n"
         f"      %rows = arith.minui %fit, %most : i32\n"
         f"      %narrow = arith.cmpi ule, %subgroup, %widest : i32\n"
-        f"      %lanes = arith.select %narrow, %few, %panel : i32\n"
+        f"      %lanes = arith.select %narrow, %widest, %wide : i32\n"
         f"      %slices = arith.select %narrow, %one, %rows : i32\n"
         + "\n".join(values)
         + f"\n      hal.return {', '.join(names)} : {types}\n    }}\n"

@@ -1,16 +1,17 @@
 // y = W x [+ B t] for some tokens, W and B packed in any format that `Strips` holds.
 //
-// A lane has outputs of its own, so that no sum crosses lanes: any size of subgroups gives the same
-// bits.  All lanes of a row of the workgroup read the same x, which devices with scalar units load
-// once; where that is dear, as on a processor, fewer lanes take more outputs each.  The workgroup's
-// rows (SLICES of them) share the inputs, and meet in shared memory.
+// A lane has two or four outputs of its own, so that no sum crosses lanes: any size of subgroups
+// gives the same bits.  All lanes of a row of the workgroup read the same x, and each reading serves
+// all outputs of a lane: what is read comes back to registers at some 128 bytes a clock, whether it
+// is the same for all lanes or not, and at one output a lane that takes longer than the arithmetic.
+// The workgroup's rows (SLICES of them) share the inputs, and meet in shared memory.
 #version 450
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_GOOGLE_include_directive : require
 
 // Of a term: how many bits an entry has, or what float it is; its mask; the type of its scales;
 // whether it has zero points; blocks of a unit; words of a unit; words of a block, at least one.
-layout(constant_id = 0) const uint LANES = 32u;
+layout(constant_id = 0) const uint LANES = 8u;
 layout(constant_id = 1) const uint SLICES = 1u;
 layout(constant_id = 2) const uint TOKENS = 1u;
 layout(constant_id = 3) const uint KIND0 = 4u;
@@ -87,6 +88,11 @@ shared float partial[SLICES * TOKENS * 32u];
 #define AT numbers.at1
 #include "term.glsl"
 
+void store(uint panel, uint output_, uint token, float sum) {
+  const uint row = panel * 32u + output_;
+  if (row < numbers.outputs && token < numbers.tokens) y[token * numbers.stride + row] = sum;
+}
+
 void main() {
   const uint panel = gl_WorkGroupID.x, token = gl_WorkGroupID.y * TOKENS;
   const uint lane = gl_LocalInvocationID.x;
@@ -95,20 +101,23 @@ void main() {
   [[unroll]] for (uint i = 0u; i < COUNT; ++i) sums[i] = 0.0;
   term0(sums, panel, slice, token);
   if (KIND1 != NOTHING) term1(sums, numbers.first + panel, slice, token);
-  if (SLICES > 1u) {
-    [[unroll]] for (uint i = 0u; i < COUNT; ++i) partial[(slice * COUNT + i) * LANES + lane] = sums[i];
-    barrier();
-    if (slice > 0u) return;
-    for (uint s = 1u; s < SLICES; ++s) {
-      [[unroll]] for (uint i = 0u; i < COUNT; ++i) sums[i] += partial[(s * COUNT + i) * LANES + lane];
-    }
-  }
-  [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
-    const uint row = panel * 32u + r * LANES + lane;
-    [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
-      if (row < numbers.outputs && token + t < numbers.tokens) {
-        y[(token + t) * numbers.stride + row] = sums[r * TOKENS + t];
+  if (SLICES == 1u) {
+    [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+      [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+        store(panel, r * LANES + lane, token + t, sums[r * TOKENS + t]);
       }
     }
+    return;
+  }
+  [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+    [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+      partial[(slice * TOKENS + t) * 32u + r * LANES + lane] = sums[r * TOKENS + t];
+    }
+  }
+  barrier();
+  for (uint i = slice * LANES + lane; i < TOKENS * 32u; i += SLICES * LANES) {
+    float sum = 0.0;
+    for (uint s = 0u; s < SLICES; ++s) sum += partial[s * TOKENS * 32u + i];
+    store(panel, i % 32u, token + i / 32u, sum);
   }
 }

@@ -2,7 +2,7 @@
 // because GLSL has no pointers.  WORDS, ENTRIES, INPUT: the term's buffers; KIND, MASK, SCALE,
 // ZEROS, BLOCKS, SIZE, VECTORS: its specialization constants; AT: its numbers.
 
-#define OWN(word) own[(word) / 4u][(word) % 4u]
+#define OWN(word) own[(word) % 4u]
 
 // The 32 bits of the stream that begin at entry `at`, whose entries have KIND bits.
 uint STREAM(uint at) {
@@ -26,26 +26,24 @@ vec4 STREAMED(uint next, uint kept) {
   return four;
 }
 
-// Weights 4 q to 4 q + 3 of a block.  own: its words; more: its places, its codes' upper bits, or
+// Weights 4 q to 4 q + 3 of a block.  own: those of its words that hold them; more: its places, its codes' upper bits, or
 // which it keeps; kept: the first of its entries in the stream
-vec4 FOUR(const uvec4 own[VECTORS], uint more, uint q, uint flip, float zero, uint kept) {
-  const uvec4 nibble = uvec4(0u, 4u, 8u, 12u);
+vec4 FOUR(uvec4 own, uint more, uint q, uint flip, uint point, uint kept) {
   if (MASK == BITMAP) {
     const uint here = more >> (4u * q) & 15u;
     const uint next = kept + bitCount(more & ((1u << (4u * q)) - 1u));
     if (KIND >= FLOAT16) return STREAMED(next, here);
-    const uvec4 word = uvec4(spread_kept(STREAM(next), here, KIND) ^ flip);
-    return less_zero(word >> (KIND / 4u * nibble) & ((1u << KIND) - 1u), zero);
+    return less_zero(spread_kept(STREAM(next), here, KIND) ^ flip, KIND, point);
   }
   if (MASK == TWO_FOUR) {
     const uint places = more >> (4u * q);
     if (KIND == CODES4) {
       const uint pair = OWN(q / 4u) >> (8u * (q % 4u)) & 0xFFu;
-      return less_zero(uvec4(spread(pair, places, 4u) ^ flip) >> nibble & 15u, zero);
+      return less_zero(spread(pair, places, 4u) ^ flip, KIND, point);
     }
     if (KIND == CODES8) {
       const uint pair = OWN(q / 2u) >> (16u * (q % 2u)) & 0xFFFFu;
-      return less_zero(uvec4(spread(pair, places, 8u) ^ flip) >> (2u * nibble) & 255u, zero);
+      return less_zero(spread(pair, places, 8u) ^ flip, KIND, point);
     }
     if (KIND == FLOAT32) {
       return spread_floats(uintBitsToFloat(uvec2(OWN(2u * q), OWN(2u * q + 1u))), places);
@@ -53,16 +51,13 @@ vec4 FOUR(const uvec4 own[VECTORS], uint more, uint q, uint flip, float zero, ui
     return spread_floats(halves(OWN(q), KIND), places);
   }
   if (KIND == CODES2 || KIND == CODES3) {
-    const uvec4 low = uvec4(OWN(q / 4u) >> (8u * (q % 4u))) >> (nibble / 2u) & 3u;
-    if (KIND == CODES2) return less_zero(low, zero);
-    return less_zero(low | (uvec4(more >> (4u * q)) >> (nibble / 4u) & 1u) << 2u, zero);
+    const uint low = OWN(q / 4u) >> (8u * (q % 4u));
+    if (KIND == CODES2) return less_zero(low, KIND, point);
+    return less_zero(beside(low, more >> (4u * q)), 4u, point);
   }
-  if (KIND == CODES4) {
-    const uint word = OWN(q / 2u) >> (16u * (q % 2u));
-    return less_zero(uvec4(word) >> nibble & 15u, zero);
-  }
-  if (KIND == CODES8) return less_zero(uvec4(OWN(q)) >> (2u * nibble) & 255u, zero);
-  if (KIND == FLOAT32) return uintBitsToFloat(own[q]);
+  if (KIND == CODES4) return less_zero(OWN(q / 2u) >> (16u * (q % 2u)), KIND, point);
+  if (KIND == CODES8) return less_zero(OWN(q), KIND, point);
+  if (KIND == FLOAT32) return uintBitsToFloat(own);
   return vec4(halves(OWN(2u * q), KIND), halves(OWN(2u * q + 1u), KIND));
 }
 
@@ -90,30 +85,21 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
     const uint end = min(BLOCKS, AT.blocks - unit * BLOCKS);
     for (uint s = 0u; s < end; ++s) {
       const uint block = unit * BLOCKS + s;
-      uvec4 own[OUTPUTS][VECTORS];
-      float scale[OUTPUTS], zero[OUTPUTS], part[COUNT];
-      uint flip[OUTPUTS];
+      uvec4 own[OUTPUTS];
+      float scale[OUTPUTS], part[COUNT];
+      uint from[OUTPUTS], point[OUTPUTS], flip[OUTPUTS];
       [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
-        const uint from = number * SIZE * 32u + lane[r];
-        if (MASK == BITMAP) {
-          own[r][0] = uvec4(0u);
-        } else if (shares) {
-          const uvec4 both = WORDS[from + s / 2u * 32u];
-          own[r][0] = s % 2u == 0u ? both : both.zwzw;
-        } else {
-          [[unroll]] for (uint i = 0u; i < VECTORS; ++i) {
-            own[r][i] = WORDS[from + (s * VECTORS + i) * 32u];
-          }
-        }
-        scale[r] = 1.0, zero[r] = 0.0, flip[r] = 0u;
+        from[r] = (number * SIZE + (shares ? s / 2u : s * VECTORS)) * 32u + lane[r];
+        own[r] = MASK == BITMAP ? uvec4(0u) : WORDS[from[r]];
+        if (shares && s % 2u == 1u) own[r] = own[r].zwzw;
+        scale[r] = 1.0, point[r] = 0u, flip[r] = 0u;
         if (KIND < FLOAT16) {
           const uint at = (panel * groups + block / AT.span) * 32u + lane[r];
           const uint word = ENTRIES[AT.scales + (SCALE == SCALE_F32 ? at : at / 2u)];
           scale[r] = scale_of(word, at, SCALE);
-          uint point = 1u << (KIND - 1u);
-          if (ZEROS != 0u) point = ENTRIES[AT.zeros + at / 4u] >> (8u * (at % 4u)) & 255u;
-          zero[r] = uintBitsToFloat(MAGIC | point);
-          flip[r] = point * (KIND == CODES4 ? 0x11111111u : 0x01010101u);
+          point[r] = 1u << (KIND - 1u);
+          if (ZEROS != 0u) point[r] = ENTRIES[AT.zeros + at / 4u] >> (8u * (at % 4u)) & 255u;
+          flip[r] = point[r] * (KIND == CODES4 ? 0x11111111u : 0x01010101u);
         }
         [[unroll]] for (uint t = 0u; t < TOKENS; ++t) part[r * TOKENS + t] = 0.0;
       }
@@ -124,9 +110,15 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
           given[t] = INPUT[(row * AT.blocks + block) * 8u + q];
         }
         [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
-          const vec4 four = FOUR(own[r], last[r][s], q, flip[r], zero[r], kept[r]);
+          if (q % (8u / VECTORS) == 0u && MASK != BITMAP && q > 0u) {
+            own[r] = WORDS[from[r] + q / (8u / VECTORS) * 32u];
+          }
+          const vec4 four = FOUR(own[r], last[r][s], q, flip[r], point[r], kept[r]);
           [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
-            part[r * TOKENS + t] += dot(four, given[t]);
+            // One after another: `dot` would be an addition more.
+            float sum = part[r * TOKENS + t];
+            [[unroll]] for (uint i = 0u; i < 4u; ++i) sum = fma(four[i], given[t][i], sum);
+            part[r * TOKENS + t] = sum;
           }
         }
       }

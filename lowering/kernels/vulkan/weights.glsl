@@ -9,11 +9,28 @@ const uint CODES2 = 2u, CODES3 = 3u, CODES4 = 4u, CODES8 = 8u, FLOAT16 = 16u, BF
 const uint ALL = 0u, TWO_FOUR = 1u, BITMAP = 2u;
 const uint SCALE_F32 = 0u, SCALE_F16 = 1u, SCALE_BF16 = 2u;
 
-// 2^23 with a number below 2^23 in its lowest bits is 2^23 + that number: no conversion, which is a
-// slow instruction on some devices, and the zero point is taken off with the 2^23.
-const uint MAGIC = 0x4B000000u;
+// A float of 2^(23 - n) with a code in its bits from n on is 2^(23 - n) + that code: no conversion,
+// which is a slow instruction on some devices, and no shift.  The zero point is taken off with the
+// 2^(23 - n).
+uint magic(uint n) { return 0x4B000000u - (n << 23); }
 
-vec4 less_zero(uvec4 codes, float zero) { return uintBitsToFloat(codes | MAGIC) - zero; }
+// Four codes of `width` bits, one behind another in a word's lowest bits, less the zero point.
+// Bytes stand in two halves of the word, because the fourth has the exponent's place.
+vec4 less_zero(uint word, uint width, uint point) {
+  const uint each = (1u << width) - 1u;
+  const uvec4 from = uvec4(0u, 1u, width == 8u ? 0u : 2u, width == 8u ? 1u : 3u) * width;
+  const uvec4 bits = uvec4(magic(from.x), magic(from.y), magic(from.z), magic(from.w));
+  const uint high = width == 8u ? word >> 16 : word;
+  const uvec4 codes = uvec4(word, word, high, high) & (uvec4(each) << from);
+  return uintBitsToFloat(codes | bits) - uintBitsToFloat((uvec4(point) << from) | bits);
+}
+
+// Codes of three bits, four bits apart.  low: the lower two of four codes; high: the upper one
+uint beside(uint low, uint high) {
+  const uvec4 at = uvec4(0u, 1u, 2u, 3u);
+  const uvec4 codes = (uvec4(low) >> (2u * at) & 3u) | (uvec4(high) >> at & 1u) << 2;
+  return codes.x | codes.y << 4 | codes.z << 8 | codes.w << 12;
+}
 
 // Bits at the places of 2:4's kept entries.  pair: two of `width` bits; places: two of two bits
 uint spread(uint pair, uint places, uint width) {
