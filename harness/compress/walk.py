@@ -20,17 +20,11 @@ from torch import Tensor, nn
 from trinity.harness.checkpoints.block import TIMING, layer_report, load_block, save_block
 from trinity.harness.compress import contracts
 from trinity.harness.compress.activations import EnoughError, collected, ended_early
-from trinity.harness.compress.block_calls import (
-    BlockCall,
-    RecordedCall,
-    hidden_of,
-    recorded_calls,
-)
-from trinity.harness.compress.hidden import Hidden
+from trinity.harness.compress.entering import Entering
 from trinity.harness.compress.plan import Plan, PlannedStep
 from trinity.harness.latency import memory
 from trinity.harness.latency.stopwatch import Stopwatch
-from trinity.harness.models.decoder import Decoder, cast, oriented, set_weight, weight_of, wider
+from trinity.harness.models.decoder import Decoder, cast, set_weight, weight_of
 from trinity.harness.store.stages import StageStore, write_json
 from trinity.methods.contract import BlockMethod, BlockTask, LayerStats, Reported, Statistic
 from trinity.methods.errors import ConfigError
@@ -40,11 +34,6 @@ from trinity.methods.formats import (
 )
 
 logger = logging.getLogger(__name__)
-
-NO_NUMBERS = (
-    "No type here is wider: look at the model's weights, or compress the blocks before in another "
-    "way."
-)
 
 
 class Walk:
@@ -61,9 +50,7 @@ class Walk:
         """calibration: int64 [samples, seqlen], or None.  inputs: what all stages depend on."""
         self.decoder, self.plan, self.calibration = decoder, plan, calibration
         self.store, self.inputs = store, inputs
-        self._hidden: Hidden | None = None
-        self._calls: list[BlockCall] = []
-        self._ready_for = -1
+        self._entering: Entering | None = None
         self._watch = Stopwatch()
 
     @torch.no_grad()
@@ -106,63 +93,15 @@ class Walk:
         """Make the hidden states that enter block `index`."""
         if self.calibration is None or not self._compresses:
             return
-        if self._ready_for < 0:
-            self._embed()
-        while self._ready_for < index:
-            self._run_finished(self._ready_for, finished[self._ready_for])
-            self._ready_for += 1
+        if self._entering is None:
+            self._entering = Entering(self.decoder, self.calibration, self.store.root)
+        while self._entering.index < index:
+            self._entering.advance(load_block(finished[self._entering.index]))
 
     @property
     def _compresses(self) -> bool:
         """Whether any layer has a step; a dense model needs no statistics."""
         return any(self.plan.steps.values())
-
-    @property
-    def _states(self) -> Hidden:
-        assert self._hidden is not None
-        return self._hidden
-
-    def _embed(self) -> None:
-        assert self.calibration is not None
-        self.decoder.load_outside_blocks()
-        calls: list[RecordedCall] = []
-        for number, ids in enumerate(self.calibration):
-            calls = recorded_calls(
-                self.decoder.model, self.decoder.blocks, ids[None].to(self.decoder.device)
-            )
-            first = calls[0][0]
-            if self._hidden is None:
-                self._hidden = Hidden(len(self.calibration), first, self.store.root)
-            self._hidden[number] = first
-        self.decoder.unload_outside_blocks()
-        self._check_hidden(0)
-        # All sequences are equally long, so masks and positions of the last stand for all.
-        self._calls = [call for _, call in calls]
-        self._ready_for = 0
-
-    def _run_finished(self, index: int, folder: Path) -> None:
-        path = f"{self.decoder.family.blocks}.{index}"
-        self.decoder.load(path)
-        for name, weight in load_block(folder).items():
-            linear = self.decoder.model.get_submodule(name)
-            set_weight(linear, weight.dequantize().to(self.decoder.device), self.decoder.dtype)
-        self._states.replace(partial(self._forward, index))
-        self._check_hidden(index + 1)
-        self.decoder.unload(path)
-
-    def _check_hidden(self, index: int) -> None:
-        """ConfigError if what enters a block is not finite: nothing can be calibrated on it."""
-        if not all(bool(torch.isfinite(hidden).all()) for hidden in self._states):
-            msg = (
-                f"{self.decoder.family.blocks}.{index}: its inputs hold NaN or infinity in "
-                f"{str(self.decoder.dtype).removeprefix('torch.')}. "
-                f"{wider(self.decoder.dtype, NO_NUMBERS)}"
-            )
-            raise ConfigError(msg)
-
-    def _forward(self, index: int, hidden: Tensor) -> Tensor:
-        call = self._calls[index]
-        return hidden_of(self.decoder.blocks[index](hidden, *call.args, **call.kwargs))
 
     def _compress(
         self, index: int
@@ -267,7 +206,7 @@ class Walk:
         if before is not None:
             before.forget()
         for names in together.values():
-            task = partial(self._block_task, index, names, originals, current, stats)
+            task = partial(self._block_task, names, originals, current, stats)
             step = self.plan.steps[names[0]][depth]
             _keep(step.name, self._apply_to_block(index, step, task), current, told)
 
@@ -294,47 +233,35 @@ class Walk:
 
     def _block_task(
         self,
-        index: int,
         names: list[str],
         originals: Mapping[str, Tensor],
         current: Mapping[str, CompressedWeight],
         stats: Mapping[str, LayerStats],
         needs: Statistic,
     ) -> BlockTask:
-        block = self.decoder.blocks[index]
-        prefix = f"{self.decoder.family.blocks}.{index}."
-
         def forward(weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-            if not self._calls:
+            if self._entering is None:
                 msg = "the block cannot be run: the recipe has no calibration data."
                 raise ConfigError(msg)
-            call = self._calls[index]
-            state = {}
-            for name, weight in weights.items():
-                linear = self.decoder.model.get_submodule(name)
-                state[f"{name.removeprefix(prefix)}.weight"] = oriented(linear, weight)
-            output = torch.func.functional_call(
-                block, state, (inputs[None], *call.args), call.kwargs
-            )
-            return hidden_of(output)[0]
+            return self._entering.forward(weights, inputs)
 
         return BlockTask(
             {name: originals[name] for name in names},
             {name: current[name] for name in names},
             {name: stats[name].only(needs) for name in names},
-            tuple(hidden[0] for hidden in self._hidden or ()),
+            tuple(hidden[0] for hidden in self._entering.states) if self._entering else (),
             forward,
         )
 
     def _statistics(self, index: int, modules: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
-        if self.calibration is None or not self._compresses:
+        if self._entering is None:
             return {name: LayerStats() for name in modules}
         groups = [group for group in self._groups(index) if group[0] in modules]
         read = [modules[group[0]] for group in groups]
         with collected(modules, groups, self.plan.needs) as stats, ended_early(read):
-            for hidden in self._states:
+            for hidden in self._entering.states:
                 with contextlib.suppress(EnoughError):
-                    self._forward(index, hidden)
+                    self._entering.run(hidden)
         return stats()
 
 

@@ -55,7 +55,7 @@ def test_a_second_run_measures_nothing_and_ends_with_the_same_record(
         raise AssertionError("a second run must not load a model")
 
     monkeypatch.setattr("trinity.harness.checkpoints.checkpoint.Checkpoint.load_model", forbidden)
-    monkeypatch.setattr("trinity.harness.compress.walk.Walk._embed", forbidden)
+    monkeypatch.setattr("trinity.harness.compress.entering.Entering.__init__", forbidden)
     second = record.write(_run(store).finish().record, tmp_path / "results")
     assert first == second
     assert len(list((tmp_path / "results").rglob("*.json"))) == 1
@@ -270,7 +270,7 @@ def test_a_dense_model_is_not_calibrated(tmp_path: Path, monkeypatch: pytest.Mon
     def forbidden(*_: object) -> None:
         raise AssertionError("a dense model needs no calibration pass")
 
-    monkeypatch.setattr("trinity.harness.compress.walk.Walk._embed", forbidden)
+    monkeypatch.setattr("trinity.harness.compress.entering.Entering.__init__", forbidden)
     found = _run(StageStore(tmp_path / "cache"), compress={"steps": []}).finish().record
     assert all(layer["relative_error"] == 0.0 for layer in found.checkpoint.layers.values())
 
