@@ -23,14 +23,8 @@ from torch import Tensor
 
 from trinity.methods.contract import MethodConfig, ModelTask
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import (
-    Adapted,
-    CompressedWeight,
-    Dense,
-    Factor,
-    Sparse,
-    Transposed,
-)
+from trinity.methods.formats import Adapted, CompressedWeight, Dense, Transposed
+from trinity.methods.training.straight_through import decoded, like, straight_through
 
 
 class SlimTuneConfig(MethodConfig):
@@ -45,34 +39,6 @@ class SlimTuneConfig(MethodConfig):
     batch: PositiveInt = 64
     epochs: PositiveInt = 1
     warmup: NonNegativeInt = 5
-
-
-Stored = Factor | Dense
-
-
-def like(stored: Stored, x: Tensor) -> Stored:
-    """The numbers x in the form of `stored`: its type, its grid, its mask.  x: shape of `stored`"""
-    if isinstance(stored, Tensor):
-        return x.to(stored.dtype)
-    if isinstance(stored, Transposed):
-        return Transposed(stored.values.rounded(x.T))
-    if isinstance(stored, Sparse):
-        return Sparse(stored.values.rounded(x), stored.mask, stored.pattern)
-    return stored.rounded(x)
-
-
-def decoded(stored: Stored) -> Tensor:
-    """float32, in memory of its own."""
-    if isinstance(stored, Tensor):
-        return stored.to(torch.float32, copy=True)
-    return stored.dequantize()
-
-
-def straight_through(stored: Stored, x: Tensor) -> Tensor:
-    """What `like` stores for x, with the gradient of x itself."""
-    with torch.no_grad():
-        moved = decoded(like(stored, x.detach())) - x
-    return x + moved
 
 
 @dataclass(eq=False)

@@ -116,6 +116,23 @@ def packed_adapters(base: Dense | Quantized | Sparse) -> list[Adapted]:
     ]
 
 
+def every_kind() -> dict[str, CompressedWeight]:
+    """One weight [8, 16] of every kind that is tuned."""
+    pattern = NM(2, 4)
+    quantized = random_quantized(8, 16, GridCase(4, groups=2))
+    sparse = Sparse(quantized, random_mask(8, 16, pattern), pattern)
+    kinds = [
+        Dense(torch.randn(8, 16)),
+        quantized,
+        random_quantized(8, 16, GridCase(3, symmetric=False, groups=1)),
+        Sparse(Dense(torch.randn(8, 16).bfloat16()), sparse.mask, pattern),
+        sparse,
+        with_adapter(sparse, 4, torch.float16),
+        *packed_adapters(sparse),
+    ]
+    return {f"layer{i}": weight for i, weight in enumerate(kinds)}
+
+
 def random_stats(d_in: int, tokens: int = 64) -> LayerStats:
     """Statistics of correlated inputs whose channels differ in size."""
     X = torch.randn(tokens, d_in) @ torch.randn(d_in, d_in) * torch.logspace(-1, 1, d_in)

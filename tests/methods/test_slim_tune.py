@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.methods.samples import (
-    GridCase,
     assert_same_weight,
-    packed_adapters,
+    every_kind,
     random_mask,
-    random_quantized,
     random_stats,
     tensors_of,
-    with_adapter,
 )
 from trinity.methods import rtn, slim_lora
 from trinity.methods.contract import ModelTask
@@ -27,8 +24,6 @@ from trinity.methods.slim_tune import (
     Tuned,
     _backward,
     _schedule,
-    like,
-    straight_through,
     tune,
 )
 
@@ -53,23 +48,6 @@ def regression(current: Mapping[str, CompressedWeight], targets: Mapping[str, Te
 
 def distance(weight: CompressedWeight, target: Tensor) -> float:
     return float((weight.dequantize() - target).norm())
-
-
-def every_kind() -> dict[str, CompressedWeight]:
-    """One weight of every kind that is tuned."""
-    pattern = NM(2, 4)
-    quantized = random_quantized(8, 16, GridCase(4, groups=2))
-    sparse = Sparse(quantized, random_mask(8, 16, pattern), pattern)
-    kinds = [
-        Dense(torch.randn(8, 16)),
-        quantized,
-        random_quantized(8, 16, GridCase(3, symmetric=False, groups=1)),
-        Sparse(Dense(torch.randn(8, 16).bfloat16()), sparse.mask, pattern),
-        sparse,
-        with_adapter(sparse, 4, torch.float16),
-        *packed_adapters(sparse),
-    ]
-    return {f"layer{i}": weight for i, weight in enumerate(kinds)}
 
 
 def test_a_tuned_weight_keeps_its_format_its_mask_and_its_scales() -> None:
@@ -126,17 +104,6 @@ def test_a_weight_at_its_optimum_stays_bit_for_bit() -> None:
             assert_same_weight(tuned[name], weight)
 
 
-def test_gradients_pass_the_rounding_as_if_it_were_not_there() -> None:
-    stored = random_quantized(4, 8, GridCase(4))
-    x = (stored.dequantize() + 0.03).requires_grad_()
-    weights = torch.randn(4, 8)
-    rounded = straight_through(stored, x)
-    (rounded * weights).sum().backward()  # type: ignore[no-untyped-call]
-    assert x.grad is not None
-    assert torch.equal(x.grad, weights)
-    torch.testing.assert_close(rounded.detach(), stored.dequantize())
-
-
 def test_one_step_of_a_dense_weight_is_adamw_on_the_mean_gradient_of_the_batch() -> None:
     W, target = torch.randn(3, 4), torch.randn(3, 4)
     task = regression({"layer": Dense(W)}, {"layer": target})
@@ -181,15 +148,6 @@ def test_what_is_stored_is_what_the_forward_pass_saw() -> None:
             for parameter in layer.parameters:
                 parameter += 0.1 * torch.randn_like(parameter)
         torch.testing.assert_close(layer.effective().detach(), layer.stored().dequantize())
-
-
-def test_the_same_numbers_in_the_same_form_are_the_same_weight() -> None:
-    for weight in every_kind().values():
-        if isinstance(weight, Adapted):
-            continue
-        found = like(weight, weight.dequantize())
-        assert isinstance(found, type(weight))
-        assert_same_weight(found, weight)
 
 
 def test_a_loss_that_is_not_finite_is_refused() -> None:
