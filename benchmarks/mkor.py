@@ -10,13 +10,15 @@ products of a matrix and a vector and two outer products, 10 d^2 multiply-adds).
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from trinity.harness.latency import ceilings, machine, timing
 from trinity.harness.records.environment import environment
+from trinity.harness.statistics import intervals
 from trinity.harness.store.stages import write_json
 from trinity.methods.training.mkor import Mkor, MkorOptions
 
@@ -38,12 +40,19 @@ def main() -> None:
     for d in asked.sizes:
         samples = timed(d, asked.repeats)
         found[d] = samples
-        sgd, only, both = (1e3 * median(of) for of in samples.values())
-        floor = 1e3 * 4 * d**3 / rate
-        print(f"| {d} | {sgd:.2f} | {only - sgd:.2f} | {floor:.2f} | {both - only:.2f} |")
+        sgd, only, both = (np.array(of) for of in samples.values())
+        floor = f"{1e3 * 4 * d**3 / rate:.2f}"
+        print(f"| {d} | {cell(sgd)} | {cell(only - sgd)} | {floor} | {cell(both - only)} |")
     if asked.json:
         details = {"samples_s": found, "rate": rate, "machine": machine.describe()}
         write_json(asked.json, {"schema": "mkor-cost/1", **details, "environment": environment()})
+
+
+def cell(seconds: NDArray[np.float64]) -> str:
+    """Median in milliseconds, with its 95% interval.  seconds: [repetitions], or paired gaps"""
+    interval = intervals.median_interval(1e3 * seconds)
+    assert interval is not None
+    return f"{1e3 * np.median(seconds):.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def timed(d: int, repeats: int) -> dict[str, list[float]]:
