@@ -19,6 +19,7 @@ class Entry:
 
 
 CATALOGUE = {
+    "beam": Entry("github.com/Paramathic/beam", "nothing", "float32"),
     "dense": Entry("baseline", "nothing", "float32"),
     "fp8": Entry("arXiv:2209.05433", "nothing", "e4m3 channel"),
     "gptq": Entry("arXiv:2210.17323", "hessian", "int4 group 128 asymmetric"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 GROUP = "trinity.methods"
 
 BUILT_IN = {
+    "beam": "trinity.methods.beam:BEAM",
     "dense": "trinity.methods.dense:DENSE",
     "fp8": "trinity.methods.fp8:FP8",
     "gptq": "trinity.methods.gptq:GPTQ",

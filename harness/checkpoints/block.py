@@ -63,9 +63,9 @@ def save_block(
     write_json(folder / LAYERS, dict(layers))
 
 
-def load_block(folder: Path) -> dict[str, CompressedWeight]:
+def load_block(folder: Path, device: str = "cpu") -> dict[str, CompressedWeight]:
     """Read one block's weights."""
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / WEIGHTS, device=device)
     weights = {}
     for name, report in read_json(folder / LAYERS).items():
         parts = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from trinity.harness.compress import contracts
-from trinity.harness.recipes.recipe import CompressSpec, Order, Step
+from trinity.harness.recipes.recipe import CompressSpec, Order, Step, TuneMode, TuneSpec
 from trinity.methods import registry
 from trinity.methods.contract import (
     BlockMethod,
@@ -36,15 +36,20 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class PlannedTune:
-    """A method for the whole model with its checked options."""
+    """A method for the compressed model, as a whole or by block, with its checked options.
+
+    mode: where a method of blocks gets their inputs from; None for the whole model
+    """
 
     name: str
-    method: ModelMethod[MethodConfig]
+    method: ModelMethod[MethodConfig] | BlockMethod[MethodConfig]
     config: MethodConfig
+    mode: TuneMode | None = None
 
     def describe(self) -> dict[str, object]:
         """Name and every option, defaults included, as plain data."""
-        return {"method": self.name, **self.config.model_dump(mode="json")}
+        mode = {"mode": self.mode} if self.mode else {}
+        return {"method": self.name, **mode, **self.config.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Plan:
 
     order: whether a block's linears are calibrated all at once or input by input
     inputs: how inputs are rounded, by layer; no entry leaves a layer's inputs alone
-    tune: what is done to the whole model at the end
+    tune: what is done to the compressed model at the end
     """
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
@@ -150,15 +155,24 @@ def _check_layerwise(plan: Plan) -> None:
         raise ConfigError(msg)
 
 
-def _planned_tune(step: Step) -> PlannedTune:
-    method = registry.get(step.method)
-    if not isinstance(method, ModelMethod):
+def _planned_tune(spec: TuneSpec) -> PlannedTune:
+    method, mode = registry.get(spec.method), spec.mode
+    if isinstance(method, BlockMethod) and not method.needs:
+        mode = mode or "offline"
+    elif not isinstance(method, ModelMethod):
         msg = (
-            f"compress.tune: method '{step.method}' does not tune a whole model. Make it one of "
-            f"`compress.steps`."
+            f"compress.tune: method '{spec.method}' does not tune a compressed model. Make it one "
+            f"of `compress.steps`."
         )
         raise ConfigError(msg)
-    return PlannedTune(step.method, method, registry.configure(step.method, step.options))
+    elif mode:
+        msg = (
+            f"compress.tune: {spec.method} tunes the whole model at once, and `mode: {mode}` says "
+            f"where single blocks get their inputs from. Leave `mode` out."
+        )
+        raise ConfigError(msg)
+    config = registry.configure(spec.method, spec.options)
+    return PlannedTune(spec.method, method, config, mode)
 
 
 def _skipped(name: str, spec: CompressSpec) -> bool:

@@ -12,7 +12,7 @@ from trinity.harness.compress import contracts
 from trinity.harness.compress.plan import PlannedTune
 from trinity.harness.models.decoder import Decoder, oriented, weight_of
 from trinity.harness.store.stages import read_json
-from trinity.methods.contract import LayerStats, ModelTask, Reported
+from trinity.methods.contract import LayerStats, ModelMethod, ModelTask, Reported
 from trinity.methods.formats import CompressedWeight
 
 
@@ -42,18 +42,30 @@ def tune(
         decoder.load(path)
         names = decoder.layer_names(index)
         originals = {name: weight_of(decoder.model.get_submodule(name)) for name in names}
-        # Statistics are gone by now, so the error is that of the weights.
-        report = {n: layer_report(originals[n], tuned[n].weight, LayerStats()) for n in names}
-        for name, before in read_json(blocks[index] / LAYERS).items():
-            own = [{"method": step.name, **tuned[name].details}] if tuned[name].details else []
-            report[name]["diagnostics"] = [*before.get("diagnostics", []), *own]
-        save_block(place, {name: tuned[name].weight for name in names}, report)
+        save_tuned(place, step, {n: tuned[n] for n in names}, originals, blocks[index])
         decoder.unload(path)
+
+
+def save_tuned(
+    folder: Path,
+    step: PlannedTune,
+    tuned: Mapping[str, Reported],
+    originals: Mapping[str, Tensor],
+    before: Path,
+) -> None:
+    """Write a tuned block.  before: the block's finished stage, whose diagnostics stay"""
+    # Statistics are gone by now, so the error is that of the weights.
+    report = {n: layer_report(originals[n], tuned[n].weight, LayerStats()) for n in tuned}
+    for name, said in read_json(before / LAYERS).items():
+        own = [{"method": step.name, **tuned[name].details}] if tuned[name].details else []
+        report[name]["diagnostics"] = [*said.get("diagnostics", []), *own]
+    save_block(folder, {name: found.weight for name, found in tuned.items()}, report)
 
 
 def _tuned(step: PlannedTune, task: ModelTask) -> dict[str, Reported]:
     """The tuned weights by layer, held to the method's contract."""
     where = "compress.tune"
+    assert isinstance(step.method, ModelMethod)
     given = {"current": task.current, "sequences": task.sequences}
     run = partial(step.method.compress_model, task, step.config)
     result = contracts.call(step.name, where, run, given)

@@ -161,10 +161,21 @@ class CalibrationSpec(Section):
         return self.model_copy(update={"seed": seed, "seeds": ()})
 
 
+TuneMode = Literal["offline", "online"]
+
+
 class TuneSpec(Step):
-    """What tunes the model after its last block, and on which text: `calibration:` if None."""
+    """What tunes the model after its last block, and on which text.
+
+    data: the text, `calibration:` if None
+    mode: of a method that tunes block by block. 'offline' (None): a block's inputs are those of the
+        model before compression, so no block waits for another; 'online': they are what the tuned
+        blocks before it put out
+    """
 
     data: CalibrationSpec | None = None
+    # Left out where it says nothing: recipes in older records have no such key.
+    mode: TuneMode | None = Field(None, exclude_if=lambda mode: mode is None)
 
 
 class CompressSpec(Section):
@@ -174,7 +185,7 @@ class CompressSpec(Section):
     order: 'block' calibrates all linears of a block on the uncompressed block; 'true-sequential'
         (GPTQ's option) calibrates linears with one input on the compressed linears before them
     inputs: what their inputs are rounded to; the weights are fitted to unrounded ones
-    tune: one method for the whole model, after all of them
+    tune: one method for the compressed model, after all of them
     """
 
     steps: tuple[Step, ...] = ()

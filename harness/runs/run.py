@@ -18,6 +18,7 @@ from trinity.harness.bench.bench import check_batch, check_positions
 from trinity.harness.checkpoints import checkpoint
 from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.compress import calibration, plan, tune
+from trinity.harness.compress.block_tuning import BlockTuning
 from trinity.harness.compress.imported import check_same_shapes, import_checkpoint
 from trinity.harness.compress.walk import Walk
 from trinity.harness.engines.engine import check_tokens
@@ -224,17 +225,20 @@ class Run:
         assert step is not None
         assert spec is not None
         sequences, text = self._drawn(spec)
+        done = {**step.describe(), "data": text}
+        by_block = step.mode is not None
         inputs = {
-            "last_block": blocks[-1].name,
             "step": step.describe(),
             "text": text["ids_sha256"],
-            "code": own_code.sha256(tune, methods=[step.method]),
+            "code": own_code.sha256(BlockTuning if by_block else tune, methods=[step.method]),
         }
-
+        if by_block:
+            tuning = BlockTuning(self.decoder, step, sequences, self.store, inputs)
+            found = tuning.run(blocks, lambda at, of: self._step("tune, blocks", at, of))
+            return found[-1].name, found, done
         say = partial(self.reporter.say, f"{self.recipe.name}: {step.name}")
         write = partial(tune.tune, self.decoder, step, sequences, blocks, say=say)
-        stage = self.store.fill("tuned", inputs, write)
-        done = {**step.describe(), "data": text}
+        stage = self.store.fill("tuned", {**inputs, "last_block": blocks[-1].name}, write)
         return stage.name, tune.tuned_folders(stage, len(blocks)), done
 
     def _say_unused(self) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 COMPRESS, LOWER, EVALUATE, BENCH, OTHER = "compress", "lower", "evaluate", "bench", "other"
 _PARTS = {
-    **dict.fromkeys(("calibration", "block", "tuned", "imported", "checkpoint"), COMPRESS),
+    **dict.fromkeys(
+        ("calibration", "block", "tuned", "tuned-block", "imported", "checkpoint"), COMPRESS
+    ),
     **dict.fromkeys(("exported", "module", "parameters", "verification"), LOWER),
     "suite": EVALUATE,
     **dict.fromkeys(("bench", "ceilings"), BENCH),

@@ -125,6 +125,7 @@ def every_kind() -> dict[str, CompressedWeight]:
         Dense(torch.randn(8, 16)),
         quantized,
         random_quantized(8, 16, GridCase(3, symmetric=False, groups=1)),
+        random_coded(8, 16, "nf4", 2, torch.float32),
         Sparse(Dense(torch.randn(8, 16).bfloat16()), sparse.mask, pattern),
         sparse,
         with_adapter(sparse, 4, torch.float16),

@@ -70,7 +70,9 @@ def test_the_table_is_sorted_and_names_list_it() -> None:
 def test_an_unknown_method_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(ConfigError, match=r"'wnada' is not registered\. Did you mean wanda\?"):
         registry.get("wnada")
-    with pytest.raises(ConfigError, match=r"not registered\. There is dense, .*trinity\.methods"):
+    with pytest.raises(
+        ConfigError, match=r"not registered\. There is beam, dense, .*trinity\.methods"
+    ):
         registry.get("xyzzy")
 
 

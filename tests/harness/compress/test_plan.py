@@ -111,6 +111,26 @@ def test_inputs_are_rounded_beside_weights_that_a_source_reads() -> None:
     assert set(made.inputs) == {name for name in SHAPES if name.endswith("q")}
 
 
+def test_blocks_are_tuned_offline_unless_asked_otherwise() -> None:
+    for mode, expected in ((None, "offline"), ("offline", "offline"), ("online", "online")):
+        made = _plan(tune={"method": "beam", "mode": mode}).tune
+        assert made is not None
+        assert made.mode == expected
+        assert made.describe()["mode"] == expected
+
+
+def test_a_mode_is_refused_where_no_single_block_is_tuned() -> None:
+    with pytest.raises(ConfigError, match=r"slim-tune tunes the whole model at once.*Leave `mode`"):
+        _plan(tune={"method": "slim-tune", "mode": "online"})
+
+
+def test_a_method_of_blocks_that_wants_statistics_cannot_tune() -> None:
+    """They are gone when the last block is compressed."""
+    for method in ("optima", "wanda"):
+        with pytest.raises(ConfigError, match=f"'{method}' does not tune a compressed model"):
+            _plan(tune={"method": method})
+
+
 def test_weights_that_a_source_reads_are_not_tuned() -> None:
     tuned = {"method": "slim-tune", "data": {"dataset": "pydoc"}}
     with pytest.raises(ConfigError, match=r"compress\.tune: slope reads weights"):

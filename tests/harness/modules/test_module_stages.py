@@ -32,12 +32,13 @@ def _run(
     engine: str = "torch",
     dtype: str = "float32",
     inputs: dict[str, Any] | None = None,
+    tune: dict[str, Any] | None = None,
     **bench: Any,
 ) -> Run:
     data: dict[str, Any] = {
         "name": "test",
         "model": {"id": "random:tiny-llama", "dtype": dtype},
-        "compress": {"steps": steps, "inputs": inputs},
+        "compress": {"steps": steps, "inputs": inputs, "tune": tune},
         "calibration": {"dataset": "pydoc", "samples": 2, "seqlen": 64, "rule": "concatenated"},
         "lower": {"target": "llvm-cpu", "length": 16, "context": 96},
         "evaluate": {
@@ -55,9 +56,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StageStore:
     return StageStore(tmp_path_factory.mktemp("store"))
 
 
-def test_the_compiled_suite_gives_torchs_numbers(store: StageStore) -> None:
+@pytest.mark.parametrize("tune", [None, {"method": "beam", "trial": 1, "epochs": 1}])
+def test_the_compiled_suite_gives_torchs_numbers(
+    store: StageStore, tune: dict[str, Any] | None
+) -> None:
+    """Of what BEAM tuned too: its formats are those before, and so is the module."""
     found = {
-        engine: _run(store, SLIM, engine).finish().record.find("perplexity-pydoc", "perplexity")
+        engine: _run(store, SLIM, engine, tune=tune)
+        .finish()
+        .record.find("perplexity-pydoc", "perplexity")
         for engine in ("torch", "iree")
     }
     torchs, compiled = found["torch"], found["iree"]

@@ -16,6 +16,7 @@ from trinity.harness.accuracy.kinds.tasks import TasksSuite
 from trinity.harness.bench.bench import Bench
 from trinity.harness.checkpoints.dequantized import Dequantized
 from trinity.harness.compress import calibration, imported, tune
+from trinity.harness.compress.block_tuning import BlockTuning
 from trinity.harness.compress.walk import Walk
 from trinity.harness.modules import module_stages
 from trinity.harness.runs import recording
@@ -27,6 +28,7 @@ from trinity.methods.contract import Registered
 ENTRIES: dict[str, tuple[object, ...]] = {
     "block": (Walk,),
     "tuned": (tune,),
+    "tuned-block": (BlockTuning,),
     "calibration": (calibration,),
     "imported": (imported,),
     "trained": (pretrain,),
@@ -66,6 +68,7 @@ def _changes(edited: Path, text: str, key: Callable[[], str]) -> bool:
         ("block", "harness/compress/activations.py", "harness/bench/bench.py"),
         ("block", "methods/formats/packing.py", "methods/gptq.py"),
         ("tuned", "harness/checkpoints/block.py", "harness/compress/walk.py"),
+        ("tuned-block", "harness/compress/entering.py", "harness/compress/walk.py"),
         ("calibration", "harness/texts/corpora.py", "harness/compress/walk.py"),
         ("imported", "harness/checkpoints/checkpoint.py", "harness/bench/bench.py"),
         ("trained", "methods/slope_training.py", "harness/compress/walk.py"),

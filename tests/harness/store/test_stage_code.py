@@ -33,6 +33,14 @@ RECIPES: dict[str, dict[str, Any]] = {
             ]
         },
     },
+    "by-block": {
+        "model": {"id": "random:tiny-llama"},
+        "compress": {
+            "steps": [{"method": "magnitude", "pattern": "2:4"}],
+            "tune": {"method": "beam", "epochs": 1, "trial": 1, "mode": "online"},
+        },
+        "calibration": TEXT,
+    },
     "trained": {
         "model": {
             "id": "trained:tiny-llama",
@@ -112,6 +120,7 @@ def _is_body(frame: FrameType) -> bool:
     ("name", "kinds"),
     [
         ("torch", ["model", "calibration", "block", "tuned", "checkpoint", "suite", "record"]),
+        ("by-block", ["block", "tuned-block", "checkpoint"]),
         ("trained", ["model", "trained", "imported", "record"]),
         ("bench", ["block", "checkpoint", "bench", "record"]),
         pytest.param("compiled", ["module", "parameters", "verification"], marks=pytest.mark.slow),
