@@ -157,7 +157,7 @@ def ours(
     current, config = Sparse(Dense(W), mask, NM(2, 4)), optima.OptimaConfig(tolerance=tolerance)
 
     def run() -> Any:
-        return optima.compress(W, current, H, config)
+        return optima.compress(W, current, optima.Problem(H, H), config)
 
     extra = extra_bytes(run, device)
     samples, rates, made = [], [matmul_rate(len(H), device)], None

@@ -22,6 +22,7 @@ from trinity.methods.contract import (
     ModelMethod,
     Reported,
     StoredTensors,
+    needed,
 )
 from trinity.methods.declarations import (
     KINDS,
@@ -107,7 +108,7 @@ def _method_violations(method: Method[MethodConfig], config: MethodConfig) -> li
             continue
         if problem:
             refused[str(list(shape))] = problem
-        for sample in sample_layers.layers(shape, method.needs):
+        for sample in sample_layers.layers(shape, needed(method, config)):
             for current in sample_layers.currents(sample.W):
                 found += _sample_violations(method, sample, current, config, problem)
     return found if len(refused) < len(SHAPES) else [*found, _untried(refused)]
@@ -188,7 +189,7 @@ def _share_violations(
 def _block_violations(method: BlockMethod[MethodConfig], config: MethodConfig) -> list[Violation]:
     found: list[Violation] = []
     refused: dict[str, str] = {}
-    samples = list(sample_layers.blocks(method.needs))
+    samples = list(sample_layers.blocks(needed(method, config)))
     for sample in samples:
         task, problems = sample.task, []
         shapes = {name: (W.shape[0], W.shape[1]) for name, W in task.weights.items()}

@@ -24,6 +24,11 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def also_needs(self) -> "Statistic":
+        """What these options ask for beyond the method's `needs`."""
+        return Statistic.NOTHING
+
 
 class Statistic(Flag):
     """What the walker collects for a method on every linear layer."""
@@ -33,6 +38,7 @@ class Statistic(Flag):
     X_MEAN_ABS = auto()
     HESSIAN = auto()
     ACTIVATIONS = auto()
+    HELD_OUT = auto()
 
 
 STATISTICS: Mapping[Statistic, str] = {
@@ -40,6 +46,7 @@ STATISTICS: Mapping[Statistic, str] = {
     Statistic.X_MEAN_ABS: "x_mean_abs",
     Statistic.HESSIAN: "H",
     Statistic.ACTIVATIONS: "X",
+    Statistic.HELD_OUT: "H_held_out",
 }
 """Where `LayerStats` has what was asked for."""
 T = TypeVar("T")
@@ -57,13 +64,17 @@ class LayerStats:
     x_mean_abs: [in], float32, mean over tokens of |x|
     H: [in, in], float32, 2/tokens * X^T X, not damped
     X: [tokens, in], float32
+    H_held_out: [in, in], float32, the same as H of every fourth sequence alone, the first included;
+        `tokens_held_out` are in it
     """
 
     tokens: int = 0
+    tokens_held_out: int = 0
     x_norm: Tensor | None = None
     x_mean_abs: Tensor | None = None
     H: Tensor | None = None
     X: Tensor | None = None
+    H_held_out: Tensor | None = None
     _made: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -179,6 +190,13 @@ class BlockMethod(Protocol[C]):
         `task.weights` and no other; of a linear that is to stay, its `task.current`.
         """
         ...
+
+
+def needed(
+    method: Method[MethodConfig] | BlockMethod[MethodConfig], config: MethodConfig
+) -> Statistic:
+    """Everything that a method asks for with these options."""
+    return method.needs | config.also_needs
 
 
 @dataclass(frozen=True, eq=False)

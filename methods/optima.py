@@ -11,6 +11,10 @@ is masked least squares.
   change is rounded to bfloat16; the layer keeps the plain mask if fewer than 95% of some batch's
   rows met the tolerance.
 
+Two options are not the paper's; they are against few calibration tokens.  `damping` adds to H what
+other methods add, which pulls every kept weight towards its target.  `decides: held-out` solves on
+three quarters of the calibration sequences, and the others decide whether a row takes the result.
+
 Both differ from the paper in what they may do at worst: `exact` keeps a row as it was, `reference`
 the layer, where the new weights, rounded as they are stored, do not have a smaller error than both
 what earlier steps left and the mask alone.  The target is the original weight, less the adapter if
@@ -22,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from trinity.methods import box_qp, masked_least_squares
@@ -42,10 +46,55 @@ class OptimaConfig(MethodConfig):
     variant: see the module's text
     tolerance: exact: bound on (error - least error) / error of each row, errors squared;
         reference: the solver's absolute and relative tolerance
+    damping: fraction of mean(diag(H)) added to the diagonal of what is solved
+    decides: the tokens whose error says whether a row is better: those that were solved on, or
+        every fourth sequence, which then is not solved on
     """
 
     variant: Literal["exact", "reference"] = "exact"
     tolerance: PositiveFloat = Field(default=1e-2, lt=1)
+    damping: NonNegativeFloat = 0.0
+    decides: Literal["calibration", "held-out"] = "calibration"
+
+    @property
+    def also_needs(self) -> Statistic:
+        """The held-out part, where it decides."""
+        return Statistic.HELD_OUT if self.decides == "held-out" else Statistic.NOTHING
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is solved, and what judges: both [in, in], and one tensor where nothing differs.
+
+    solved: H of what is solved on, damped   judge: H of what decides, as it is
+    """
+
+    solved: Tensor
+    judge: Tensor
+
+    @classmethod
+    def of(cls, stats: LayerStats, config: OptimaConfig) -> "Problem":
+        """ConfigError where nothing is left to solve on, or to decide."""
+        if stats.H is None:
+            msg = "optima: needs the inputs' second moments; the recipe has no calibration data."
+            raise ConfigError(msg)
+        solved = judge = stats.H
+        if config.decides == "held-out":
+            left = stats.tokens - stats.tokens_held_out
+            if stats.H_held_out is None or left < 1:
+                msg = (
+                    f"optima: `decides: held-out` solves on three of four calibration sequences, "
+                    f"and there are too few ({stats.tokens} tokens, {stats.tokens_held_out} of "
+                    f"them held out). Use more calibration.samples, or `decides: calibration`."
+                )
+                raise ConfigError(msg)
+            judge = stats.H_held_out
+            solved = stats.H * (stats.tokens / left)
+            solved.sub_(judge, alpha=stats.tokens_held_out / left)
+        if config.damping:
+            solved = solved.clone() if solved is stats.H else solved
+            solved.diagonal().add_(config.damping * solved.diagonal().mean())
+        return cls(solved, judge)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,25 +212,28 @@ def better_of(new: Candidate, old: Candidate, variant: str) -> tuple[Candidate, 
 
 
 def improved(
-    W: Tensor, target: Tensor, current: Sparse, H: Tensor, config: OptimaConfig
+    W: Tensor, target: Tensor, current: Sparse, problem: Problem, config: OptimaConfig
 ) -> tuple[Sparse, dict[str, float | int | str]]:
     """Solve for the kept weights, and take them where they are better.  -> it, the report
 
     W, target: [out, in], what errors are relative to, and what the weights should be
     """
-    mask, variant = current.mask, config.variant
+    mask, variant, H = current.mask, config.variant, problem.judge
     before = candidate(current.values, mask, target, H)
     plain = masked_target(current, target, before, H)
     start, _ = better_of(plain, before, variant)
     totals = {"error_before": before.total, "error_masked": plain.total}
     del before, plain
     if variant == "reference":
-        attempt = reference(target, mask, H, config.tolerance)
+        attempt = reference(target, mask, problem.solved, config.tolerance)
     else:
-        attempt = exact(target, mask, start.values.dequantize(), H, config.tolerance)
+        first = start.values.dequantize()
+        attempt = exact(target, mask, first, problem.solved, config.tolerance)
     new = candidate(start.values.rounded(attempt.w), mask, target, H)
     final, kept = better_of(new, start, variant)
-    totals |= {"error_after": final.total, **attempt.errors}
+    totals |= {"error_after": final.total}
+    if problem.solved is H:  # else the least error is another problem's
+        totals |= attempt.errors
     norm = max(float(row_errors(W, H).double().sum()), 1e-30)
     return Sparse(final.values, mask, current.pattern), {
         "variant": variant,
@@ -193,18 +245,18 @@ def improved(
 
 
 def compress(
-    W: Tensor, current: CompressedWeight, H: Tensor, config: OptimaConfig
+    W: Tensor, current: CompressedWeight, problem: Problem, config: OptimaConfig
 ) -> CompressedWeight | Reported:
-    """Better kept weights under the mask of `current`.  W: [out, in]  H: [in, in]"""
+    """Better kept weights under the mask of `current`.  W: [out, in]"""
     if isinstance(current, Dense):
         # Nothing is pruned: the best weights are those that are there.
         return current
     if isinstance(current, Sparse):
-        return Reported(*improved(W, W, current, H, config))
+        return Reported(*improved(W, W, current, problem, config))
     if isinstance(current, Adapted) and isinstance(current.base, Sparse):
         # The adapter as it is stored, whatever form its factors have.
         target = W - (current.dequantize() - current.base.dequantize())
-        base, details = improved(W, target, current.base, H, config)
+        base, details = improved(W, target, current.base, problem, config)
         return Reported(replace(current, base=base), details)
     msg = (
         "optima: the weight has no mask. It solves for the weights that a pruner kept: put a step "
@@ -225,10 +277,7 @@ class _Optima:
     def compress(
         self, W: Tensor, current: CompressedWeight, stats: LayerStats, config: OptimaConfig
     ) -> CompressedWeight | Reported:
-        if stats.H is None:
-            msg = "optima: needs the inputs' second moments; the recipe has no calibration data."
-            raise ConfigError(msg)
-        return compress(W.float(), current, stats.H, config)
+        return compress(W.float(), current, Problem.of(stats, config), config)
 
 
 OPTIMA = _Optima()

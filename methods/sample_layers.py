@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from trinity.methods.contract import (
+    STATISTICS,
     BlockMethod,
     BlockTask,
     CheckpointSource,
@@ -22,6 +23,7 @@ from trinity.methods.contract import (
     Registered,
     Reported,
     Statistic,
+    needed,
 )
 from trinity.methods.errors import TrinityError
 from trinity.methods.formats import (
@@ -117,18 +119,26 @@ def layers(shape: tuple[int, int], needs: Statistic) -> Iterator[Sample]:
 
 def statistics(X: Tensor, needs: Statistic) -> LayerStats:
     """Only what a method asks for: it must not count on more."""
+    held_out = X[::4]
     return LayerStats(
         tokens=X.shape[0],
+        tokens_held_out=held_out.shape[0] if Statistic.HELD_OUT in needs else 0,
         x_norm=X.square().sum(0).sqrt() if Statistic.X_NORM in needs else None,
         x_mean_abs=X.abs().mean(0) if Statistic.X_MEAN_ABS in needs else None,
-        H=2 / X.shape[0] * X.T @ X if Statistic.HESSIAN in needs else None,
+        H=second_moment(X) if Statistic.HESSIAN in needs else None,
         X=X if Statistic.ACTIVATIONS in needs else None,
+        H_held_out=second_moment(held_out) if Statistic.HELD_OUT in needs else None,
     )
+
+
+def second_moment(X: Tensor) -> Tensor:
+    """H of inputs.  X: [tokens, in]  ->  [in, in]"""
+    return 2 / X.shape[0] * X.T @ X
 
 
 def stats_tensors(stats: LayerStats) -> dict[str, Tensor]:
     """The statistics that are there, by name."""
-    values = {name: getattr(stats, name) for name in ("x_norm", "x_mean_abs", "H", "X")}
+    values = {name: getattr(stats, name) for name in STATISTICS.values()}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -243,7 +253,7 @@ def example_format(method: Registered) -> WeightFormat | None:
         torch.manual_seed(0)
         if isinstance(method, BlockMethod):
             return _format_of_block(method, config)
-        sample = next(layers((128, 256), method.needs))
+        sample = next(layers((128, 256), needed(method, config)))
         for current in currents(sample.W):
             try:
                 made = method.compress(sample.W, current, sample.stats, config)
@@ -256,7 +266,7 @@ def example_format(method: Registered) -> WeightFormat | None:
 def _format_of_block(
     method: BlockMethod[MethodConfig], config: MethodConfig
 ) -> WeightFormat | None:
-    task = block_task(method.needs)
+    task = block_task(needed(method, config))
     try:
         made = next(iter(method.compress_block(task, config).values()))
         return format_of(made.weight if isinstance(made, Reported) else made)

@@ -11,6 +11,7 @@ from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
 
 PRODUCT_ROWS = 2048  # of H, computed at once
+HELD_OUT_EVERY = 4  # sequences, the first of them
 
 
 class EnoughError(Exception):
@@ -26,10 +27,11 @@ class Accumulator:
         needs: beyond the Hessian, which layer errors use anyway
         """
         self.name, self.needs = name, needs
-        self.sequences = self.tokens = 0
+        self.sequences = self.tokens = self.tokens_held_out = 0
         self.squares: Tensor | None = None
         self.magnitudes: Tensor | None = None
         self.H: Tensor | None = None
+        self.H_held_out: Tensor | None = None
         self.inputs: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
@@ -42,6 +44,8 @@ class Accumulator:
                 f"model.dtype float32."
             )
             raise ConfigError(msg)
+        if self.needs & Statistic.HELD_OUT:
+            self._hold_out(inputs.reshape(x.shape[0] if x.ndim > 2 else 1, -1, x.shape[-1]))
         self.sequences += x.shape[0] if x.ndim > 2 else 1
         self.tokens += inputs.shape[0]
         # float64: sums of squares over 10^5 tokens lose digits in float32, and vectors are cheap.
@@ -58,17 +62,29 @@ class Accumulator:
         if self.needs & Statistic.ACTIVATIONS:
             self.inputs.append(inputs)
 
+    def _hold_out(self, sequences: Tensor) -> None:
+        """sequences: [sequences, seq, in], those that come next"""
+        for number, inputs in enumerate(sequences, start=self.sequences):
+            if number % HELD_OUT_EVERY:
+                continue
+            square = inputs.T @ inputs
+            self.H_held_out = square if self.H_held_out is None else self.H_held_out.add_(square)
+            self.tokens_held_out += len(inputs)
+
     def result(self) -> LayerStats:
         """The statistics, scaled as `LayerStats` says; H is handed over."""
         if self.H is None or self.squares is None or self.magnitudes is None:
             msg = f"{self.name}: saw no input during calibration; is it used by the model?"
             raise ConfigError(msg)
+        held_out = self.H_held_out
         return LayerStats(
             tokens=self.tokens,
+            tokens_held_out=self.tokens_held_out,
             x_norm=(self.squares / self.sequences).sqrt().float(),
             x_mean_abs=(self.magnitudes / self.tokens).float(),
             H=self.H.mul_(2 / self.tokens),
             X=torch.cat(self.inputs) if self.inputs else None,
+            H_held_out=None if held_out is None else held_out.mul_(2 / self.tokens_held_out),
         )
 
 

@@ -14,6 +14,7 @@ from trinity.methods.contract import (
     MethodConfig,
     ModelMethod,
     Statistic,
+    needed,
 )
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import InputFormat
@@ -28,6 +29,11 @@ class PlannedStep:
     name: str
     method: Method[MethodConfig] | BlockMethod[MethodConfig]
     config: MethodConfig
+
+    @property
+    def needs(self) -> Statistic:
+        """What it asks for, with these options."""
+        return needed(self.method, self.config)
 
     def describe(self) -> dict[str, object]:
         """Name and every option, defaults included, as plain data."""
@@ -86,8 +92,8 @@ class Plan:
     def needs(self) -> Statistic:
         """Everything that some step of some layer needs."""
         needs = Statistic.NOTHING
-        for method in self.methods:
-            needs |= method.needs
+        for step in (step for steps in self.steps.values() for step in steps):
+            needs |= step.needs
         return needs
 
     @property

@@ -196,7 +196,7 @@ class Walk:
             if isinstance(step.method, BlockMethod):
                 together.setdefault(id(step), []).append(name)
                 continue
-            view = stats[name].only(step.method.needs)
+            view = stats[name].only(step.needs)
             asked = views.setdefault((id(stats[name]), step.name), view)
             given = {"W": W, "current": current[name], "stats": asked}
             run = partial(step.method.compress, W, current[name], asked, step.config)
@@ -218,7 +218,7 @@ class Walk:
         task_with: them, with the statistics that the method asks for
         """
         assert isinstance(step.method, BlockMethod)
-        task = task_with(step.method.needs)
+        task = task_with(step.needs)
         where = f"{self.decoder.family.blocks}.{index}"
         run_block = partial(step.method.compress_block, task, step.config)
         parts = {

@@ -130,9 +130,10 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
     inputs = [group[0][1] for group in groups]
     sizes = [sum(map(prod, group)) for group in groups]
     at_once = [inputs] if plan.order == "block" else [[d_in] for d_in in inputs]
+    matrices = 2 if plan.needs & Statistic.HELD_OUT else 1  # of an input's second moments
     if drawn is not None:
         wide = drawn.seqlen * max(inputs) * (2 * FLOAT + DOUBLE)
-        sums = max(sum(_squares(of)) for of in at_once)
+        sums = matrices * max(sum(_squares(of)) for of in at_once)
         kept = drawn.samples * drawn.seqlen * FLOAT * sum(inputs)
         if plan.needs & Statistic.ACTIVATIONS:
             sums += kept
@@ -147,7 +148,7 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
         if drawn is not None:
             # Those of linears that are done are gone.
             left = inputs[index:] if plan.order == "block" else [inputs[index]]
-            held["X^T X of its inputs"] = sum(_squares(left))
+            held["X^T X of its inputs"] = matrices * sum(_squares(left))
         held["what is compressed"] = sum(sizes[:index]) * CODES
         if plan.needs & Statistic.HESSIAN:
             moments.append(("factoring X^T X", {**held, "its factor, twice": 2 * square}))

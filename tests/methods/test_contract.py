@@ -34,7 +34,7 @@ def test_statistics_that_were_not_asked_for_are_none() -> None:
     assert (stats.tokens, stats.x_norm, stats.x_mean_abs, stats.H, stats.X) == (0, *[None] * 4)
 
 
-@pytest.mark.parametrize("name", ["x_norm", "x_mean_abs", "H", "X"])
+@pytest.mark.parametrize("name", ["x_norm", "x_mean_abs", "H", "X", "H_held_out"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_statistics_that_are_not_finite_are_refused_by_name(name: str, bad: float) -> None:
     values = torch.ones(2, 2) if name in ("H", "X") else torch.ones(2)

@@ -58,6 +58,16 @@ def test_needs_are_those_of_all_steps() -> None:
     assert both.needs & Statistic.X_NORM
 
 
+def test_options_may_need_more_than_their_method() -> None:
+    wanda = {"method": "wanda", "pattern": "2:4"}
+    plain, held_out = (
+        _plan(steps=[wanda, {"method": "optima", "decides": decides}]).needs
+        for decides in ("calibration", "held-out")
+    )
+    assert held_out & Statistic.HELD_OUT
+    assert not plain & Statistic.HELD_OUT
+
+
 def test_a_description_holds_the_defaults_too() -> None:
     described = _plan(steps=[{"method": "rtn", "group_size": 16}]).describe(["model.layers.0.q"])
     assert described["model.layers.0.q"] == [

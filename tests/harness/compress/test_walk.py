@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.harness import families
-from trinity.harness.checkpoints.block import layer_report, load_block
+from trinity.harness.checkpoints.block import LAYERS, layer_report, load_block
 from trinity.harness.compress import hidden, plan, walk
 from trinity.harness.compress.walk import Walk
 from trinity.harness.models.decoder import Decoder, weight_of
@@ -351,6 +351,16 @@ class _Looks:
         _, current, stats, _ = given
         self.seen.append(stats)
         return current
+
+
+def test_held_out_sequences_reach_the_method_whose_options_ask_for_them(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "model")
+    optima = {"method": "optima", "decides": "held-out"}
+    _, blocks = _walk(tmp_path / "model", tmp_path / "store", [*WANDA, optima])
+    report = json.loads((blocks[0] / LAYERS).read_text("utf-8"))
+    told = next(iter(report.values()))["diagnostics"][-1]
+    assert told["method"] == "optima"
+    assert "error_at_least" not in told  # of the tokens that decide, which were not solved on
 
 
 @pytest.mark.parametrize("needs", [Statistic.NOTHING, Statistic.X_NORM, Statistic.ACTIVATIONS])

@@ -49,7 +49,19 @@ def test_what_is_held_is_counted_from_the_models_shapes(folder: Path) -> None:
     assert factored == [2 * square for square in squares]
 
 
-def _moments(folder: Path) -> list[Peak]:
+def test_a_part_of_the_text_that_is_held_out_has_second_moments_of_its_own(folder: Path) -> None:
+    def statistics(decides: str) -> int:
+        optima = {"method": "optima", "decides": decides}
+        steps = {"steps": [{"method": "wanda", "pattern": "2:4"}, optima]}
+        (found,) = (
+            p for p in _moments(folder, compress=steps) if p.moment == "collecting statistics"
+        )
+        return found.held["X^T X of its inputs"]
+
+    assert statistics("held-out") == 2 * statistics("calibration")
+
+
+def _moments(folder: Path, **sections: Any) -> list[Peak]:
     """All that are compared."""
     kept: list[Peak] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +72,7 @@ def _moments(folder: Path) -> list[Peak]:
                 kept.extend(Peak(part, moment, held) for moment, held in moments) or kept[-1]
             ),
         )
-        planned(folder)
+        planned(folder, **sections)
     return kept
 
 
