@@ -46,7 +46,7 @@ def run(
         with attempt(asked, out, stages):
             planned = Run(asked, stages, reporter)
             record.check_writable(out, planned.source.label, asked.name)
-            memory_plan.check(memory_plan.peaks(planned, memory.resident_bytes()))
+            memory_plan.check(memory_plan.peaks(planned, memory.resident_bytes()), planned.device)
             finished = planned.finish()
     path = record.write(finished.record, out)
     if not as_json:

@@ -191,12 +191,12 @@ def _bench_s(spec: BenchSpec, size: Size, rate: float, bandwidth: float) -> floa
 
 def _disk(recipe: Recipe, size: Size) -> int:
     """A checkpoint, and the same weights again as a module reads them."""
-    blocks = size.in_blocks * _bits(recipe.compress) // 8
+    blocks = size.in_blocks * bits(recipe.compress) // 8
     outside = (size.parameters - size.in_blocks) * FLOAT_BYTES
     return (blocks + outside) * (2 if recipe.lower else 1)
 
 
-def _bits(spec: CompressSpec) -> int:
+def bits(spec: CompressSpec) -> int:
     """Of a weight whose layer has no pattern and no adapter."""
     found = [
         getattr(registry.configure(step.method, step.options), "bits", None) for step in spec.steps

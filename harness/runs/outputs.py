@@ -43,7 +43,7 @@ def compress_to(asked: Recipe, out: Path, store: StageStore, reporter: Reporter)
         msg = f"method '{step.method}' reads finished checkpoints and uses no calibration data."
         raise ConfigError(msg)
     run = Run(asked, store, reporter)
-    memory_plan.check(memory_plan.peaks(run, memory.resident_bytes()))
+    memory_plan.check(memory_plan.peaks(run, memory.resident_bytes()), run.device)
     finished = run.compress()
 
     def fill(folder: Path) -> None:

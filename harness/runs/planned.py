@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from trinity.harness.latency import ceilings, memory
 from trinity.harness.latency.ceilings import Ceilings
 from trinity.harness.recipes.recipe import Recipe
@@ -18,9 +20,10 @@ from trinity.harness.terminal.progress import Reporter, duration
 
 @dataclass(frozen=True)
 class Planned:
-    """A recipe's parts.  estimate: None where a GPU does the work, whose speed is not measured"""
+    """A recipe's parts.  device: where torch computes, whose speed is measured on a CPU alone"""
 
     recipe: Recipe
+    device: torch.device
     peaks: list[Peak]
     limits: Ceilings
     estimate: Estimate
@@ -31,7 +34,7 @@ class Planned:
             "recipe": self.recipe.name,
             "memory": [asdict(peak) | {"total": peak.total} for peak in self.peaks],
             "memory_here": available.total_bytes(),
-            "seconds": self.estimate.seconds,
+            "seconds": self._seconds,
             "disk": self.estimate.disk,
         }
 
@@ -40,7 +43,7 @@ class Planned:
         rows = [
             [
                 peak.part,
-                duration(self.estimate.seconds[peak.part]),
+                duration(self._seconds[peak.part]) if self._seconds else "not known",
                 f"{peak.total / 1e9:.2f} GB",
                 peak.moment,
             ]
@@ -54,17 +57,28 @@ class Planned:
             for peak in self.peaks
         ]
         notes.append(
-            f"disk: {self.estimate.disk / 1e9:.1f} GB; time from products at "
-            f"{self.limits.products(self.recipe.model.dtype) / 1e9:.0f} GFLOP/s and reading at "
-            f"{self.limits.read / 1e9:.0f} GB/s, which this machine reached; it gives "
+            f"disk: {self.estimate.disk / 1e9:.1f} GB; {self._timed_by()}; this machine gives "
             f"{available.total_bytes() / 1e9:.1f} GB of memory"
         )
         title = f"{self.recipe.name} on {self.recipe.model.id}"
         return Grid(title, [*columns, Column("fullest while", spare=1)], rows, notes)
 
+    @property
+    def _seconds(self) -> dict[str, float] | None:
+        return self.estimate.seconds if self.device.type == "cpu" else None
+
+    def _timed_by(self) -> str:
+        if self._seconds is None:
+            return "no time, because the speed of a GPU is not measured"
+        products = self.limits.products(self.recipe.model.dtype)
+        return (
+            f"time from products at {products / 1e9:.0f} GFLOP/s and reading at "
+            f"{self.limits.read / 1e9:.0f} GB/s, which this machine reached"
+        )
+
     def check(self) -> None:
         """MachineError where the memory will not do."""
-        memory_plan.check(self.peaks)
+        memory_plan.check(self.peaks, self.device)
 
 
 def of_recipe(recipe: Recipe, store: StageStore, reporter: Reporter) -> Planned:
@@ -72,4 +86,4 @@ def of_recipe(recipe: Recipe, store: StageStore, reporter: Reporter) -> Planned:
     run = Run(recipe, store, reporter)
     found = memory_plan.peaks(run, memory.resident_bytes())
     size, limits = estimate.size_of(run.source.path), ceilings.kept(store)
-    return Planned(recipe, found, limits, estimate.of_row(recipe, size, limits))
+    return Planned(recipe, run.device, found, limits, estimate.of_row(recipe, size, limits))

@@ -17,6 +17,7 @@ from trinity.methods.errors import MachineError
 
 GPTQ = {"steps": [{"method": "gptq", "bits": 4, "group_size": 16}]}
 SMALL = large_model.sized(blocks=2, hidden=32, inner=48, vocabulary=256)
+CPU = torch.device("cpu")
 TEXT = {"dataset": "pydoc", "samples": 3, "seqlen": 16}
 
 
@@ -43,9 +44,9 @@ def test_what_is_held_is_counted_from_the_models_shapes(folder: Path) -> None:
     squares = [4 * size**2 for size in inputs]
     solving = {"solving", "factoring X^T X"}
     assert peak.moment in {*solving, "collecting statistics", "reading the text"}
-    held = [p.held for p in _moments(folder) if p.moment == "collecting statistics"]
+    held = [held for moment, held in _moments(folder) if moment == "collecting statistics"]
     assert held[0]["X^T X of its inputs"] == sum(squares)
-    factored = [p.held["its factor, twice"] for p in _moments(folder) if "factoring" in p.moment]
+    factored = [held["its factor, twice"] for moment, held in _moments(folder) if "fact" in moment]
     assert factored == [2 * square for square in squares]
 
 
@@ -53,27 +54,17 @@ def test_a_part_of_the_text_that_is_held_out_has_second_moments_of_its_own(folde
     def statistics(decides: str) -> int:
         optima = {"method": "optima", "decides": decides}
         steps = {"steps": [{"method": "wanda", "pattern": "2:4"}, optima]}
-        (found,) = (
-            p for p in _moments(folder, compress=steps) if p.moment == "collecting statistics"
-        )
-        return found.held["X^T X of its inputs"]
+        return dict(_moments(folder, steps))["collecting statistics"]["X^T X of its inputs"]
 
     assert statistics("held-out") == 2 * statistics("calibration")
 
 
-def _moments(folder: Path, **sections: Any) -> list[Peak]:
-    """All that are compared."""
-    kept: list[Peak] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            memory_plan,
-            "_fullest",
-            lambda part, always, moments: (
-                kept.extend(Peak(part, moment, held) for moment, held in moments) or kept[-1]
-            ),
-        )
-        planned(folder, **sections)
-    return kept
+def _moments(folder: Path, compress: Any = GPTQ) -> list[tuple[str, dict[str, int]]]:
+    """All moments of a compression, and what is held then."""
+    data = {"name": "r", "model": {"id": str(folder / "model")}, "compress": compress}
+    asked = recipe.parse({**data, "calibration": TEXT}, "test")
+    run = Run(asked, StageStore(folder / "store"), Reporter(quiet=True))
+    return memory_plan._compressing(run, 0)
 
 
 def test_less_is_held_where_less_is_asked_for(folder: Path) -> None:
@@ -96,6 +87,18 @@ def test_every_part_of_the_run_is_planned_and_the_dense_model_where_it_is_compar
     assert compared["evaluate"].held["the dense model"] > 0
 
 
+def test_a_compiled_module_is_planned_by_its_packed_parameters_and_not_the_model_in_torch(
+    folder: Path,
+) -> None:
+    suite = {"suite": "perplexity-pydoc", "seqlen": 16, "windows": 2}
+    lower = {"target": "llvm-cpu"}
+    found = planned(folder, lower=lower, evaluate={"engine": "iree", "suites": [suite]})
+    held = found["evaluate"].held
+    assert "the model in torch" not in held
+    in_torch = planned(folder, evaluate={"suites": [suite]})["evaluate"].held["the model in torch"]
+    assert held["the module's parameters"] < in_torch
+
+
 def test_what_cannot_fit_is_refused_with_its_arithmetic_and_what_to_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,9 +109,20 @@ def test_what_cannot_fit_is_refused_with_its_arithmetic_and_what_to_change(
         match=r"compress would take 11\.0 GB of memory while solving \(libraries 1\.00 GB, "
         r"X\^T X of its inputs 10\.00 GB\), and this machine gives 8\.0 GB\. Use `model\.dtype",
     ):
-        memory_plan.check(found)
+        memory_plan.check(found, CPU)
     monkeypatch.setattr(available, "total_bytes", lambda: 10**10)
-    memory_plan.check(found)  # within what a plan may be wrong by
+    memory_plan.check(found, CPU)  # within what a plan may be wrong by
+
+
+@pytest.mark.parametrize(
+    ("part", "device"),
+    [("evaluate", "cpu"), ("lower", "cpu"), ("bench", "cpu"), ("compress", "cuda")],
+)
+def test_what_was_not_compared_with_measured_runs_is_never_refused(
+    part: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(available, "total_bytes", lambda: 8 * 10**9)
+    memory_plan.check([Peak(part, "a moment", {"libraries": 10**12})], torch.device(device))
 
 
 def test_the_measured_peak_of_compression_is_what_was_planned(tmp_path: Path) -> None:

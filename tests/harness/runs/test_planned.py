@@ -1,6 +1,8 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import large_model
 from trinity.harness.latency import ceilings
@@ -59,6 +61,14 @@ def test_as_data_it_has_the_same_numbers(found: Planned) -> None:
     assert [part["total"] for part in data["memory"]] == [peak.total for peak in found.peaks]
     assert all(sum(part["held"].values()) == part["total"] for part in data["memory"])
     assert set(data["seconds"]) >= {"compress", "evaluate"}
+
+
+def test_on_a_gpu_memory_and_disk_are_planned_and_time_is_not(found: Planned) -> None:
+    there = replace(found, device=torch.device("cuda"))
+    assert there.data()["seconds"] is None
+    grid = there.grid()
+    assert {row[1] for row in grid.rows} == {"not known"}
+    assert "the speed of a GPU is not measured" in grid.notes[-1]
 
 
 def test_a_plan_that_cannot_fit_is_refused(found: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
