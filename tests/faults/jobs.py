@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trinity.harness import cli
 from trinity.harness.recipes import recipe
 from trinity.harness.records import record
 from trinity.harness.runs import outputs
@@ -62,6 +63,13 @@ def smoke(place: Path, data: dict[str, Any]) -> None:
     if asked.lower and not (place / "lowered").exists():
         folder = place / "compressed"
         outputs.lower_to(folder, asked.lower, None, place / "lowered", store, reporter)
+
+
+def command(words: list[str], cache: Path) -> None:
+    """A command, as its process does it from `main` on.  cache: its TRINITY_CACHE"""
+    os.environ["TRINITY_CACHE"] = str(cache)
+    sys.argv = ["trinity", *words]
+    cli.main()
 
 
 def not_called(folder: Path) -> None:

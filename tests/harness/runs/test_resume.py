@@ -1,10 +1,7 @@
 """`kill -9` in the middle, then the same command: the same bytes as a run that was left alone."""
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from tests.faults import jobs, processes
 from trinity.harness.sources.sources import tiny_llama
 from trinity.harness.store.stages import StageStore
 
@@ -38,16 +36,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _command(model: Path, out: Path) -> list[str]:
+def _words(model: Path, out: Path) -> list[str]:
+    """Of the command."""
     settings = ["pattern=2:4", "calibration.dataset=pydoc", "calibration.rule=concatenated"]
     settings += ["calibration.samples=8", "calibration.seqlen=128"]
-    command = [sys.executable, "-m", "trinity.harness.cli", "compress", str(model)]
-    command += ["--method", "slim", "--out", str(out)]
-    return command + [word for setting in settings for word in ("--set", setting)]
+    words = ["compress", str(model), "--method", "slim", "--out", str(out)]
+    return words + [word for setting in settings for word in ("--set", setting)]
 
 
-def _environment(cache: Path) -> dict[str, str]:
-    return {**os.environ, "TRINITY_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+def _finish(place: Path, model: Path) -> None:
+    """The command in a process, to its end; cache and result are in `place`."""
+    words = _words(model, place / "out")
+    said = place / "said.txt"
+    assert processes.done(said, jobs.command, words, place / "cache") == 0, said.read_text("utf-8")
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -62,8 +63,7 @@ def _finished_blocks(cache: Path) -> int:
 def unbroken(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Hashes of the checkpoint of a run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("unbroken")
-    command = _command(model, folder / "out")
-    subprocess.run(command, env=_environment(folder / "cache"), check=True, capture_output=True)
+    _finish(folder, model)
     return _hashes(folder / "out")
 
 
@@ -71,19 +71,15 @@ def unbroken(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def test_a_killed_run_ends_with_the_same_bytes(
     model: Path, unbroken: dict[str, str], tmp_path: Path, after: int
 ) -> None:
-    cache, command = tmp_path / "cache", _command(model, tmp_path / "out")
-    process = subprocess.Popen(
-        command, env=_environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and (
-        _finished_blocks(cache) < after or not (cache / "calibration").exists()
-    ):
-        time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    cache, words = tmp_path / "cache", _words(model, tmp_path / "out")
+    with processes.started(tmp_path / "said.txt", jobs.command, words, cache) as process:
+        while process.is_alive() and (
+            _finished_blocks(cache) < after or not (cache / "calibration").exists()
+        ):
+            time.sleep(0.0005)
+    assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (tmp_path / "out").exists()
     survived = _finished_blocks(cache)
     assert after <= survived < BLOCKS
-    subprocess.run(command, env=_environment(cache), check=True, capture_output=True)
+    _finish(tmp_path, model)
     assert _hashes(tmp_path / "out") == unbroken
