@@ -1,7 +1,6 @@
 """The CUDA kernels without IREE, as far as that goes without a GPU: launched on the emulation."""
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from benchmarks import cuda_kernels
 from benchmarks.gpu.first_day import alone
 from tests.lowering.kernels.cuda import emulated
-from trinity.lowering.kernels.cuda.device import OBJECTS
 from trinity.lowering.kernels.cuda.launch import Launch
 from trinity.methods.formats import Grid, WeightFormat
 
@@ -39,11 +37,7 @@ class Emulated:
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("no g++, which compiles the kernels for the processor")
-    made = tmp_path_factory.mktemp("emulation") / "run"
-    folders = [f"-I{emulated.HERE}", f"-I{OBJECTS}"]
-    command = ["g++", "-std=c++17", "-O1", "-DTRINITY_EMULATED", "-Wno-unknown-pragmas", *folders]
-    subprocess.run([*command, str(emulated.HERE / "run.cpp"), "-o", str(made)], check=True)
-    return made
+    return emulated.compiled(tmp_path_factory)
 
 
 def rows_of(program: Path, factor: float, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

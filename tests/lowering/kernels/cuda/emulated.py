@@ -7,9 +7,11 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
+from tests.made_once import made_once
 from trinity.lowering.kernels.cuda.device import OBJECTS
 from trinity.lowering.kernels.cuda.launch import DIGITS, Launch, Term, launches
 from trinity.lowering.kernels.cuda.tiles import Tiles
@@ -19,19 +21,21 @@ HERE = Path(__file__).parent
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-def compiled(folder: Path) -> Path:
+def compiled(factory: pytest.TempPathFactory) -> Path:
     """The program that runs one kernel."""
-    program = folder / "run"
+    return made_once(factory, "cuda-emulated", _compile) / "run"
+
+
+def _compile(folder: Path) -> None:
     command = ["g++", "-std=c++17", "-O1", "-DTRINITY_EMULATED", "-Wall", "-Werror"]
     command += ["-Wno-unknown-pragmas", f"-I{HERE}", f"-I{OBJECTS}", *SANITIZERS]
     done = subprocess.run(
-        [*command, str(HERE / "run.cpp"), "-o", str(program)],
+        [*command, str(HERE / "run.cpp"), "-o", str(folder / "run")],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[:3000]
-    return program
 
 
 def product(

@@ -37,7 +37,7 @@ FORMATS = [
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("no g++, which compiles the CUDA sources for this processor")
-    return emulated.compiled(tmp_path_factory.mktemp("emulated"))
+    return emulated.compiled(tmp_path_factory)
 
 
 def worst_error(

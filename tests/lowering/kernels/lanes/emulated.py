@@ -6,10 +6,12 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.lowering.kernels.cuda.emulated import SANITIZERS
+from tests.made_once import made_once
 from trinity.lowering.kernels import lanes
 from trinity.lowering.kernels.lanes.launch import Launch, launches
 from trinity.lowering.kernels.padded_panels import BLOCK
@@ -19,21 +21,23 @@ from trinity.lowering.kernels.strips import Strips
 HERE = Path(__file__).parent
 
 
-def compiled(folder: Path) -> Path:
+def compiled(factory: pytest.TempPathFactory) -> Path:
     """The program that runs one kernel.  Emulated, both makers' instructions are the same."""
-    program = folder / "run"
+    return made_once(factory, "lanes-emulated", _compile) / "run"
+
+
+def _compile(folder: Path) -> None:
     command = ["g++", "-std=c++17", "-O1", "-DTRINITY_EMULATED", "-Wall", "-Werror"]
     command += ["-Wno-unknown-pragmas", *SANITIZERS]
     folders = (HERE.parent / "cuda", *lanes.__path__, OBJECTS)
     command += [f"-I{path}" for path in folders]
     done = subprocess.run(
-        [*command, str(HERE / "run.cpp"), "-o", str(program)],
+        [*command, str(HERE / "run.cpp"), "-o", str(folder / "run")],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[:3000]
-    return program
 
 
 def product(program: Path, strips: Strips, stored: Mapping[str, Tensor], x: Tensor) -> Tensor:

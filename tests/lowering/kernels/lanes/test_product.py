@@ -48,7 +48,7 @@ WEIGHTS = {
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("no g++, which compiles the sources for this processor")
-    return emulated.compiled(tmp_path_factory.mktemp("lanes"))
+    return emulated.compiled(tmp_path_factory)
 
 
 def error(program: Path, weight: CompressedWeight, rows: int) -> float:
