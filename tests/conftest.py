@@ -4,13 +4,16 @@ The variables are set here, before any test module imports a Hugging Face librar
 libraries read them once, when they are imported.
 """
 
+import gc
 import logging
 import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 _HF_HOME = Path(tempfile.mkdtemp(prefix="trinity-tests-hf-"))
@@ -24,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402  the variables above come first
 import torch  # noqa: E402  as above
 
+_NUMBERS = count()
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -75,9 +79,31 @@ def _same_process() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def trinity_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """TRINITY_CACHE of this test alone: an empty folder that no other test sees."""
-    cache = tmp_path / "trinity-cache"
+def _no_vulkan_left_open() -> Iterator[None]:
+    """A Vulkan device ends with the test that opened it.
+
+    IREE keeps two threads waiting for each, on any of several semaphores, which Mesa's device on
+    the CPU answers by polling: open, it takes two processors from every later test.
+    """
+    yield
+    runtime = sys.modules.get("iree.runtime.system_setup")
+    if runtime and runtime._GLOBAL_DEVICES_BY_URI.pop("vulkan", None):
+        from trinity.lowering.module import check
+
+        check.linear_module.cache_clear()  # its modules hold the device
+        gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def trinity_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """TRINITY_CACHE of this test alone: a folder that no other test sees, not there until it is
+    written to.  (In `tmp_path` it would have every test make one, in a folder of thousands.)
+    """
+    folder = tmp_path_factory.getbasetemp() / "trinity-caches"
+    folder.mkdir(exist_ok=True)
+    cache = folder / str(next(_NUMBERS))
     monkeypatch.setenv("TRINITY_CACHE", str(cache))
     return cache
 

@@ -92,12 +92,6 @@ def vmfb(products: Mapping[str, Product]) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def module(vmfb: bytes) -> Loaded:
-    """On this machine's device."""
-    return Loaded(vmfb, VULKAN)
-
-
-@pytest.fixture(scope="module")
 def results(vmfb: bytes, products: Mapping[str, Product]) -> dict[str, Tensor]:
     """What this machine's device makes of them."""
     module = Loaded(vmfb, VULKAN)
