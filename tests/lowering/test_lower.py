@@ -112,12 +112,12 @@ def test_a_head_and_an_embedding_stored_narrower_give_the_same_logits(
     tmp_path: Path,
     kind: str,
 ) -> None:
-    model = make_decoder("llama")
+    model = make_decoder("llama", num_hidden_layers=1)
     shared = model.get_submodule("model.embed_tokens")
     narrow = make_weight(tuple(shared.weight.shape), kind, scale_dtype=torch.float16)
     with torch.no_grad():
         shared.weight.copy_(narrow.dequantize())
-    weights = compress_block(model, 1, "int4 channel")
+    weights = compress_block(model, 0, "int4 channel")
     heads, tables = {"lm_head": narrow}, {"model.embed_tokens": narrow}
     built = build(model, weights, "llvm-cpu", tmp_path, heads=heads, tables=tables)
     assert not any("weight" in n and "embed" in n for n in built.lowered.parameters)
@@ -169,8 +169,8 @@ def test_several_sequences_pass_transposed_linears_and_learned_positions(
 ) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.AttentionInterface.register(attention.NAME, attention.grouped_attention)
-    model: Any = make_decoder("gpt2")
-    weights = compress_block(model, 1, "int4 channel")
+    model: Any = make_decoder("gpt2", num_hidden_layers=1)
+    weights = compress_block(model, 0, "int4 channel")
     model.set_attn_implementation(attention.NAME)
     built = build(model, weights, "llvm-cpu", tmp_path, batch=2)
     model.set_attn_implementation("eager")
@@ -245,7 +245,7 @@ def test_annotated_and_storage_stages_say_what_they_should(packed: Built) -> Non
 def test_weights_of_any_format_are_exported_alike(
     make_decoder: Decoder, compress_block: Compress
 ) -> None:
-    model = make_decoder("llama")
+    model = make_decoder("llama", num_hidden_layers=1)
     texts: dict[str, list[str]] = {}
     for kind in (("int4 channel",), ("int8 group 16", "2:4", 3)):
         weights = compress_block(model, 0, *kind)
