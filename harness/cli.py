@@ -1,6 +1,5 @@
 """The command line: which commands there are, and how every one of them ends."""
 
-import errno
 import io
 import os
 import shutil
@@ -34,6 +33,7 @@ from trinity.harness.commands import (
     report,
     repro,
     run,
+    sweep,
     table,
 )
 from trinity.harness.terminal.hush import hush_libraries
@@ -41,18 +41,6 @@ from trinity.harness.terminal.hush import hush_libraries
 INTERRUPTED, TERMINATED = 130, 143  # 128 and the number of the signal, as shells have it
 UNWRITABLE = 3  # of a machine that lacks something
 CLOSED = "standard output is closed. Open it; `>/dev/null` is for what nobody reads."
-TOO_LITTLE = ("out of memory", "allocate memory", "Cannot allocate")  # of torch, as RuntimeError
-FULL = (errno.ENOSPC, errno.EIO, errno.ESTALE)
-REFUSED = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENOSPC,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-)
 TOOL = ("compression-trinity", "torch", "torch-mlir", "iree-base-compiler", "iree-base-runtime")
 
 app = typer.Typer(
@@ -63,6 +51,7 @@ app = typer.Typer(
 )
 app.command()(repro.repro)
 app.command()(run.run)
+app.command()(sweep.sweep)
 app.command()(fetch.fetch)
 app.command()(compress.compress)
 app.command()(lower.lower)
@@ -164,7 +153,9 @@ def _flushed(stdout: TextIO, code: int | str | None) -> int | str | None:
         if isinstance(error, BrokenPipeError):
             return code
         if not code:  # of a command that failed, the reason is said
-            print(_paragraph(f"trinity: {_not_printed(error)}"), file=sys.stderr)
+            from trinity.harness.terminal.machine_errors import not_printed  # as in `_run`
+
+            print(_paragraph(f"trinity: {not_printed(error)}"), file=sys.stderr)
         return code or UNWRITABLE
     return code
 
@@ -179,11 +170,12 @@ def _run(interrupt: _Interrupt) -> int | str | None:
         return _interrupted(interrupt) if by_signal else end.code
     except (Exception, KeyboardInterrupt) as error:
         # Imported here: a healthy `--help` never needs it.
+        from trinity.harness.terminal.machine_errors import of_the_machine
         from trinity.methods.errors import TrinityError
 
         if interrupt.code is not None or isinstance(error, KeyboardInterrupt):
             return _interrupted(interrupt)
-        expected = _of_the_machine(error)
+        expected = of_the_machine(error)
         if "--debug" in sys.argv or not isinstance(expected, TrinityError):
             raise
         print(_paragraph(f"trinity: {expected}"), file=sys.stderr)
@@ -197,45 +189,6 @@ def _paragraph(text: str) -> str:
         return text
     columns = shutil.get_terminal_size().columns
     return textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
-
-
-def _of_the_machine(error: BaseException) -> BaseException:
-    """An error of the system, or of memory that it has not, as one of the machine's."""
-    from trinity.methods.errors import MachineError  # as in `_run`
-
-    if isinstance(error, OSError):
-        return _refused_by_the_system(error)
-    words = str(error)
-    of_torch = isinstance(error, RuntimeError) and any(found in words for found in TOO_LITTLE)
-    if isinstance(error, MemoryError) or of_torch:
-        reason = " ".join(words.split()) or "Python was refused more"
-        return MachineError(
-            f"the memory was not enough ({reason[:300]}). Use fewer or shorter calibration samples "
-            f"(`calibration.samples`, `calibration.seqlen`), a smaller type (`model.dtype`), fewer "
-            f"commands at once, or a machine with more. Finished stages are kept."
-        )
-    return error
-
-
-def _refused_by_the_system(error: OSError) -> Exception:
-    """A file that may not be used, wherever it was met, as an error of the machine's."""
-    from trinity.methods.errors import MachineError  # as in `_run`
-
-    if error.errno not in REFUSED:
-        return error
-    if error.filename is None:  # of a stream that is open: what is printed goes to one
-        return MachineError(_not_printed(error)) if error.errno in FULL else error
-    return MachineError(
-        f"{error.filename}: the system refuses it ({error.strerror}). See that this user may read "
-        f"it, or write it, and that its disk is well."
-    )
-
-
-def _not_printed(error: OSError) -> str:
-    return (
-        f"the output cannot be written ({error.strerror}). See that what it goes to takes it: the "
-        f"disk has room, the device is well."
-    )
 
 
 def _interrupted(interrupt: _Interrupt) -> int:

@@ -311,6 +311,11 @@ class Recipe(Section):
     evaluate: EvaluateSpec | None = None
     bench: BenchSpec | None = None
 
+    @property
+    def engines(self) -> list[str]:
+        """What is timed."""
+        return ["torch", *(["iree"] if self.lower else [])]
+
 
 def read(path: Path, overrides: list[str]) -> Recipe:
     """A recipe file with `key.path=value` overrides; its name is the file's unless it gives one."""
@@ -323,6 +328,16 @@ def read(path: Path, overrides: list[str]) -> Recipe:
 def parse(data: dict[str, Any], where: str) -> Recipe:
     """Plain data to a recipe; ConfigError lists every wrong key with the nearest right one."""
     return sections.parse(Recipe, data, where)
+
+
+def without_compression(recipe: Recipe) -> Recipe:
+    """The run that a recipe's fidelity and speed-ups are against; rows of a table share it."""
+    changes: dict[str, Any] = {"name": "dense", "compress": CompressSpec(), "evaluate": None}
+    if recipe.model.dense is not None:
+        changes["model"] = ModelSpec(id=recipe.model.dense, dtype=recipe.model.dtype)
+    if recipe.calibration:
+        changes["calibration"] = recipe.calibration.with_seed(recipe.calibration.seed)
+    return recipe.model_copy(update=changes)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trinity.harness.recipes.paper import Row
-from trinity.harness.recipes.recipe import Recipe
+from trinity.harness.recipes.recipe import Recipe, without_compression
 from trinity.harness.records import record
 from trinity.harness.report.failed import Failed
 from trinity.harness.report.judged import Cell
@@ -81,7 +81,7 @@ class Rows:
     def _dense_of(self, recipe: Recipe) -> "Run | None":
         """The run that a row is compared with, one for all rows: its model is loaded once."""
         from trinity.harness.runs import run_checks
-        from trinity.harness.runs.run import Run, without_compression
+        from trinity.harness.runs.run import Run
 
         if recipe.model.dense is not None or not run_checks.compares(recipe):
             return None  # a dense model of the row's own, whose shapes it checks, or none

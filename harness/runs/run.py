@@ -4,6 +4,7 @@ Every part is a stage of the store, keyed by all that it depends on, so a second
 killed run goes on.  Models are loaded only when a stage that needs one is missing.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,9 @@ from trinity.harness.models.model_config import DTYPES, context_length
 from trinity.harness.modules.module_stages import Subject, check_inputs
 from trinity.harness.recipes.recipe import (
     CalibrationSpec,
-    CompressSpec,
     EvaluateSpec,
-    ModelSpec,
     Recipe,
+    without_compression,
 )
 from trinity.harness.records.environment import environment, numerics, tokenizing
 from trinity.harness.records.measurement import Measurement, with_spread
@@ -42,7 +42,7 @@ from trinity.harness.runs.requests import check_machine
 from trinity.harness.sources import sources
 from trinity.harness.store import own_code
 from trinity.harness.store.once import once
-from trinity.harness.store.spent import since
+from trinity.harness.store.spent import NOTHING, Seconds, since, together
 from trinity.harness.store.stages import StageStore, read_json
 from trinity.harness.terminal.progress import Reporter
 from trinity.harness.texts import corpora, default_text
@@ -97,8 +97,11 @@ class Run:
         if recipe.model.dense and run_checks.compares(recipe):
             self.make_dense().decoder.check_weights()
 
-    def finish(self) -> Finished:
-        """Do what is missing, and put the record together."""
+    def finish(self, earlier: Mapping[str, Seconds] = NOTHING) -> Finished:
+        """Do what is missing, and put the record together.
+
+        earlier: what was spent on parts of this run in other processes
+        """
         before = self.store.spent.parts()
         folder = self.compress()
         measurements = self._measure()
@@ -127,7 +130,7 @@ class Run:
             lowering=lowered.info if lowered else None,
             measurements=measurements,
             plugins=self._plugins(),
-            spent=since(before, self.store.spent.parts()),
+            spent=together(earlier, since(before, self.store.spent.parts())),
         )
         stage = self.store.fill("record", inputs, write)
         return Finished(recording.read(stage), folder)
@@ -177,7 +180,9 @@ class Run:
         """Compress what the store lacks, block by block  ->  the folder in it of the checkpoint"""
         if self.plan.source:
             return self._imported(self.plan.source)
-        drawn, spec = self.draw_calibration(), self.recipe.calibration
+        # Of a model that nothing is done to, no text is a part: rows and seeds share it.
+        spec = None if self._is_dense else self.recipe.calibration
+        drawn = self.draw_calibration() if spec else None
         inputs = {
             "model": self.source.sha256,
             "dtype": self.recipe.model.dtype,
@@ -324,8 +329,7 @@ class Run:
         if self.recipe.evaluate:
             found += self._evaluate(self.recipe.evaluate)
         if self.recipe.bench:
-            engines = ["torch", *(["iree"] if self.recipe.lower else [])]
-            found += self.make_measuring().bench(self.recipe.bench, engines)
+            found += self.make_measuring().bench(self.recipe.bench, self.recipe.engines)
         return found
 
     def _evaluate(self, spec: EvaluateSpec) -> list[Measurement]:
@@ -371,13 +375,3 @@ class Run:
 
     def _step(self, what: str, done: int, of: int) -> None:
         self.reporter.step(f"{self.recipe.name}: {what}", done, of)
-
-
-def without_compression(recipe: Recipe) -> Recipe:
-    """The run that a recipe's fidelity and speed-ups are against; rows of a table share it."""
-    changes: dict[str, Any] = {"name": "dense", "compress": CompressSpec(), "evaluate": None}
-    if recipe.model.dense is not None:
-        changes["model"] = ModelSpec(id=recipe.model.dense, dtype=recipe.model.dtype)
-    if recipe.calibration:
-        changes["calibration"] = recipe.calibration.with_seed(recipe.calibration.seed)
-    return recipe.model_copy(update=changes)

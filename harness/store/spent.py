@@ -42,6 +42,9 @@ class Seconds:
         )
 
 
+NOTHING: Mapping[str, Seconds] = {}
+
+
 class Spent:
     """What a process spent on stages that it made.  Of a stage that is made for another one, the
     time counts where it belongs.
@@ -76,3 +79,9 @@ class Spent:
 def since(before: Mapping[str, Seconds], now: Mapping[str, Seconds]) -> dict[str, Seconds]:
     """What was spent between two looks at `Spent.parts`."""
     return {part: found - before.get(part, Seconds()) for part, found in now.items()}
+
+
+def together(*spent: Mapping[str, Seconds]) -> dict[str, Seconds]:
+    """The sum of several, part by part."""
+    parts = dict.fromkeys(part for each in spent for part in each)
+    return {part: sum((each[part] for each in spent if part in each), Seconds()) for part in parts}

@@ -64,8 +64,22 @@ class Reporter:
         """One line for all of several rows: which one runs, and the time left where it is known."""
         left = "" if left_s is None else f", about {duration(left_s)} left"
         self.say(f"row {done + 1} of {total}: {name}{left}")
+        self._show_all(f"rows{left}", done, total)
+
+    def all_parts(self, done: int, total: int, left_s: float | None) -> None:
+        """Of a sweep: how many parts are over, and the time left where it is known."""
+        left = "" if left_s is None else f", about {duration(left_s)} left"
+        self._show_all(f"parts{left}", done, total)
+
+    def working(self, name: str, *, over: bool = False) -> None:
+        """What is at work now, of several things; each a line with its time, on a terminal."""
+        if self._bars and not over:
+            self._tasks[name] = self._bars.add_task(name, total=None)
+        elif self._bars and name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
+
+    def _show_all(self, said: str, done: int, total: int) -> None:
         if self._bars:
-            said = f"rows{left}"
             if self._all_rows is None:
                 self._all_rows = self._bars.add_task(said, total=total)
             self._bars.update(self._all_rows, description=said, completed=done, total=total)

@@ -1,0 +1,54 @@
+"""What processes do in tests of who starts them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from trinity.harness.sweeps.worker import Outcome, Work
+
+WAIT_S = 20.0
+
+
+def meet(work: Work) -> Outcome:
+    """Wait for another that does the same: only two at once come to an end."""
+    (work.folder / f"here-{os.getpid()}").touch()
+    until = time.monotonic() + WAIT_S
+    while len(list(work.folder.glob("here-*"))) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return Outcome(0.0)
+
+
+def note(work: Work) -> Outcome:
+    """Write down which process did it, and that it was alone."""
+    mine = work.folder / f"at-work-{os.getpid()}"
+    mine.touch()
+    time.sleep(0.05)
+    others = len(list(work.folder.glob("at-work-*"))) - 1
+    mine.unlink()
+    return Outcome(float(os.getpid()), place=str(others))
+
+
+def die(work: Work) -> Outcome:
+    """As the system ends a process for which there is no memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome(0.0)
+
+
+def hang(work: Work) -> Outcome:
+    """Work for ever, and say that it has begun."""
+    _begun(work.folder)
+    while True:
+        time.sleep(1)
+
+
+def hang_and_listen_to_nobody(work: Work) -> Outcome:
+    """As C code that Python cannot interrupt."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return hang(work)
+
+
+def _begun(folder: Path) -> None:
+    (folder / "begun.new").write_text(str(os.getpid()), encoding="utf-8")
+    (folder / "begun.new").rename(folder / "begun")
