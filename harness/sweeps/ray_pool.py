@@ -5,7 +5,7 @@ The store, the results and the folder to work in are on a file system that all m
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,35 +18,34 @@ from ray.exceptions import (
     TaskCancelledError,
     WorkerCrashedError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trinity.harness.sweeps import worker
-from trinity.harness.sweeps.schedule import Needs
+from trinity.harness.sweeps.schedule import Needs, Places
 from trinity.harness.sweeps.worker import Outcome, Work
+from trinity.harness.terminal.hush import hush_libraries
 from trinity.methods.errors import MachineError
 
 RETRIES = 3  # of a part whose machine or process is gone; what it had finished is in the store
 LOST = (NodeDiedError, OutOfMemoryError, TaskCancelledError, WorkerCrashedError)
 # What decides where things lie and how much they use is the same on every machine.
-PASSED_ON = ("TRINITY_", "HF_", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+PASSED_ON = ("TRINITY_", "HF_", "MKL_NUM_THREADS")
 
 
 class RayPool:
     """Runs parts on a cluster.  Use it in a `with`: what still runs at its end is cancelled."""
 
+    has_room = True  # Ray keeps what does not fit yet, also for machines that come later
+
     def __init__(
-        self,
-        address: str,
-        threads: int,
-        *,
-        gpus: int = 0,
-        do: Callable[[Work], Outcome] = worker.do,
+        self, address: str, threads: int, do: Callable[[Work], Outcome] = worker.do
     ) -> None:
         """address: as of `ray.init`: 'auto', or HOST:PORT   threads: of a part
 
-        gpus: of a part   do: what is done with a part.  MachineError if there is no such cluster,
-        or none of its machines has what a part needs.
+        do: what is done with a part.  MachineError where there is no such cluster, or it has no
+        machine for so many threads.
         """
-        self.threads, self.gpus = threads, gpus
+        self.threads, self._what = threads, do
         variables = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
         variables["OMP_NUM_THREADS"] = str(threads)  # Ray's own choice is another
         try:
@@ -63,22 +62,20 @@ class RayPool:
             )
             raise MachineError(msg) from error
         self._do = ray.remote(_done_by)
-        self._what = do
-        self._running: dict[Future[Outcome], ray.ObjectRef[Outcome]] = {}
-        self._machines = [found["Resources"] for found in ray.nodes() if found["Alive"]]
-        # A part that runs alone takes all of a machine: of those with the most processors, so that
-        # no other part fits beside it.
-        self._most = max(int(found.get("CPU", 0)) for found in self._machines)
-        of_each = (int(found.get("CPU", 0)) // threads for found in self._machines)
-        self.at_once = max(1, sum(of_each))
-        self._check_threads()
-
-    def _check_threads(self) -> None:
-        if self._most < self.threads:
+        self._running: dict[Future[Outcome], Any] = {}
+        alive = [found for found in ray.nodes() if found["Alive"]]
+        self._machines = {found["NodeID"]: found["Resources"] for found in alive}
+        self._memory = max(int(of.get("memory", 0)) for of in self._machines.values())
+        self._gpus = int(any(of.get("GPU") for of in self._machines.values()))
+        processors = [int(of.get("CPU", 0)) for of in self._machines.values()]
+        # A part that runs alone takes a whole machine, of those with the most processors.
+        self._most = max(processors)
+        self.at_once = max(1, sum(count // threads for count in processors))
+        if self._most < threads:
             ray.shutdown()
             msg = (
-                f"--threads {self.threads}: the largest machine of the Ray cluster gives "
-                f"{self._most} processors. Use fewer threads."
+                f"--threads {threads}: the largest machine of the Ray cluster gives {self._most} "
+                f"processors. Use fewer threads."
             )
             raise MachineError(msg)
 
@@ -88,19 +85,35 @@ class RayPool:
 
     def __exit__(self, *_: object) -> None:
         """Cancel what runs, and leave the cluster."""
-        for future, ref in self._running.items():
-            if not future.done():
-                ray.cancel(ref)
+        for ref in list(self._running.values()):
+            ray.cancel(ref)
         ray.shutdown()
 
-    has_room = True  # Ray keeps what does not fit yet, and gives it to machines that come later
+    def check(self, places: Places) -> None:
+        """MachineError where machines lack the shared folders, or would get other numbers."""
+        kinds: dict[str, str] = {}
+        asked = ray.remote(_kind_of)
+        for node, resources in self._machines.items():
+            if resources.get("CPU", 0) >= self.threads:
+                here = NodeAffinitySchedulingStrategy(node, soft=False)
+                options = {"scheduling_strategy": here, "num_cpus": self.threads}
+                kinds[node] = ray.get(asked.options(**options).remote(places))
+        if len(set(kinds.values())) > 1:
+            differ = "; ".join(dict.fromkeys(kinds.values()))
+            msg = (
+                f"the machines of the Ray cluster differ ({differ}), and the parts of one record "
+                f"must not. Give each kind of machine a cluster of its own, on one shared file "
+                f"system with the same version of this project."
+            )
+            raise MachineError(msg)
 
     def start(self, work: Work, needs: Needs) -> "Future[Outcome]":
         """Hand a part to the cluster."""
         options: dict[str, Any] = {
             "num_cpus": self._most if needs.is_alone else self.threads,
-            "num_gpus": self.gpus,
-            "memory": self._memory(needs),
+            "num_gpus": self._gpus,
+            # One that is too large for the largest machine may try it there.
+            "memory": min(needs.memory, self._memory),
             "max_retries": RETRIES,
             "name": f"{work.kind} {work.recipe.name}",
         }
@@ -112,24 +125,32 @@ class RayPool:
 
     def failure(self, error: BaseException) -> str | None:
         """What to say of a part that did not come back; None where the cluster did its own."""
+        words = " ".join(str(error).split())[:300]
         if isinstance(error, LOST):
-            words = " ".join(str(error).split())[:300]
             return f"its machine or process was lost, and {RETRIES} times again ({words})"
         if isinstance(error, RayTaskError) or not isinstance(error, RayError):
             return None
-        return f"the Ray cluster did not do it ({' '.join(str(error).split())[:300]})"
-
-    def _memory(self, needs: Needs) -> int:
-        """Bytes, no more than the largest machine gives: `trinity run` would try it there too."""
-        return min(needs.memory, max(int(found.get("memory", 0)) for found in self._machines))
+        return f"the Ray cluster did not do it ({words})"
 
 
 def _done_by(do: Callable[[Work], Outcome], work: Work) -> Outcome:
     """On a machine of the cluster."""
+    hush_libraries()
     return do(work)
 
 
-def machines() -> list[Mapping[str, Any]]:
-    """What Ray says of every machine."""
-    found: list[Mapping[str, Any]] = ray.nodes()
-    return found
+def _kind_of(places: Places) -> str:
+    """Of the machine where this runs: all that the numbers of a part depend on, besides it."""
+    # Imported here: they load torch, whose variables are the cluster's.
+    import torch
+
+    from trinity.harness.records.environment import machine_name, numerics
+    from trinity.harness.runs import run
+    from trinity.harness.store import own_code
+
+    for folder in (places.folder, places.store):
+        if not folder.is_dir():
+            return f"one has no {folder}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = ", ".join(f"{name} {value}" for name, value in numerics(device).items())
+    return f"{machine_name()}, {kind}, code {own_code.sha256(run)[:12]}"

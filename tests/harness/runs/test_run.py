@@ -13,6 +13,7 @@ from trinity.harness.checkpoints import checkpoint
 from trinity.harness.recipes import recipe
 from trinity.harness.records import record
 from trinity.harness.runs.run import Run
+from trinity.harness.store.spent import Seconds
 from trinity.harness.store.stages import StageStore, read_json
 from trinity.harness.terminal.progress import Reporter
 from trinity.methods import plugins, registry
@@ -362,3 +363,18 @@ def test_a_damaged_tokenizer_is_named_where_the_user_has_it(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=f"{model}/tokenizer.json: is damaged"):
         _run(store, **dense)
     _run(store, **dense, evaluate=None)
+
+
+def test_a_dense_model_is_one_checkpoint_for_every_seed(tmp_path: Path) -> None:
+    store = StageStore(tmp_path / "cache")
+    runs = [_run(store, calibration={**PYDOC, "seed": seed}) for seed in (0, 1)]
+    assert runs[0].compress() != runs[1].compress()
+    assert runs[0].make_dense().compress() == runs[1].make_dense().compress()
+
+
+def test_a_record_counts_what_was_spent_on_its_run_elsewhere(tmp_path: Path) -> None:
+    run = _run(StageStore(tmp_path / "cache"))
+    found = run.finish({"compress": Seconds(1000.0, 1000.0)}).record
+    spent = found.environment["spent_s"]
+    assert spent["compress"] > 1000.0
+    assert 0 < spent["evaluate"] < 1000.0

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from trinity.harness.store import spent
-from trinity.harness.store.spent import Seconds, Spent, since
+from trinity.harness.store.spent import Seconds, Spent, since, together
 from trinity.harness.store.stages import StageStore
 
 
@@ -56,3 +56,10 @@ def test_a_store_counts_what_it_makes_and_not_what_it_has(
     for _ in range(2):
         store.fill("suite", {}, write)
     assert store.spent.parts()["evaluate"] == Seconds(4, 8)
+
+
+def test_the_sum_of_several_has_every_part() -> None:
+    one = {"compress": Seconds(1.0, 2.0)}
+    two = {"compress": Seconds(3.0, 4.0), "lower": Seconds(5.0)}
+    assert together(one, {}, two) == {"compress": Seconds(4.0, 6.0), "lower": Seconds(5.0)}
+    assert together() == {}

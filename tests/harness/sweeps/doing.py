@@ -52,3 +52,24 @@ def hang_and_listen_to_nobody(work: Work) -> Outcome:
 def _begun(folder: Path) -> None:
     (folder / "begun.new").write_text(str(os.getpid()), encoding="utf-8")
     (folder / "begun.new").rename(folder / "begun")
+
+
+def count(work: Work) -> Outcome:
+    """Take a while, and leave a file for every time that it is begun."""
+    (work.folder / f"{work.recipe.name}-{os.getpid()}-{time.time_ns()}").touch()
+    time.sleep(1.5)
+    return Outcome(1.5)
+
+
+def whose(work: Work) -> Outcome:
+    """How many processors of a Ray cluster are its own."""
+    import ray
+
+    processors = ray.get_runtime_context().get_assigned_resources()["CPU"]
+    return Outcome(0.0, place=str(int(processors)))
+
+
+def fail(work: Work) -> Outcome:
+    """Raise an error that is nobody's but its own."""
+    msg = "on purpose"
+    raise ValueError(msg)
