@@ -1,6 +1,7 @@
 """Options that several commands take, and what every command starts and ends with."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,6 +78,24 @@ Revision = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Examples of each task.")]
 Windows = Annotated[int | None, typer.Option(help="Windows of a text.")]
 Seqlen = Annotated[int | None, typer.Option(help="Tokens of a window.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Of each part of a run; as many parts run at once as threads fit the processors. "
+        "Unless told, a part has all of them.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A Ray cluster that does it: auto, or HOST:PORT."),
+]
+
+
+def set_threads(threads: int | None) -> None:
+    """Of this process and of those that it starts; before torch is loaded, which reads it once."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def start(quiet: bool) -> "Reporter":

@@ -1,5 +1,7 @@
 """`trinity repro`: regenerate a paper's tables."""
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,14 +11,22 @@ from trinity.harness.commands.options import (
     Fresh,
     Json,
     Quiet,
+    Ray,
     Results,
+    Threads,
+    set_threads,
     show_tables,
     start,
     store,
 )
+from trinity.methods.errors import ConfigError
 
 if TYPE_CHECKING:
+    from trinity.harness.recipes.recipe import Recipe
     from trinity.harness.repro.repro import Reproduced
+    from trinity.harness.repro.rows import Lost
+    from trinity.harness.store.stages import StageStore
+    from trinity.harness.terminal.progress import Reporter
 
 
 def repro(
@@ -40,20 +50,35 @@ def repro(
         str | None, typer.Option(help="Glob over the profile's models, for example '*opt-125m'.")
     ] = None,
     out: Results = None,
+    threads: Threads = None,
+    ray: Ray = None,
     fresh: Fresh = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Regenerate a paper's tables."""
+    """Regenerate a paper's tables.
+
+    Rows run one after the other, or with --threads or --ray as `trinity sweep` runs them.
+    """
     from trinity.harness.repro.repro import Selection, default_out, incomplete, reproduce
 
+    if fresh and (threads is not None or ray is not None):
+        msg = (
+            "--fresh makes stages again in this process alone. With --threads or --ray, set "
+            "TRINITY_CACHE to an empty folder instead."
+        )
+        raise ConfigError(msg)
     folder = out or default_out(profile)
     asked = Selection(table, profile, rows, model)
     results = []
+    set_threads(threads)
     try:
         with start(quiet) as reporter:
-            for result in reproduce(paper, asked, folder, store(fresh), reporter):
+            stages, beforehand = store(fresh), None
+            if threads is not None or ray is not None:
+                beforehand = partial(_sweep, ray, folder, stages, reporter)
+            for result in reproduce(paper, asked, folder, stages, reporter, beforehand):
                 results.append(result)
     finally:
         # Whatever stops it, a failure or Ctrl-C: what is finished is shown.
@@ -61,6 +86,16 @@ def repro(
             show_tables({"tables": list(map(as_data, results))}, results, as_json)
     if lost := incomplete(results):
         raise lost
+
+
+def _sweep(
+    ray: str | None, out: Path, stages: "StageStore", reporter: "Reporter", runs: "list[Recipe]"
+) -> "Lost":
+    """Do rows as a sweep; what says why one of them has no record."""
+    from trinity.harness.sweeps.sweeping import Sweeping  # loads torch, as running rows does
+
+    with Sweeping(ray, out, stages, reporter) as sweeping:
+        return sweeping.run(sweeping.plan(runs)).lost
 
 
 def as_data(result: "Reproduced") -> dict[str, Any]:

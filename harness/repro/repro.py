@@ -4,7 +4,7 @@ records.
 A row that cannot be run stands in its table with the reason, and the others go on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,12 +14,13 @@ from trinity.harness.accuracy import suites
 from trinity.harness.hub.data_sets import hub_is_off
 from trinity.harness.recipes import paper
 from trinity.harness.recipes.paper import Data, Paper, Profile, Row, Table
+from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.records import record
 from trinity.harness.report import failed, tables
 from trinity.harness.report.failed import Failed
 from trinity.harness.report.judged import Cell
 from trinity.harness.repro import availability
-from trinity.harness.repro.rows import Planned, Rows
+from trinity.harness.repro.rows import Lost, Planned, Rows
 from trinity.harness.store.stages import StageStore
 from trinity.harness.store.writing import check_writable, write_text, writing
 from trinity.harness.terminal.grid import Grid
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 PART = "-part"  # ending of a table of some rows, which must not take the place of the whole one
 NO_TABLE = Grid("", (), ())
+Beforehand = Callable[[list[Recipe]], Lost]
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,16 @@ def choose(name: str, asked: Selection) -> Chosen:
 
 
 def reproduce(
-    name: str, asked: Selection, out: Path, store: StageStore, reporter: Reporter
+    name: str,
+    asked: Selection,
+    out: Path,
+    store: StageStore,
+    reporter: Reporter,
+    beforehand: Beforehand | None = None,
 ) -> Iterator[Reproduced]:
     """Run every row of a paper's tables; each model's table as soon as it is finished.
 
+    beforehand: does the rows of all tables, several at once; what is left then is in the store
     Stopped, by hand or by a mistake of ours, it gives the table of the finished rows first.  Where
     one model has no row that runs, in no table, the first row's error is raised.
     """
@@ -130,12 +138,17 @@ def reproduce(
         reporter.say(f"{model} is left out: {error}")
     source = first_at_hand(chosen.profile)
     left = _say_cost(chosen, source, refused, store, reporter)
+    lost: Lost | None = None
+    if beforehand is not None:
+        models = [model for model in chosen.models if model not in refused]
+        planned = [chosen.recipes(key, model, source) for key in chosen.rows for model in models]
+        lost = beforehand([run for rows in planned for *_, run in rows])
     empty: list[tuple[str, str, Rows]] = []
     for key in chosen.rows:
         for model in chosen.models:
             rows = Rows(chosen.recipes(key, model, source), out, store, reporter, left)
             try:
-                rows.run(refused.get(model))
+                rows.run(refused.get(model), lost)
             except (KeyboardInterrupt, Exception):
                 if rows.cells:
                     yield write_table(chosen, key, model, rows.cells, rows.failed, out, PART)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Planned = tuple[Row, str | None, Recipe]
+Lost = Callable[[Recipe], TrinityError | None]  # why a row was not run where it was tried before
 
 
 class Rows:
@@ -44,14 +45,21 @@ class Rows:
         self.failed: list[Failed] = []
         self.errors: list[Exception] = []
 
-    def run(self, refused: TrinityError | None) -> None:
-        """Run what can be run.  refused: why none of them can"""
+    def run(self, refused: TrinityError | None, lost: Lost | None = None) -> None:
+        """Run what can be run.  refused: why none of them can   lost: says why one cannot"""
         if refused is not None:
             for item in self.planned:
                 self._fail(item, refused, str(refused))
             return
+        possible = []
+        for item in self.planned:
+            error = lost(item[2]) if lost else None
+            if error is not None:
+                self._fail(item, error, str(error))
+            else:
+                possible.append(item)
         # All rows are checked before the first is run: an error in the last is known at once.
-        checked = [item for item in self.planned if self._can(item, self._check)]
+        checked = [item for item in possible if self._can(item, self._check)]
         names = [f"{item[2].model.id} {item[2].name}" for item in checked]
         for number, item in enumerate(checked):
             seconds = self.left.seconds(names[number:])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.sweeps.graph import Graph, Part
 from trinity.harness.sweeps.schedule import Done
 from trinity.harness.terminal.grid import Column, Grid
@@ -50,6 +51,13 @@ class Ended:
             f"and {lost} runs have no record for it; the others are done. {reasons}"
         )
         raise kind(msg)
+
+    def lost(self, run: Recipe) -> TrinityError | None:
+        """Why a run has no record; None if it has one."""
+        (part,) = (part for part in self._runs() if part.recipe == run)
+        if self._record(part) is not None:
+            return None
+        return self.done.failures[self.done.left.get(part.key, part.key)].as_error()
 
     def _runs(self) -> list[Part]:
         return [part for part in self.graph.values() if part.kind == "record"]

@@ -19,7 +19,7 @@ from trinity.harness.store.stages import StageStore
 from trinity.harness.terminal.hush import hush_libraries
 from trinity.harness.terminal.machine_errors import of_the_machine
 from trinity.harness.terminal.progress import LogLines, Reporter
-from trinity.methods.errors import TrinityError
+from trinity.methods.errors import MachineError, TrinityError
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Failure:
     reason: str
     exit_code: int = 1
     trace: str = ""
+
+    def as_error(self) -> TrinityError:
+        """To be raised where somebody waits for the part."""
+        of_machine = self.exit_code == MachineError.exit_code
+        return (MachineError if of_machine else TrinityError)(self.reason)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,8 @@ def test_a_failed_part_leaves_out_what_needs_it_and_no_other() -> None:
         "S.json",
         "T.json",
     ]
+    assert ended.lost(graph["S"].recipe) is None
+    assert str(ended.lost(graph["R"].recipe)) == "it broke"
 
 
 def test_what_cannot_be_done_is_known_beforehand_and_not_tried() -> None:
