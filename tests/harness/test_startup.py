@@ -43,6 +43,8 @@ COMMANDS: list[tuple[str, int, list[str]]] = [
     ("run absent.yaml", 2, READS),
     ("run recipe.yaml", 2, READS),
     ("plan absent.yaml", 2, READS),
+    ("sweep absent.yaml", 2, READS),
+    ("sweep sweep.yaml --threads 1", 2, READS),
     ("compress random:tiny-lama --method rtn --out x", 2, READS),
     ("compress random:tiny-llama --method rtm --out x", 2, READS),
     ("lower absent --out x", 2, READS),
@@ -130,6 +132,7 @@ def test_commands_load_what_they_need_and_wrong_words_nothing(
     copied.write_bytes(record.read_bytes())
     recipe = "model: {id: random:tiny-llama}\ncompress: {steps: [{method: wada}]}\n"
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (tmp_path / "sweep.yaml").write_text("recipes: [recipe.yaml]\n", encoding="utf-8")
     lines = [line.format(record=copied, results=tmp_path / "some") for line, *_ in COMMANDS]
     answers = _loaded(lines, tmp_path)
     for (line, code, allowed), (ended, loaded) in zip(COMMANDS, answers, strict=True):

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from trinity.harness.recipes import sweep
+from trinity.harness.runs import requests
 from trinity.methods.errors import ConfigError
 
 CALIBRATED = {
@@ -73,3 +74,13 @@ def test_seeds_within_a_recipe_and_beside_it_are_refused(tmp_path: Path) -> None
     twice = {**CALIBRATED, "calibration": {"dataset": "pydoc", "seeds": [0, 1]}}
     with pytest.raises(ConfigError, match=r"`calibration.seeds` and the sweep's `seeds`"):
         sweep.read(_write(tmp_path, {"seeds": [0, 1]}, wanda=twice))
+
+
+def test_the_example_is_the_runs_that_its_page_says(project_root: Path) -> None:
+    found = sweep.read(project_root / "docs" / "examples" / "sweep" / "sweep.yaml")
+    assert [run.name for run in found] == [
+        "dense",
+        *(f"{name}-seed{seed}" for name in ("wanda-2of4", "gptq-int4") for seed in (0, 1)),
+    ]
+    for run in found:
+        requests.check(run)
