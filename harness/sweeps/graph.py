@@ -8,14 +8,16 @@ first blocks of two recipes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 from trinity.harness.accuracy import suites
-from trinity.harness.accuracy.suite import ComparedSuite
+from trinity.harness.accuracy.suite import ComparedSuite, Suite
 from trinity.harness.recipes.recipe import (
     CompressSpec,
     EvaluateSpec,
     Recipe,
+    SuiteSpec,
     without_compression,
 )
 from trinity.harness.store.stages import fingerprint
@@ -98,7 +100,7 @@ class _Adding:
         if spec.engine == "iree":
             needs.add(self.lower(run))
             kept.append("lower")
-        resolved = [suites.resolve(suite) for suite in spec.suites]
+        resolved = [_resolved(suite) for suite in spec.suites]
         if any(suite.needs_dense for suite in resolved) and _has_another_dense(run):
             dense = without_compression(run)
             needs.add(self.compress(dense))
@@ -138,6 +140,12 @@ def is_dense(run: Recipe) -> bool:
 def _has_another_dense(run: Recipe) -> bool:
     """Whether the model before compression is not the run's own."""
     return run.model.dense is not None or not is_dense(run)
+
+
+@cache
+def _resolved(spec: SuiteSpec) -> Suite:
+    """A suite, whose file is read once for thousands of runs."""
+    return suites.resolve(spec)
 
 
 def _cut(run: Recipe, *kept: str) -> Recipe:

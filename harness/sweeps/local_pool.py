@@ -71,8 +71,9 @@ class LocalPool:
         self.at_once, self.memory, self.do = gpus or at_once, memory, do
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         seen = named.split(",") if named else [str(number) for number in range(gpus)]
+        # A process is forked from one that may be older than the variables of today.
         self._slots = [
-            _Slot({"CUDA_VISIBLE_DEVICES": seen[number]} if gpus else {})
+            _Slot({**os.environ, **({"CUDA_VISIBLE_DEVICES": seen[number]} if gpus else {})})
             for number in range(self.at_once)
         ]
 

@@ -20,7 +20,7 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         written.append(name)
         return repro.Reproduced("model", "", ())
 
-    monkeypatch.setattr(repro.Rows, "run", lambda self, _: self.cells.append(None))
+    monkeypatch.setattr(repro.Rows, "run", lambda self, *_: self.cells.append(None))
     monkeypatch.setattr(repro, "_say_cost", lambda *_: None)
     monkeypatch.setattr(repro, "write_table", write_table)
     monkeypatch.setattr(availability, "check_machine", lambda _: None)
@@ -82,7 +82,7 @@ def test_the_rows_that_a_profile_names_are_those_of_the_table_that_has_them() ->
 def test_a_table_whose_rows_all_fail_does_not_keep_the_others_away(
     filled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str | None
 ) -> None:
-    def run(rows: repro.Rows, _: object) -> None:
+    def run(rows: repro.Rows, *_: object) -> None:
         table = "table5" if rows.planned[0][0].name.startswith("acc-") else "table1"
         if table == last:
             rows.cells.append(None)

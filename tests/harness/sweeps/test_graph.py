@@ -8,7 +8,7 @@ from trinity.harness.sweeps.graph import Graph, Part
 SUITE = {"suite": "perplexity-pydoc", "seqlen": 64, "windows": 2}
 FIDELITY = {"suite": "fidelity-pydoc", "seqlen": 64, "windows": 2}
 TEXT = {"dataset": "pydoc", "samples": 2, "seqlen": 64}
-WANDA = {"steps": [{"method": "wanda"}]}
+WANDA = {"steps": [{"method": "wanda", "pattern": "2:4"}]}
 
 
 def _run(name: str, **changes: Any) -> Recipe:

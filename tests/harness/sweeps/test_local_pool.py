@@ -93,8 +93,28 @@ def test_nothing_runs_after_the_pool_is_left(
     with LocalPool(1, GB, do=do) as pool:
         assert pool.start(work, Needs(0))
         process = _wait_for_begin(work.folder)
+    _wait_for_end(process)
+
+
+def _hold(work: Work) -> None:
+    local_pool._context = processes.context  # type: ignore[assignment]  # this process ends
+    with LocalPool(1, GB, do=doing.hang) as pool:
+        future = pool.start(work, Needs(0))
+        assert future
+        future.result()
+
+
+def test_nothing_runs_after_who_started_it_is_killed(work: Work, tmp_path: Path) -> None:
+    with processes.started(tmp_path / "said.txt", _hold, work) as driver:
+        process = _wait_for_begin(work.folder)
+        driver.kill()
+        driver.join()
+        _wait_for_end(process)
+
+
+def _wait_for_end(process: int) -> None:
     until = time.monotonic() + 20
-    while psutil.pid_exists(process):
+    while psutil.pid_exists(process) and psutil.Process(process).status() != "zombie":
         assert time.monotonic() < until
         time.sleep(0.01)
 

@@ -49,7 +49,7 @@ def _of(store: Path, **changes: Any) -> Plan:
     data = {
         "name": "a",
         "model": {"id": "random:tiny-llama"},
-        "compress": {"steps": [{"method": "wanda"}]},
+        "compress": {"steps": [{"method": "wanda", "pattern": "2:4"}]},
         "calibration": {"dataset": "pydoc", "samples": 2, "seqlen": 64, "rule": "concatenated"},
         "evaluate": {"suites": [SUITE]},
         **changes,

@@ -36,7 +36,7 @@ RECIPES = {
         "evaluate": {"suites": SUITES},
     },
 }
-PARTS = 3 + 4 + 4 + 3  # compressed: dense, wanda, rtn twice; each evaluated; and a record a run
+PARTS = 4 + 4 + 3  # checkpoints, of `rtn` one a seed; each evaluated; and a record a run
 
 
 def _place(folder: Path) -> Path:
