@@ -32,16 +32,18 @@ class Silent:
     def ended(self, part: Part, outcome: Outcome) -> None: ...
 
 
-@pytest.fixture
-def cluster(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    # Functions of the tests are found by their module's name there too.
-    monkeypatch.setenv("PYTHONPATH", str(project_root))
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        found.add_node(num_cpus=1)
-    found.wait_for_nodes()
-    yield found
-    found.shutdown()
+@pytest.fixture(scope="module")
+def cluster(project_root: Path) -> Iterator[Cluster]:
+    """One for all tests: to start it takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Functions of the tests are found by their module's name there too.
+        patch.setenv("PYTHONPATH", str(project_root))
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        for _ in range(2):
+            found.add_node(num_cpus=1)
+        found.wait_for_nodes()
+        yield found
+        found.shutdown()
 
 
 def _parts(count: int) -> dict[str, Part]:
@@ -74,7 +76,8 @@ def test_a_machine_that_is_lost_costs_the_parts_that_it_was_at(
     parts = _parts(6)
     needs = {key: Needs(0) for key in parts}
     places = Places(tmp_path, tmp_path / "store", tmp_path / "out")
-    nodes = cluster.worker_nodes
+    third = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
 
     class LosesOne(Silent):
         lost = False
@@ -82,7 +85,7 @@ def test_a_machine_that_is_lost_costs_the_parts_that_it_was_at(
         def ended(self, part: Part, outcome: Outcome) -> None:
             if not self.lost:
                 self.lost = True
-                cluster.remove_node(next(iter(nodes)), allow_graceful=False)
+                cluster.remove_node(third, allow_graceful=False)
 
     with RayPool(cluster.address, threads=1, do=doing.count) as pool:
         done: Done = schedule.run(parts, needs, pool, places, LosesOne(), {})
@@ -91,18 +94,6 @@ def test_a_machine_that_is_lost_costs_the_parts_that_it_was_at(
     tried = {key: len(list(tmp_path.glob(f"{key}-*"))) for key in parts}
     assert set(tried.values()) <= {1, 2}
     assert sum(tried.values()) <= len(parts) + 1
-
-
-def test_what_is_timed_has_a_machine_to_itself(cluster: Cluster, tmp_path: Path) -> None:
-    parts = _parts(4)
-    needs = {key: Needs(0, is_alone=key == "p1") for key in parts}
-    cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
-    places = Places(tmp_path, tmp_path / "store", tmp_path / "out")
-    with RayPool(cluster.address, threads=1, do=doing.whose) as pool:
-        done = schedule.run(parts, needs, pool, places, Silent(), {})
-    assert done.outcomes["p1"].place == "2"  # processors that it has
-    assert not done.failures
 
 
 def test_a_failing_part_is_told_by_its_own_words(cluster: Cluster, tmp_path: Path) -> None:
@@ -124,3 +115,15 @@ def test_where_no_cluster_answers_the_address_is_named() -> None:
 def test_more_threads_than_any_machine_has_are_refused(cluster: Cluster) -> None:
     with pytest.raises(MachineError, match=r"the largest machine of the Ray cluster gives 1 proc"):
         RayPool(cluster.address, threads=3)
+
+
+def test_what_is_timed_has_a_machine_to_itself(cluster: Cluster, tmp_path: Path) -> None:
+    parts = _parts(4)
+    needs = {key: Needs(0, is_alone=key == "p1") for key in parts}
+    cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    places = Places(tmp_path, tmp_path / "store", tmp_path / "out")
+    with RayPool(cluster.address, threads=1, do=doing.whose) as pool:
+        done = schedule.run(parts, needs, pool, places, Silent(), {})
+    assert done.outcomes["p1"].place == "2"  # processors that it has
+    assert not done.failures
