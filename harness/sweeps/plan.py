@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trinity.harness.latency import ceilings, memory
-from trinity.harness.latency.ceilings import Ceilings
+import torch
+
+from trinity.harness.latency import memory
 from trinity.harness.records import record
-from trinity.harness.runs import estimate, memory_plan
-from trinity.harness.runs.estimate import Size
+from trinity.harness.runs import planned
 from trinity.harness.runs.run import Run
 from trinity.harness.store.stages import StageStore
 from trinity.harness.sweeps.graph import Graph, Part
@@ -122,43 +122,24 @@ def of_graph(graph: Graph, out: Path, store: StageStore, reporter: Reporter) -> 
     """Look at every part's model and at the machine; no weight is read, nothing is compressed."""
     costs: dict[str, Cost] = {}
     refused: dict[str, Failure] = {}
-    looking = _Looking(out, store, reporter)
     for key, part in graph.items():
         try:
-            costs[key] = looking.cost(part)
+            costs[key] = _cost(part, out, store, reporter)
         except TrinityError as error:
             refused[key] = failure_of(error)
     return Plan(graph, costs, refused)
 
 
-class _Looking:
-    def __init__(self, out: Path, store: StageStore, reporter: Reporter) -> None:
-        self.out, self.store, self.reporter = out, store, reporter
-        self.sizes: dict[Path, Size] = {}
-        self.here = 0
-
-    def cost(self, part: Part) -> Cost:
-        run = Run(part.recipe, self.store, self.reporter)
-        folder = run.source.path
-        if folder not in self.sizes:
-            self.sizes[folder] = estimate.size_of(folder)
-        self.here = self.here or memory.resident_bytes()
-        if part.kind == "record":
-            record.check_writable(self.out, run.source.label, part.recipe.name)
-            return Cost(RECORD_S, self.here, 0)
-        peaks = [peak for peak in memory_plan.peaks(run, self.here) if peak.part == part.kind]
-        memory_plan.check(peaks)
-        return self._of(part, self.sizes[folder], max(peak.total for peak in peaks), run)
-
-    def _of(self, part: Part, size: Size, most: int, run: Run) -> Cost:
-        of_row = estimate.of_row(part.recipe, size, self._limits)
-        disk = of_row.disk if part.kind == "compress" else 0
-        if part.kind == "lower":
-            without = part.recipe.model_copy(update={"lower": None})
-            disk = of_row.disk - estimate.of_row(without, size, self._limits).disk
-        seconds = None if run.device.type == "cuda" else of_row.seconds[part.kind]
-        return Cost(seconds, most, disk)
-
-    @property
-    def _limits(self) -> Ceilings:
-        return ceilings.kept(self.store)
+def _cost(part: Part, out: Path, store: StageStore, reporter: Reporter) -> Cost:
+    if part.kind == "record":
+        run = Run(part.recipe, store, reporter)
+        record.check_writable(out, run.source.label, part.recipe.name)
+        return Cost(RECORD_S, memory.resident_bytes(), 0)
+    found = planned.of_recipe(part.recipe, store, reporter)
+    if part.kind == "compress":  # on which all other parts wait
+        found.check()
+    most = max(peak.total for peak in found.peaks if peak.part == part.kind)
+    # A module reads the weights of its checkpoint in an order of its own.
+    disk = {"compress": found.estimate.disk, "lower": found.estimate.disk // 2}
+    seconds = None if torch.cuda.is_available() else found.estimate.seconds[part.kind]
+    return Cost(seconds, most, disk.get(part.kind, 0))

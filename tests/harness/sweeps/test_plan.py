@@ -80,7 +80,7 @@ def test_a_part_that_memory_cannot_hold_is_refused_by_name(
     monkeypatch.setattr(available, "total_bytes", lambda: 10**6)
     found = _of(tmp_path)
     kinds = {found.graph[key].kind for key in found.refused}
-    assert kinds == {"compress", "evaluate"}
+    assert kinds == {"compress"}
     assert any("compress a on random:tiny-llama" in note for note in found.grid(1).notes)
 
 
