@@ -5,6 +5,8 @@ The store, the results and the folder to work in are on a file system that all m
 
 import logging
 import os
+import signal
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -27,6 +29,7 @@ from trinity.harness.terminal.hush import hush_libraries
 from trinity.methods.errors import MachineError
 
 RETRIES = 3  # of a part whose machine or process is gone; what it had finished is in the store
+ANSWER_S = 10.0
 LOST = (NodeDiedError, OutOfMemoryError, TaskCancelledError, WorkerCrashedError)
 # What decides where things lie and how much they use is the same on every machine.
 PASSED_ON = ("TRINITY_", "HF_", "MKL_NUM_THREADS")
@@ -48,19 +51,7 @@ class RayPool:
         self.threads, self._what = threads, do
         variables = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
         variables["OMP_NUM_THREADS"] = str(threads)  # Ray's own choice is another
-        try:
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": variables},
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            msg = (
-                f"--ray {address}: no Ray cluster answers there ({error}). Start one: `ray start "
-                f"--head` on one machine, `ray start --address HOST:PORT` on the others."
-            )
-            raise MachineError(msg) from error
+        _join(address, variables)
         self._do = ray.remote(_done_by)
         self._running: dict[Future[Outcome], Any] = {}
         alive = [found for found in ray.nodes() if found["Alive"]]
@@ -131,6 +122,29 @@ class RayPool:
         if isinstance(error, RayTaskError) or not isinstance(error, RayError):
             return None
         return f"the Ray cluster did not do it ({words})"
+
+
+def _join(address: str, variables: dict[str, str]) -> None:
+    """Make this process one of a cluster's.  variables: of the processes that work for it"""
+    on_term = signal.getsignal(signal.SIGTERM)
+    try:
+        host, separator, port = address.rpartition(":")
+        if separator:  # Ray itself waits for minutes, and then ends the process
+            socket.create_connection((host, int(port)), ANSWER_S).close()
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": variables},
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        msg = (
+            f"--ray {address}: no Ray cluster answers there ({error}). Start one: `ray start "
+            f"--head` on one machine, `ray start --address HOST:PORT` on the others."
+        )
+        raise MachineError(msg) from error
+    finally:
+        signal.signal(signal.SIGTERM, on_term)  # Ray has its own, with another exit code
 
 
 def _done_by(do: Callable[[Work], Outcome], work: Work) -> Outcome:

@@ -109,7 +109,7 @@ def test_where_no_cluster_answers_the_address_is_named() -> None:
     started = time.monotonic()
     with pytest.raises(MachineError, match=r"--ray 127.0.0.1:1: no Ray cluster answers there"):
         RayPool("127.0.0.1:1", threads=1)
-    assert time.monotonic() - started < 120
+    assert time.monotonic() - started < 30
 
 
 def test_more_threads_than_any_machine_has_are_refused(cluster: Cluster) -> None:
