@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.oracles.masked import best_kept, output_errors
 from trinity.methods import wanda
 from trinity.methods.contract import LayerStats, Reported
-from trinity.methods.formats import CompressedWeight, Dense, Pattern, Quantized, Sparse
+from trinity.methods.formats import CompressedWeight, Dense, Pattern, Sparse, Values
 from trinity.methods.optima import OPTIMA, OptimaConfig
 
 
@@ -30,7 +30,7 @@ def stats_of(X: Tensor) -> LayerStats:
     )
 
 
-def pruned(W: Tensor, X: Tensor, pattern: Pattern, base: Dense | Quantized | None = None) -> Sparse:
+def pruned(W: Tensor, X: Tensor, pattern: Pattern, base: Values | None = None) -> Sparse:
     x_norm = X.square().sum(0).sqrt()
     return wanda.compress(W, base or Dense(W), x_norm, wanda.WandaConfig(pattern=pattern))
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.methods.optima_layers import degenerate, errors, inputs, least, pruned, run, stats_of
 from tests.methods.samples import GridCase, random_mask, random_quantized, with_adapter
 from tests.oracles.masked import best_in_box, best_kept
-from trinity.methods import box_qp, magnitude, registry, slim, tensors
+from trinity.methods import box_qp, magnitude, mxfp4, nvfp4, registry, slim, tensors
 from trinity.methods.contract import LayerStats, Reported
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import (
@@ -21,6 +21,7 @@ from trinity.methods.formats import (
     Pattern,
     Sparse,
     Unstructured,
+    format_of,
 )
 from trinity.methods.optima import OPTIMA, OptimaConfig, reference
 
@@ -147,6 +148,18 @@ def test_a_quantized_weight_stays_on_its_grid_and_loses_no_row(case: GridCase) -
     weight, _ = run(W, current, X)
     assert torch.equal(weight.values.scale, base.scale)
     assert weight.values.bits == case.bits
+    assert (errors(weight, W, X) <= errors(current, W, X) * (1 + 1e-6)).all()
+    assert errors(weight, W, X).sum() < 0.95 * errors(current, W, X).sum()
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
+def test_a_weight_of_a_table_stays_under_its_scales_and_loses_no_row(name: str) -> None:
+    W, X = torch.randn(12, 32), inputs(200, 32)
+    base = {"mxfp4": mxfp4.compress, "nvfp4": nvfp4.compress}[name](W)
+    current = pruned(W, X, NM(2, 4), base)
+    weight, _ = run(W, current, X)
+    assert torch.equal(weight.values.scales(), base.scales())
+    assert format_of(weight) == format_of(current)
     assert (errors(weight, W, X) <= errors(current, W, X) * (1 + 1e-6)).all()
     assert errors(weight, W, X).sum() < 0.95 * errors(current, W, X).sum()
 

@@ -12,8 +12,10 @@ from tests.oracles.quantization import pack_row
 from trinity.methods.errors import ConfigError, RecordError
 from trinity.methods.formats import (
     NM,
+    Adapted,
     Coded,
     Sparse,
+    Transposed,
     WeightFormat,
     bits_per_weight,
     format_of,
@@ -90,6 +92,17 @@ def test_codes_and_scales_that_are_none_are_refused() -> None:
         replace(weight, outer_scale=torch.ones(4, 1))
     with pytest.raises(ConfigError, match="outer_scale: holds entries that are not positive"):
         replace(weight, outer_scale=torch.zeros(1, 1))
+
+
+def test_factors_of_an_adapter_may_be_of_tables() -> None:
+    B, A = (random_coded(rows, columns, "nf4", 2, E8M0) for rows, columns in ((8, 12), (8, 16)))
+    weight = Adapted(random_coded(12, 16, "e2m1", 1, torch.float16), Transposed(B), A)
+    layout = WeightFormat.from_json(json.loads(json.dumps(format_of(weight).to_json())))
+    assert layout.label == (
+        "e2m1 channel + rank 8 (B nf4 group 6 e8m0 scales transposed, A nf4 group 8 e8m0 scales)"
+    )
+    again = unpack(layout, load(save(pack(weight))))
+    assert torch.equal(again.dequantize(), weight.dequantize())
 
 
 @pytest.mark.parametrize(
