@@ -23,7 +23,7 @@ from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.kernels.vulkan.device import OBJECTS
 from trinity.lowering.kernels.vulkan.launch import launches
-from trinity.methods.formats import NM, Grid, WeightFormat
+from trinity.methods.formats import NM, Floats, Grid, WeightFormat
 
 DRIVER = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json"
 FAMILIES = {"vega20": "Radeon VII, MI50", "navi21": "RX 6800, 6900", "gfx1100": "RX 7900"}
@@ -58,9 +58,12 @@ def main() -> None:
 
 def formats() -> dict[str, WeightFormat]:
     """By a short name."""
-    int4 = WeightFormat(SHAPE, None, Grid(4, True, (SHAPE[0], SHAPE[1] // 128), "float16"))
-    two_four = WeightFormat(SHAPE, None, int4.grid, NM(2, 4))
-    return {"int4": int4, "2:4 int4": two_four, "float16": WeightFormat(SHAPE, "float16")}
+    grid = Grid(4, True, (SHAPE[0], SHAPE[1] // 128), "float16")
+    return {
+        "int4": WeightFormat(SHAPE, grid),
+        "2:4 int4": WeightFormat(SHAPE, grid, NM(2, 4)),
+        "float16": WeightFormat(SHAPE, Floats("float16")),
+    }
 
 
 def counted(family: str, label: str, weight_format: WeightFormat, tokens: int) -> dict[str, Any]:

@@ -290,7 +290,7 @@ class FitsNothing(Good):
     [
         (
             SaysNothing(),
-            "layer [5, 7], random weights, after float32 and 11 more cases: raised",
+            "layer [5, 7], random weights, after float32 and 9 more cases: raised",
         ),
         (CriesWolf(), "`problem` reports one, but the layer was compressed"),
         (ProblemIsABool(), "problem: gave True for [16, 128], expected a text or None"),

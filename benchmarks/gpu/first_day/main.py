@@ -41,14 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
                 lines.flush()
                 print(line_of(row), flush=True)
 
-        runner = Runner(options, manifest, watch, note)
+        runner = Runner(options, manifest, watch)
         start = time.time()
         found, stopped = [], False
         try:
             end_when_told()
             for group in groups(manifest, options):
-                for of in runner.run(group):
-                    found.append(of)  # one by one: an interruption loses none
+                for number, rows in runner.run(group):
+                    found.append((number, rows))  # before it is told: an interruption loses none
+                    note(manifest["cases"][number], rows)
         except KeyboardInterrupt as end:
             print(f"{end or 'interrupted'}: records hold what was done before", flush=True)
             stopped = True

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from benchmarks.gpu.first_day.rows import Row, failed
@@ -25,20 +25,14 @@ METRICS = {
     "alone": "seconds",
     "bandwidth": "bytes_per_s",
 }
-Note = Callable[[dict[str, Any], list[Row]], None]
 
 
 class Runner:
     """Runs cases of a bundle by their numbers."""
 
-    def __init__(
-        self, options: argparse.Namespace, manifest: dict[str, Any], watch: Watch, note: Note
-    ) -> None:
-        """note: is told the rows of each case at once
-
-        environment: of the machine, as workers tell it
-        """
-        self.options, self.cases, self.watch, self.note = options, manifest["cases"], watch, note
+    def __init__(self, options: argparse.Namespace, manifest: dict[str, Any], watch: Watch) -> None:
+        """environment: of the machine, as workers tell it"""
+        self.options, self.cases, self.watch = options, manifest["cases"], watch
         self.environment: dict[str, Any] = {"machine": os.uname().machine, "gpu": None}
 
     def run(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Row]]]:
@@ -48,12 +42,10 @@ class Runner:
             rows = message.get("rows") or [self._failed(case, message["error"])]
             for row in rows:
                 row["details"] |= message["seen"]
-            self.note(case, rows)
             yield number, rows
             if place == 0 and "error" in message:
                 for other in numbers[1:]:
                     lost = [self._failed(self.cases[other], f"not tried: {message['error']}")]
-                    self.note(self.cases[other], lost)
                     yield other, lost
                 return
 

@@ -34,9 +34,7 @@ def rows_of(end: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Of two cases and a third that is like the second, with workers that end in some way."""
     monkeypatch.setattr(running, "command", lambda: [sys.executable, "-c", WORKER + end])
     options = argparse.Namespace(bundle=Path(), repeats=1, rotate=1, timeout=2.0)
-    runner = Runner(
-        options, {"cases": [*CASES, CASES[1]]}, Watch("no-such-program"), lambda *_: None
-    )
+    runner = Runner(options, {"cases": [*CASES, CASES[1]]}, Watch("no-such-program"))
     found = list(runner.run([0, 1, 2]))
     assert [number for number, _ in found] == [0, 1, 2]
     return [row for _, rows in found for row in rows]
