@@ -16,8 +16,8 @@ from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight, Dense, Quantized, Sparse
 from trinity.methods.grids import ColumnGrid, GridConfig, fit_unit, grid_problem
 from trinity.methods.options import Bits
-from trinity.methods.solve import FeedbackConfig, factor, panel_width, settle_columns
-from trinity.methods.sparsegpt import Rounder, columns
+from trinity.methods.solve import FeedbackConfig, factor, panel_width
+from trinity.methods.sparsegpt import columns, settle_rounded
 from trinity.methods.tensors import requantized, unquantized
 
 
@@ -54,11 +54,7 @@ def compress(
     weights = columns(W if config.target == "original" else current.dequantize(), found)
     unit = fit_unit(current.shape, config, config.block_size)
     grid = ColumnGrid(weights, found.order, config, config.bits, unit)
-    mask = current.mask.T.contiguous() if isinstance(current, Sparse) else None
-    if found.order is not None:
-        weights = weights.index_select(0, found.order)
-        mask = None if mask is None else mask.index_select(0, found.order)
-    settle_columns(weights, found, Rounder(grid, sizes, mask))
+    settle_rounded(weights, current, found, grid, sizes)
     return grid.result()
 
 

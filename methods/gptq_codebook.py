@@ -17,8 +17,8 @@ from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import Coded, CompressedWeight, Dense, Sparse
 from trinity.methods.formats.level_tables import levels, nearest_codes
-from trinity.methods.solve import FeedbackConfig, factor, panel_width, settle_columns
-from trinity.methods.sparsegpt import Rounder, columns
+from trinity.methods.solve import FeedbackConfig, factor, panel_width
+from trinity.methods.sparsegpt import columns, settle_rounded
 from trinity.methods.tensors import requantized, unquantized
 
 NEAREST: Mapping[str, Callable[[Tensor], Coded]] = {
@@ -109,11 +109,7 @@ def compress(
     )
     weights = columns(W if config.target == "original" else current.dequantize(), found)
     grid = CodebookGrid(NEAREST[config.values](weights.T), found.order, weights.dtype)
-    mask = current.mask.T.contiguous() if isinstance(current, Sparse) else None
-    if found.order is not None:
-        weights = weights.index_select(0, found.order)
-        mask = None if mask is None else mask.index_select(0, found.order)
-    settle_columns(weights, found, Rounder(grid, sizes, mask))
+    settle_rounded(weights, current, found, grid, sizes)
     return grid.result()
 
 

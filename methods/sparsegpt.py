@@ -219,6 +219,25 @@ def columns(W: Tensor, found: Factor) -> Tensor:
     return weights.masked_fill_(found.dead[:, None], 0)
 
 
+def settle_rounded(
+    weights: Tensor,
+    current: Dense | Sparse,
+    found: Factor,
+    grid: SettledGrid,
+    sizes: tuple[int, ...],
+) -> None:
+    """Round every column in turn, as GPTQ does; what `current` pruned stays pruned.
+
+    weights: [in, out], in the layer's order   grid: receives the codes, in the factor's order
+    sizes: see `Rule.units`
+    """
+    mask = current.mask.T.contiguous() if isinstance(current, Sparse) else None
+    if found.order is not None:
+        weights = weights.index_select(0, found.order)
+        mask = None if mask is None else mask.index_select(0, found.order)
+    settle_columns(weights, found, Rounder(grid, sizes, mask))
+
+
 class _SparseGpt:
     name = "sparsegpt"
     paper = "arXiv:2301.00774"
