@@ -22,6 +22,7 @@ CATALOGUE = {
     "beam": Entry("github.com/Paramathic/beam", "nothing", "float32"),
     "dense": Entry("baseline", "nothing", "float32"),
     "fp8": Entry("arXiv:2209.05433", "nothing", "e4m3 channel"),
+    "gptaq": Entry("arXiv:2504.02692", "hessian, drift", "int4 group 128 asymmetric"),
     "gptq": Entry("arXiv:2210.17323", "hessian", "int4 group 128 asymmetric"),
     "gptq-checkpoint": Entry("arXiv:2210.17323", "a checkpoint", "as stored"),
     "gptq-codebook": Entry("arXiv:2210.17323", "hessian", "nf4 group 64"),

@@ -39,6 +39,7 @@ class Statistic(Flag):
     HESSIAN = auto()
     ACTIVATIONS = auto()
     HELD_OUT = auto()
+    DRIFT = auto()
 
 
 STATISTICS: Mapping[Statistic, str] = {
@@ -47,8 +48,19 @@ STATISTICS: Mapping[Statistic, str] = {
     Statistic.HESSIAN: "H",
     Statistic.ACTIVATIONS: "X",
     Statistic.HELD_OUT: "H_held_out",
+    Statistic.DRIFT: "H_drift",
 }
 """Where `LayerStats` has what was asked for."""
+COSTS: Mapping[Statistic, str] = {
+    Statistic.X_NORM: "a number for each input",
+    Statistic.X_MEAN_ABS: "a number for each input",
+    Statistic.HESSIAN: "a matrix [in, in] for each input of the block",
+    Statistic.ACTIVATIONS: "every input of the block at every token, in memory at once",
+    Statistic.HELD_OUT: "a second matrix [in, in]",
+    Statistic.DRIFT: "a second matrix [in, in], a second run of every block (as it was before "
+    "compression) on the calibration text, and its hidden states",
+}
+"""What collecting it takes, in words, beyond running the text through the blocks once."""
 T = TypeVar("T")
 
 
@@ -66,6 +78,8 @@ class LayerStats:
     X: [tokens, in], float32
     H_held_out: [in, in], float32, the same as H of every fourth sequence alone, the first included;
         `tokens_held_out` are in it
+    H_drift: [in, in], float32, 2/tokens * (X~ - X)^T X, where X~ [tokens, in] is what the model
+        before compression gives the layer at the same tokens
     """
 
     tokens: int = 0
@@ -75,6 +89,7 @@ class LayerStats:
     H: Tensor | None = None
     X: Tensor | None = None
     H_held_out: Tensor | None = None
+    H_drift: Tensor | None = None
     _made: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -18,6 +18,7 @@ BUILT_IN = {
     "beam": "trinity.methods.beam:BEAM",
     "dense": "trinity.methods.dense:DENSE",
     "fp8": "trinity.methods.fp8:FP8",
+    "gptaq": "trinity.methods.gptaq:GPTAQ",
     "gptq": "trinity.methods.gptq:GPTQ",
     "gptq-checkpoint": "trinity.methods.gptq_checkpoint:GPTQ_CHECKPOINT",
     "gptq-codebook": "trinity.methods.gptq_codebook:GPTQ_CODEBOOK",

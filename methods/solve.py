@@ -128,7 +128,7 @@ def _factor(
     dead = H.diagonal() == 0
     order = H.diagonal().argsort(descending=True, stable=True) if act_order else None
     with exact_products():
-        V = _upper_factor(H, order, config)
+        V = turned_factor(H, order, config)
     if V is None:
         msg = (
             f"{method}: H [{size}, {size}] is not positive definite in {config.precision} at "
@@ -150,7 +150,7 @@ def _factor(
     return Factor(width, order, strength, V, tuple(within), dead)
 
 
-def _upper_factor(H: Tensor, order: Tensor | None, config: FeedbackConfig) -> Tensor | None:
+def turned_factor(H: Tensor, order: Tensor | None, config: FeedbackConfig) -> Tensor | None:
     """V^T: [in, in], lower triangular, of the damped H in a given order; None if there is none."""
     # H may be the largest thing in memory: copied once, backwards.
     backwards = H.flip(0, 1) if order is None else H[order.flip(0)[:, None], order.flip(0)]
@@ -167,12 +167,15 @@ def _upper_factor(H: Tensor, order: Tensor | None, config: FeedbackConfig) -> Te
     return turned
 
 
-def settle_columns(weights: Tensor, found: Factor, rule: Rule) -> None:
+def settle_columns(weights: Tensor, found: Factor, rule: Rule, pull: Tensor | None = None) -> None:
     """Settle every column of a layer in turn, in place.
 
     weights: [in, out] in the order of the factor, of its precision; becomes what is stored
+    pull: [in, in], strictly lower triangular: what a column's weight, before it is rounded, adds to
+        the columns after it (GPTAQ's P^T); to a panel it is a change of the weight that was given
     """
     error = weights.clone()  # of settled columns; the given weight of the others
+    moved = None if pull is None else torch.zeros_like(weights)  # settled columns, not rounded
     buffer = torch.empty(
         min(found.width, len(weights)), weights.shape[1], dtype=weights.dtype, device=weights.device
     )
@@ -180,18 +183,32 @@ def settle_columns(weights: Tensor, found: Factor, rule: Rule) -> None:
         for index, within in enumerate(found.within):
             start = index * found.width
             stop = start + len(within)
-            panel = weights[start:stop]
+            panel, own = weights[start:stop], None
+            if pull is not None and moved is not None:
+                own = pull[start:stop, start:stop]
+                shift = pull[start:stop, :start] @ moved[:start]
+                panel.add_(shift)
+                error[start:stop].add_(shift)
             if start:
                 panel.addmm_(found.before[start:stop, :start], error[:start])
-            _settle_panel(start, panel, within, found.strength[start:stop], buffer, rule)
+            _settle_panel(start, panel, (within, own), found.strength[start:stop], buffer, rule)
+            if own is not None and moved is not None:
+                moved[start:stop] = panel
+                error[start:stop].addmm_(own, panel)
             rule.leave(start, panel)
             error[start:stop].sub_(panel)
 
 
 def _settle_panel(
-    start: int, panel: Tensor, within: Tensor, strength: Tensor, errors: Tensor, rule: Rule
+    start: int,
+    panel: Tensor,
+    moves: tuple[Tensor, Tensor | None],
+    strength: Tensor,
+    errors: Tensor,
+    rule: Rule,
 ) -> None:
-    size, step = len(panel), rule.units[-1]
+    """moves: what errors take from later columns, and what weights add to them (or None)"""
+    (within, own), size, step = moves, len(panel), rule.units[-1]
     for column in range(size):
         if column % step == 0:
             rule.enter(start + column, panel[column:], strength[column:])
@@ -200,6 +217,8 @@ def _settle_panel(
         if done < size:
             first, last = _closed_run(done, rule.units, size)
             panel[done:last].addmm_(within[done:last, first:done], errors[first:done], alpha=-1)
+            if own is not None:
+                panel[done:last].addmm_(own[done:last, first:done], panel[first:done])
 
 
 def _closed_run(done: int, units: tuple[int, ...], size: int) -> tuple[int, int]:

@@ -225,17 +225,18 @@ def settle_rounded(
     found: Factor,
     grid: SettledGrid,
     sizes: tuple[int, ...],
+    pull: Tensor | None = None,
 ) -> None:
     """Round every column in turn, as GPTQ does; what `current` pruned stays pruned.
 
     weights: [in, out], in the layer's order   grid: receives the codes, in the factor's order
-    sizes: see `Rule.units`
+    sizes: see `Rule.units`   pull: see `settle_columns`, in the factor's order
     """
     mask = current.mask.T.contiguous() if isinstance(current, Sparse) else None
     if found.order is not None:
         weights = weights.index_select(0, found.order)
         mask = None if mask is None else mask.index_select(0, found.order)
-    settle_columns(weights, found, Rounder(grid, sizes, mask))
+    settle_columns(weights, found, Rounder(grid, sizes, mask), pull)
 
 
 class _SparseGpt:

@@ -256,6 +256,8 @@ def test_the_page_lists_every_statistic_as_the_walker_gives_it() -> None:
     linear = torch.nn.Linear(6, 4)
     needs = reduce(or_, Statistic)
     with collected({"fc": linear}, [["fc"]], needs) as result, torch.no_grad():
+        with result.dense():
+            linear(torch.randn(2, 5, 6))
         linear(torch.randn(2, 5, 6))
     stats, listed = result()["fc"], {}
     sizes = {"in": 6, "tokens": stats.tokens}

@@ -85,7 +85,10 @@ def _described(method: dict[str, Any]) -> str:
     lines = [f"{method['name']} ({method['paper']}), registered by {method['owner']}{version}"]
     if method["about"]:
         lines += [method["about"]]
-    lines += [f"needs: {method['needs']}", f"in a recipe: {method['step']}"]
+    lines += [f"needs: {method['needs']}"]
+    for need, cost in method["costs"].items():
+        lines += textwrap.wrap(f"{need}: {cost}", 78, initial_indent="  ", subsequent_indent=INDENT)
+    lines += [f"in a recipe: {method['step']}"]
     lines += ["options:"] if method["options"] else ["options: none"]
     for name, option in method["options"].items():
         default = "required" if option["required"] else f"default {option['default']}"

@@ -1,7 +1,7 @@
 """Input statistics of linear layers, collected by hooks that are gone afterwards."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,11 +32,17 @@ class Accumulator:
         self.magnitudes: Tensor | None = None
         self.H: Tensor | None = None
         self.H_held_out: Tensor | None = None
+        self.H_drift: Tensor | None = None
         self.inputs: list[Tensor] = []
+        self.takes_dense = False
+        self._dense: Tensor | None = None  # what the dense model gave for the input to come
 
     def add(self, x: Tensor) -> None:
         """Take in the input of one call.  x: [sequences, seq, in]"""
         inputs = x.reshape(-1, x.shape[-1]).float()
+        if self.takes_dense:
+            self._dense = inputs
+            return
         if not bool(torch.isfinite(inputs).all()):
             msg = (
                 f"{self.name}: its input holds NaN or infinity during calibration. The model "
@@ -59,8 +65,18 @@ class Accumulator:
             for rows in range(0, len(self.H), PRODUCT_ROWS):  # H is large: no second one beside it
                 part = slice(rows, rows + PRODUCT_ROWS)
                 self.H[part] += inputs.T[part] @ inputs
+        if self.needs & Statistic.DRIFT:
+            self._drift(inputs)
         if self.needs & Statistic.ACTIVATIONS:
             self.inputs.append(inputs)
+
+    def _drift(self, inputs: Tensor) -> None:
+        """inputs: [tokens, in], of the tokens that the dense model was run on just before"""
+        assert self._dense is not None, f"{self.name}: the dense model was not run first"
+        # Of the difference: that of two products would lose the digits that it is about.
+        product = (self._dense - inputs).T @ inputs
+        self.H_drift = product if self.H_drift is None else self.H_drift.add_(product)
+        self._dense = None
 
     def _hold_out(self, sequences: Tensor) -> None:
         """sequences: [sequences, seq, in], those that come next"""
@@ -85,32 +101,59 @@ class Accumulator:
             H=self.H.mul_(2 / self.tokens),
             X=torch.cat(self.inputs) if self.inputs else None,
             H_held_out=None if held_out is None else held_out.mul_(2 / self.tokens_held_out),
+            H_drift=None if self.H_drift is None else self.H_drift.mul_(2 / self.tokens),
         )
+
+
+class Collecting:
+    """What the linears of a block are given, as it is run."""
+
+    def __init__(self, groups: list[list[str]], needs: Statistic) -> None:
+        """groups: names of linears that share an input, and so share statistics"""
+        self.groups = groups
+        self.accumulators = {group[0]: Accumulator(group[0], needs) for group in groups}
+
+    @contextlib.contextmanager
+    def dense(self) -> Iterator[None]:
+        """Meanwhile, the block is run as it was before compression, on one sequence: its inputs are
+        kept beside those of the run that follows, and are in no other statistic.
+        """
+        for accumulator in self.accumulators.values():
+            accumulator.takes_dense = True
+        try:
+            yield
+        finally:
+            for accumulator in self.accumulators.values():
+                accumulator.takes_dense = False
+
+    def __call__(self) -> dict[str, LayerStats]:
+        """Every layer's statistics of all that was run."""
+        return {
+            name: stats
+            for group in self.groups
+            for stats in [self.accumulators[group[0]].result()]
+            for name in group
+        }
 
 
 @contextlib.contextmanager
 def collected(
     modules: Mapping[str, nn.Module], groups: list[list[str]], needs: Statistic
-) -> Iterator[Callable[[], dict[str, LayerStats]]]:
-    """Hook the first linear of each group; the yielded function gives every layer's statistics.
+) -> Iterator[Collecting]:
+    """Hook the first linear of each group; what is yielded gives every layer's statistics.
 
     groups: names of linears that share an input, and so share statistics
     """
-    accumulators = {group[0]: Accumulator(group[0], needs) for group in groups}
+    found = Collecting(groups, needs)
     handles = []
-    for name, accumulator in accumulators.items():
+    for name, accumulator in found.accumulators.items():
 
         def hook(module: nn.Module, args: tuple[Any, ...], to: Accumulator = accumulator) -> None:
             to.add(args[0])
 
         handles.append(modules[name].register_forward_pre_hook(hook))
     try:
-        yield lambda: {
-            name: stats
-            for group in groups
-            for stats in [accumulators[group[0]].result()]
-            for name in group
-        }
+        yield found
     finally:
         for handle in handles:
             handle.remove()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trinity.harness.checkpoints.block import TIMING, layer_report, load_block, save_block
 from trinity.harness.compress import contracts
 from trinity.harness.compress.activations import EnoughError, collected, ended_early
+from trinity.harness.compress.dense_stream import DenseStream
 from trinity.harness.compress.entering import Entering
 from trinity.harness.compress.plan import Plan, PlannedStep
 from trinity.harness.latency import memory
@@ -51,6 +52,7 @@ class Walk:
         self.decoder, self.plan, self.calibration = decoder, plan, calibration
         self.store, self.inputs = store, inputs
         self._entering: Entering | None = None
+        self._dense: DenseStream | None = None  # only where a method asks for it
         self._watch = Stopwatch()
 
     @torch.no_grad()
@@ -80,6 +82,8 @@ class Walk:
             path = f"{self.decoder.family.blocks}.{index}"
             self.decoder.load(path)
             weights, layers = self._compress(index)
+            if self._dense is not None:
+                self._dense.forget()
             self.decoder.unload(path)
             save_block(folder, weights, layers)
             del weights
@@ -95,6 +99,10 @@ class Walk:
             return
         if self._entering is None:
             self._entering = Entering(self.decoder, self.calibration, self.store.root)
+            if Statistic.DRIFT in self.plan.needs:
+                self._dense = DenseStream(self.decoder, self.calibration, self.store.root)
+        if self._dense is not None:
+            self._dense.advance_to(index)
         while self._entering.index < index:
             self._entering.advance(load_block(finished[self._entering.index]))
 
@@ -145,6 +153,8 @@ class Walk:
             kept = current[name].dequantize().to(self.decoder.device)
             where = f"{name}: the compressed weight"
             kept = cast(where, kept, self.decoder.dtype, "Calibrate or quantize otherwise.")
+            if self._dense is not None:
+                self._dense.keep(modules[name])
             set_weight(modules[name], kept, self.decoder.dtype)
         return current
 
@@ -259,7 +269,11 @@ class Walk:
         groups = [group for group in self._groups(index) if group[0] in modules]
         read = [modules[group[0]] for group in groups]
         with collected(modules, groups, self.plan.needs) as stats, ended_early(read):
-            for hidden in self._entering.states:
+            for number, hidden in enumerate(self._entering.states):
+                if self._dense is not None:
+                    before = self._dense.entering
+                    with self._dense.as_before(), stats.dense(), contextlib.suppress(EnoughError):
+                        before.run(before.states[number])
                 with contextlib.suppress(EnoughError):
                     self._entering.run(hidden)
         return stats()

@@ -66,6 +66,7 @@ def describe_method(name: str) -> dict[str, Any]:
         "version": owner.version,
         "paper": method.paper,
         "needs": _needs(method),
+        "costs": _costs(method),
         "options": {option.name: asdict(option) for option in options},
         "step": method_options.as_step(name, options, method.config),
         "about": (type(method).__doc__ or "").strip(),
@@ -81,6 +82,14 @@ def _needs(method: "Registered") -> str:
     if isinstance(method, ModelMethod):
         return "token sequences"
     return ", ".join(str(flag.name).lower() for flag in method.needs) or "nothing"
+
+
+def _costs(method: "Registered") -> dict[str, str]:
+    """What collecting each statistic takes, in words, with the default options."""
+    from trinity.methods.contract import COSTS, Statistic  # as in `entry_of`
+
+    needs: Statistic = getattr(method, "needs", Statistic.NOTHING)
+    return {str(flag.name).lower(): COSTS[flag] for flag in needs}
 
 
 def check_methods(

@@ -133,7 +133,8 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
     inputs = [group[0][1] for group in groups]
     sizes = [sum(map(prod, group)) for group in groups]
     at_once = [inputs] if plan.order == "block" else [[d_in] for d_in in inputs]
-    matrices = 2 if plan.needs & Statistic.HELD_OUT else 1  # of an input's second moments
+    # Of an input's second moments.
+    matrices = 1 + sum(bool(plan.needs & more) for more in (Statistic.HELD_OUT, Statistic.DRIFT))
     if drawn is not None:
         sequence = drawn.seqlen * max(inputs) * (2 * FLOAT + DOUBLE)
         sums = matrices * max(sum(_squares(of)) for of in at_once)
@@ -176,7 +177,8 @@ def _hidden(run: Run) -> dict[str, int]:
     if drawn is None:
         return {}
     width = run.decoder.model.config.hidden_size
-    size = drawn.samples * drawn.seqlen * width * _bytes(run)
+    streams = 2 if run.plan.needs & Statistic.DRIFT else 1
+    size = drawn.samples * drawn.seqlen * width * _bytes(run) * streams
     in_file = size > SHARE_IN_MEMORY * available.available_bytes()
     return {} if in_file else {"hidden states": size}
 

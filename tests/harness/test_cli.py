@@ -78,6 +78,15 @@ def test_methods_show_describes_every_method(
     assert out.startswith(f"{name} (")
 
 
+def test_methods_show_says_what_statistics_cost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = _trinity("methods", "show", "gptaq", monkeypatch=monkeypatch, capsys=capsys)
+    words = " ".join(out.split())
+    assert "needs: hessian, drift" in words
+    assert "drift: a second matrix [in, in], a second run of every block" in words
+
+
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
