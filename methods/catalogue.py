@@ -19,6 +19,8 @@ class Entry:
 
 
 CATALOGUE = {
+    "awq": Entry("arXiv:2306.00978", "x_mean_abs", "-"),
+    "awq-clip": Entry("arXiv:2306.00978", "hessian", "int4 group 128 asymmetric"),
     "beam": Entry("github.com/Paramathic/beam", "nothing", "float32"),
     "dense": Entry("baseline", "nothing", "float32"),
     "fp8": Entry("arXiv:2209.05433", "nothing", "e4m3 channel"),
@@ -39,6 +41,7 @@ CATALOGUE = {
     "slim-quant-o": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "int4 tensor scaled inputs"),
     "slim-tune": Entry("arXiv:2410.09615", "token sequences", "-"),
     "slope": Entry("arXiv:2405.16325", "a checkpoint", "as stored"),
+    "smoothquant": Entry("arXiv:2211.10438", "x_max_abs", "-"),
     "sparsegpt": Entry("arXiv:2301.00774", "hessian", "2:4 float32"),
     "wanda": Entry("arXiv:2306.11695", "x_norm", "2:4 float32"),
 }

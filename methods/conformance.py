@@ -43,7 +43,8 @@ from trinity.methods.formats import (
     sparsity_of,
 )
 from trinity.methods.sample_layers import SHAPES, prefixed, stats_tensors
-from trinity.methods.trials import Run, called, run_violations
+from trinity.methods.transforms import TransformMethod, TransformTask
+from trinity.methods.trials import Run, called, run_violations, scale_violations
 
 
 def check(
@@ -78,6 +79,8 @@ def check(
             violations += _method_violations(method, config)
         elif isinstance(method, BlockMethod):
             violations += _block_violations(method, config)
+        elif isinstance(method, TransformMethod):
+            violations += _transform_violations(method, config)
         elif isinstance(method, ModelMethod):
             violations += _model_violations(method, config)
         else:
@@ -213,14 +216,38 @@ def _block_violations(method: BlockMethod[MethodConfig], config: MethodConfig) -
     return found if len(refused) < len(samples) else [*found, _untried(refused)]
 
 
-def _tensors_of(task: BlockTask) -> dict[str, Tensor]:
-    """Everything that a block method is given to read, by name."""
+def _tensors_of(task: BlockTask | TransformTask) -> dict[str, Tensor]:
+    """Everything that a method of blocks is given to read, by name."""
     tensors = {**prefixed("weights", task.weights)}
     for name, stats in task.stats.items():
         tensors |= prefixed(name, stats_tensors(stats))
-    for name, weight in task.current.items():
-        tensors |= prefixed(f"current.{name}", pack(weight))
+    if isinstance(task, BlockTask):
+        for name, weight in task.current.items():
+            tensors |= prefixed(f"current.{name}", pack(weight))
     return tensors | {f"inputs.{i}": x for i, x in enumerate(task.inputs)}
+
+
+def _transform_violations(
+    method: TransformMethod[MethodConfig], config: MethodConfig
+) -> list[Violation]:
+    found: list[Violation] = []
+    refused: dict[str, str] = {}
+    tasks = list(sample_layers.transform_tasks(needed(method, config)))
+    for where, task in tasks:
+        shapes = {(W.shape[0], W.shape[1]) for W in task.weights.values()}
+        problems = [called(partial(method.problem, shape, config)) for shape in sorted(shapes)]
+        found += [
+            _no_text(p, shape)
+            for p, shape in zip(problems, sorted(shapes), strict=True)
+            if p is not None and not isinstance(p, str)
+        ]
+        said = [p for p in problems if isinstance(p, str)]
+        if said:
+            refused[where] = said[0]
+        run = partial(method.transform, task, config)
+        widths = {fold: task.weights[fold.linears[0]].shape[1] for fold in task.folds}
+        found += scale_violations(run, _tensors_of(task), widths, where, must_refuse=bool(said))
+    return found if len(refused) < len(tasks) else [*found, _untried(refused)]
 
 
 def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -> list[Violation]:

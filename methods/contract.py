@@ -40,6 +40,7 @@ class Statistic(Flag):
     ACTIVATIONS = auto()
     HELD_OUT = auto()
     DRIFT = auto()
+    X_MAX_ABS = auto()
 
 
 STATISTICS: Mapping[Statistic, str] = {
@@ -49,11 +50,13 @@ STATISTICS: Mapping[Statistic, str] = {
     Statistic.ACTIVATIONS: "X",
     Statistic.HELD_OUT: "H_held_out",
     Statistic.DRIFT: "H_drift",
+    Statistic.X_MAX_ABS: "x_max_abs",
 }
 """Where `LayerStats` has what was asked for."""
 COSTS: Mapping[Statistic, str] = {
     Statistic.X_NORM: "a number for each input",
     Statistic.X_MEAN_ABS: "a number for each input",
+    Statistic.X_MAX_ABS: "a number for each input",
     Statistic.HESSIAN: "a matrix [in, in] for each input of the block",
     Statistic.ACTIVATIONS: "every input of the block at every token, in memory at once",
     Statistic.HELD_OUT: "a second matrix [in, in]",
@@ -80,6 +83,7 @@ class LayerStats:
         `tokens_held_out` are in it
     H_drift: [in, in], float32, 2/tokens * (X~ - X)^T X, where X~ [tokens, in] is what the model
         before compression gives the layer at the same tokens
+    x_max_abs: [in], float32, the largest |x| of all tokens
     """
 
     tokens: int = 0
@@ -90,6 +94,7 @@ class LayerStats:
     X: Tensor | None = None
     H_held_out: Tensor | None = None
     H_drift: Tensor | None = None
+    x_max_abs: Tensor | None = None
     _made: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -207,9 +212,13 @@ class BlockMethod(Protocol[C]):
         ...
 
 
-def needed(
-    method: Method[MethodConfig] | BlockMethod[MethodConfig], config: MethodConfig
-) -> Statistic:
+class _Needing(Protocol):
+    """What has statistics to collect."""
+
+    needs: Statistic
+
+
+def needed(method: _Needing, config: MethodConfig) -> Statistic:
     """Everything that a method asks for with these options."""
     return method.needs | config.also_needs
 
@@ -303,11 +312,3 @@ class CheckpointSource(Protocol[C]):
             than `Mapping[str, Tensor]`
         """
         ...
-
-
-Registered = (
-    Method[MethodConfig]
-    | BlockMethod[MethodConfig]
-    | ModelMethod[MethodConfig]
-    | CheckpointSource[MethodConfig]
-)

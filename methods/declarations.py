@@ -11,11 +11,18 @@ from trinity.methods.contract import (
     Method,
     MethodConfig,
     ModelMethod,
-    Registered,
     Statistic,
 )
+from trinity.methods.transforms import TransformMethod
 
-KINDS = (Method, BlockMethod, ModelMethod, CheckpointSource)
+Registered = (
+    Method[MethodConfig]
+    | BlockMethod[MethodConfig]
+    | TransformMethod[MethodConfig]
+    | ModelMethod[MethodConfig]
+    | CheckpointSource[MethodConfig]
+)
+KINDS = (Method, BlockMethod, TransformMethod, ModelMethod, CheckpointSource)
 
 
 class Violation(NamedTuple):
@@ -47,8 +54,8 @@ def attribute_violations(method: object) -> list[Violation]:
     if not isinstance(method, KINDS):
         what = (
             f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
-            f"problem, compress), of a BlockMethod (compress_block), of a ModelMethod "
-            f"(compress_model) or of a CheckpointSource (parts, load)"
+            f"problem, compress), of a BlockMethod (compress_block), of a TransformMethod "
+            f"(transform), of a ModelMethod (compress_model) or of a CheckpointSource (parts, load)"
         )
         return [Violation(what)]
     found = [Violation(what) for what in of_wrong_types(method)]

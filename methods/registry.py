@@ -10,11 +10,14 @@ from trinity.methods.plugins import Group, Owner
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from trinity.methods.contract import MethodConfig, Registered
+    from trinity.methods.contract import MethodConfig
+    from trinity.methods.declarations import Registered
 
 GROUP = "trinity.methods"
 
 BUILT_IN = {
+    "awq": "trinity.methods.awq:AWQ",
+    "awq-clip": "trinity.methods.awq_clip:AWQ_CLIP",
     "beam": "trinity.methods.beam:BEAM",
     "dense": "trinity.methods.dense:DENSE",
     "fp8": "trinity.methods.fp8:FP8",
@@ -35,6 +38,7 @@ BUILT_IN = {
     "slim-quant-o": "trinity.methods.slim_quant_o:SLIM_QUANT_O",
     "slim-tune": "trinity.methods.slim_tune:SLIM_TUNE",
     "slope": "trinity.methods.slope:SLOPE",
+    "smoothquant": "trinity.methods.smoothquant:SMOOTHQUANT",
     "sparsegpt": "trinity.methods.sparsegpt:SPARSEGPT",
     "wanda": "trinity.methods.wanda:WANDA",
 }
@@ -69,7 +73,8 @@ def get(name: str) -> "Registered":
     if isinstance(found, type) or not isinstance(found, KINDS):
         what = (
             f"'{target}' is of type {type(found).__name__}, which is neither a Method, a "
-            f"BlockMethod, a ModelMethod nor a CheckpointSource (trinity.methods.contract)"
+            f"BlockMethod, a TransformMethod, a ModelMethod nor a CheckpointSource "
+            f"(trinity.methods.contract, trinity.methods.transforms)"
         )
         raise _PLUGINS.broken(name, what)
     if found.name != name:

@@ -20,11 +20,11 @@ from trinity.methods.contract import (
     MethodConfig,
     ModelMethod,
     ModelTask,
-    Registered,
     Reported,
     Statistic,
     needed,
 )
+from trinity.methods.declarations import Registered
 from trinity.methods.errors import TrinityError
 from trinity.methods.formats import (
     NM,
@@ -37,6 +37,7 @@ from trinity.methods.formats import (
     WeightFormat,
     format_of,
 )
+from trinity.methods.transforms import Fold, TransformMethod, TransformTask
 
 SHAPES = ((16, 128), (8, 256), (1, 128), (128, 16), (24, 40), (5, 7), (3, 1))
 NUMERIC_SHAPES = ((16, 128), (24, 40))
@@ -129,6 +130,7 @@ def statistics(X: Tensor, needs: Statistic) -> LayerStats:
         H=second_moment(X) if Statistic.HESSIAN in needs else None,
         X=X if Statistic.ACTIVATIONS in needs else None,
         H_held_out=second_moment(held_out) if Statistic.HELD_OUT in needs else None,
+        x_max_abs=X.abs().amax(0) if Statistic.X_MAX_ABS in needs else None,
         H_drift=2 / len(X) * (dense - X).T @ X if Statistic.DRIFT in needs else None,
     )
 
@@ -217,6 +219,25 @@ def block_task(
     )
 
 
+def transform_tasks(needs: Statistic) -> Iterator[tuple[str, TransformTask]]:
+    """Blocks as models have them, and degenerate ones, in words; both linears may be scaled."""
+    yield "a block of two linears", transform_task(block_task(needs))
+    yield "a block of other widths", transform_task(block_task(needs, (24, 40)))
+    yield (
+        "a block with a zero row and a dead input",
+        transform_task(block_task(needs, dead=True)),
+    )
+    zero = {name: torch.zeros(128, 128) for name in ("mlp.up", "mlp.down")}
+    yield "a block of zeros", transform_task(block_task(needs, weights=zero))
+    yield "a block and one token of each sequence", transform_task(block_task(needs, tokens=1))
+
+
+def transform_task(task: BlockTask) -> TransformTask:
+    """The same block before compression."""
+    folds = (Fold(("mlp.up",), "norm", "norm"), Fold(("mlp.down",), "mlp.up", "linear"))
+    return TransformTask(task.weights, task.stats, folds, task.inputs, task.forward)
+
+
 def model_task() -> ModelTask:
     """Linears in a row that guess the next of 32 tokens; one weight of every kind."""
     current = dict(zip("pqrs", currents(torch.randn(32, 32) / 6), strict=False))
@@ -246,10 +267,10 @@ def example_format(method: Registered) -> WeightFormat | None:
     """What a method makes of a [128, 256] layer with its default (or guessed) options.
 
     None for a checkpoint source, whose formats are the file's, for a method that tunes weights in
-    the format they have, and where no sample is accepted.
+    the format they have, for one that compresses nothing, and where no sample is accepted.
     """
     config = example_config(method.config, None)
-    if config is None or isinstance(method, (CheckpointSource, ModelMethod)):
+    if config is None or isinstance(method, (CheckpointSource, ModelMethod, TransformMethod)):
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

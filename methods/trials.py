@@ -19,6 +19,7 @@ from trinity.methods.formats import (
     pack,
     unpack,
 )
+from trinity.methods.transforms import Fold, Scaled
 
 MAX_BITS = 64.0  # twice what plain float32 takes
 Run = Callable[[], Mapping[str, CompressedWeight]]
@@ -105,6 +106,63 @@ def _result_violations(
                 Violation(f"{name} takes {bits:.1f} bits per weight, more than {MAX_BITS}", where)
             )
     return found
+
+
+def scale_violations(
+    run: Callable[[], Mapping[Fold, Scaled]],
+    inputs: Mapping[str, Tensor],
+    widths: Mapping[Fold, int],
+    where: str,
+    *,
+    must_refuse: bool = False,
+) -> list[Violation]:
+    """The same of a method that moves scales.  widths: channels of each fold that is offered"""
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    torch.manual_seed(1)
+    first = called(run)
+    if must_refuse and _is_clear(first, ConfigError):
+        return []
+    if must_refuse:
+        said = "`problem` reports one, but the block was transformed; raise ConfigError"
+        return [Violation(said, where)]
+    if isinstance(first, BaseException):
+        return [Violation(f"raised {type(first).__name__}: {first}", where)]
+    found = _scales_wrong(first, widths, where)
+    found += [
+        Violation(f"changed its input {name}", where)
+        for name, tensor in inputs.items()
+        if not torch.equal(tensor, before[name])
+    ]
+    if found:
+        return found
+    torch.manual_seed(2)
+    again = called(run)
+    if isinstance(again, BaseException) or not _same_scales(first, again):
+        found.append(Violation("the same inputs gave other scales", where))
+    return found
+
+
+def _scales_wrong(first: object, widths: Mapping[Fold, int], where: str) -> list[Violation]:
+    if not isinstance(first, Mapping):
+        what = f"gave a {type(first).__name__}, expected a mapping of folds to Scaled"
+        return [Violation(what, where)]
+    found = []
+    for fold, scaled in first.items():
+        if fold not in widths:
+            found.append(Violation(f"gave a scale for {fold}, which it was not offered", where))
+        elif not isinstance(scaled, Scaled) or scaled.scale.shape != (widths[fold],):
+            what = f"gave no Scaled with a scale of {widths[fold]} channels for {fold.into}"
+            found.append(Violation(what, where))
+        elif not bool((torch.isfinite(scaled.scale) & (scaled.scale > 0)).all()):
+            what = f"the scale for {fold.into} is not positive and finite everywhere"
+            found.append(Violation(what, where))
+    return found
+
+
+def _same_scales(one: Mapping[Fold, Scaled], other: Mapping[Fold, Scaled]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[fold].scale, other[fold].scale) for fold in one
+    )
 
 
 def called(run: Callable[[], Any]) -> Any:

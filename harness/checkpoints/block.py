@@ -1,6 +1,6 @@
 """One compressed block on disk: its packed weights, and what compression did to each layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from trinity.methods.formats import (
     sparsity_of,
     unpack,
 )
+from trinity.methods.transforms import Fold
 
 WEIGHTS, LAYERS, TIMING = "block.safetensors", "layers.json", "timing.json"
+SCALES = "scales.safetensors"
 
 
 def layer_report(W: Tensor | None, weight: CompressedWeight, stats: LayerStats) -> dict[str, Any]:
@@ -75,3 +77,29 @@ def load_block(folder: Path, device: str = "cpu") -> dict[str, CompressedWeight]
         }
         weights[name] = unpack(WeightFormat.from_json(report["format"]), parts)
     return weights
+
+
+def save_scales(folder: Path, scales: Sequence[Mapping[Fold, Tensor]]) -> None:
+    """Write the scales that were moved between layers of a block, one set after the other.
+
+    No scales, no file.
+    """
+    tensors = {
+        f"{number}.{fold.into}": scale.cpu().float().contiguous()
+        for number, some in enumerate(scales)
+        for fold, scale in some.items()
+    }
+    if tensors:
+        save_file(tensors, folder / SCALES, metadata={"format": "pt"})
+
+
+def load_scales(folder: Path, folds: Sequence[Fold]) -> list[dict[Fold, Tensor]]:
+    """Read what `save_scales` wrote.  folds: those of the block"""
+    if not (folder / SCALES).is_file():
+        return []
+    of = {fold.into: fold for fold in folds}
+    found: dict[int, dict[Fold, Tensor]] = {}
+    for key, scale in load_file(folder / SCALES).items():
+        number, _, into = key.partition(".")
+        found.setdefault(int(number), {})[of[into]] = scale
+    return [found[number] for number in sorted(found)]

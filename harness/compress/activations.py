@@ -33,6 +33,7 @@ class Accumulator:
         self.H: Tensor | None = None
         self.H_held_out: Tensor | None = None
         self.H_drift: Tensor | None = None
+        self.largest: Tensor | None = None
         self.inputs: list[Tensor] = []
         self.takes_dense = False
         self._dense: Tensor | None = None  # what the dense model gave for the input to come
@@ -67,6 +68,9 @@ class Accumulator:
                 self.H[part] += inputs.T[part] @ inputs
         if self.needs & Statistic.DRIFT:
             self._drift(inputs)
+        if self.needs & Statistic.X_MAX_ABS:
+            found = inputs.abs().amax(0)
+            self.largest = found if self.largest is None else torch.maximum(self.largest, found)
         if self.needs & Statistic.ACTIVATIONS:
             self.inputs.append(inputs)
 
@@ -102,6 +106,7 @@ class Accumulator:
             X=torch.cat(self.inputs) if self.inputs else None,
             H_held_out=None if held_out is None else held_out.mul_(2 / self.tokens_held_out),
             H_drift=None if self.H_drift is None else self.H_drift.mul_(2 / self.tokens),
+            x_max_abs=self.largest,
         )
 
 

@@ -18,6 +18,7 @@ from trinity.methods.contract import Reported
 from trinity.methods.errors import PluginError, TrinityError
 from trinity.methods.formats import CompressedWeight, format_of, kinds
 from trinity.methods.plugins import OURS
+from trinity.methods.transforms import Fold, Scaled
 
 T = TypeVar("T")
 NAMES_SHOWN = 3
@@ -61,6 +62,31 @@ def weights(
     if added := result.keys() - shapes.keys():
         raise _broken(method, where, f"gave {_shown(added)}, which it was not asked for")
     return {name: weight(method, name, result[name], shape) for name, shape in shapes.items()}
+
+
+def scales(
+    method: str, where: str, result: object, widths: Mapping[Fold, int]
+) -> dict[Fold, Scaled]:
+    """What a transform gave: positive finite scales for some of the folds that it was given.
+
+    widths: channels of each fold
+    """
+    if not isinstance(result, Mapping):
+        what = f"gave a {type(result).__name__} instead of a mapping of scales"
+        raise _broken(method, where, what)
+    for fold, found in result.items():
+        if not isinstance(fold, Fold) or fold not in widths:
+            raise _broken(method, where, f"gave a scale for {fold}, which it was not offered")
+        if not isinstance(found, Scaled) or not isinstance(found.scale, Tensor):
+            raise _broken(method, fold.into, f"gave a {type(found).__name__}, expected a Scaled")
+        scale = found.scale
+        if scale.shape != (widths[fold],) or not scale.is_floating_point():
+            what = f"gave a scale of {list(scale.shape)} for {widths[fold]} channels"
+            raise _broken(method, fold.into, what)
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise _broken(method, fold.into, "gave a scale that is not positive and finite")
+        _check_details(method, fold.into, found.details)
+    return dict(result)
 
 
 def weight(method: str, where: str, result: object, shape: tuple[int, int]) -> Reported:

@@ -71,13 +71,21 @@ class Entering:
 
         weights: [out, in] by linear   inputs: [seq, width]  ->  [seq, width]
         """
-        prefix = f"{self.decoder.family.blocks}.{self.index}."
-        call, state = self._calls[self.index], {}
+        state = {}
         for name, weight in weights.items():
             own = oriented(self.decoder.model.get_submodule(name), weight)
-            state[f"{name.removeprefix(prefix)}.weight"] = own.to(self.decoder.dtype)
+            state[f"{name}.weight"] = own.to(self.decoder.dtype)
+        return self.with_tensors(state, inputs)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """The loaded block's output with some other parameters, each as the model holds it.
+
+        tensors: by full name   inputs: [seq, width]  ->  [seq, width]
+        """
+        prefix = f"{self.decoder.family.blocks}.{self.index}."
+        call, block = self._calls[self.index], self.decoder.blocks[self.index]
+        state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         given = (inputs[None], *call.args)
-        block = self.decoder.blocks[self.index]
         return hidden_of(torch.func.functional_call(block, state, given, call.kwargs))[0]
 
     def _check_finite(self) -> None:

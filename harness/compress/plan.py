@@ -18,8 +18,10 @@ from trinity.methods.contract import (
 )
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import InputFormat
+from trinity.methods.transforms import TransformMethod
 
 NAMES_SHOWN = 3
+StepMethod = Method[MethodConfig] | BlockMethod[MethodConfig] | TransformMethod[MethodConfig]
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,18 @@ class PlannedStep:
     """A method with its checked options."""
 
     name: str
-    method: Method[MethodConfig] | BlockMethod[MethodConfig]
+    method: StepMethod
     config: MethodConfig
 
     @property
     def needs(self) -> Statistic:
         """What it asks for, with these options."""
         return needed(self.method, self.config)
+
+    @property
+    def transforms(self) -> bool:
+        """Whether it changes the layers of a block together, before they are compressed."""
+        return isinstance(self.method, TransformMethod)
 
     def describe(self) -> dict[str, object]:
         """Name and every option, defaults included, as plain data."""
@@ -83,7 +90,7 @@ class Plan:
     tune: PlannedTune | None = None
 
     @property
-    def methods(self) -> list[Method[MethodConfig] | BlockMethod[MethodConfig]]:
+    def methods(self) -> list[StepMethod]:
         """Every method of some step of some layer."""
         found = {step.name: step.method for steps in self.steps.values() for step in steps}
         return list(found.values())
@@ -210,6 +217,12 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
             msg = (
                 f"method '{step.method}' tunes a whole compressed model and cannot be a "
                 f"compression step; name it under `compress.tune`."
+            )
+            raise ConfigError(msg)
+        if isinstance(method, TransformMethod) and any(not p.transforms for p in planned):
+            msg = (
+                f"method '{step.method}' changes the layers of a block together, as they were "
+                f"before compression: put it before '{planned[-1].name}' in the steps."
             )
             raise ConfigError(msg)
         planned.append(

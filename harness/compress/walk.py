@@ -17,12 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trinity.harness.checkpoints.block import TIMING, layer_report, load_block, save_block
-from trinity.harness.compress import contracts
+from trinity.harness.checkpoints.block import (
+    TIMING,
+    layer_report,
+    load_block,
+    load_scales,
+    save_block,
+    save_scales,
+)
+from trinity.harness.compress import contracts, transforming
 from trinity.harness.compress.activations import EnoughError, collected, ended_early
 from trinity.harness.compress.dense_stream import DenseStream
 from trinity.harness.compress.entering import Entering
 from trinity.harness.compress.plan import Plan, PlannedStep
+from trinity.harness.compress.transforming import Transformed
 from trinity.harness.latency import memory
 from trinity.harness.latency.stopwatch import Stopwatch
 from trinity.harness.models.decoder import Decoder, cast, set_weight, weight_of
@@ -33,6 +41,7 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
 )
+from trinity.methods.transforms import TransformMethod
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +80,7 @@ class Walk:
                 "before": str(finished[-1].name) if finished else None,
             }
             finished.append(self.store.fill("block", inputs, self._writer(index, finished)))
+            self.decoder.fold(index, load_scales(finished[-1], self.decoder.folds(index)))
             progress(index + 1, count)
         return finished
 
@@ -81,11 +91,13 @@ class Walk:
             memory.give_back()
             path = f"{self.decoder.family.blocks}.{index}"
             self.decoder.load(path)
-            weights, layers = self._compress(index)
+            scales = self._transform(index)
+            weights, layers = self._compress(index, [found.told for found in scales])
             if self._dense is not None:
                 self._dense.forget()
             self.decoder.unload(path)
             save_block(folder, weights, layers)
+            save_scales(folder, [found.scales for found in scales])
             del weights
             memory.give_back()
             # Beside the result, not in it: two runs of one recipe differ in nothing else.
@@ -111,8 +123,32 @@ class Walk:
         """Whether any layer has a step; a dense model needs no statistics."""
         return any(self.plan.steps.values())
 
+    def _transform(self, index: int) -> list[Transformed]:
+        """Do what changes the layers of the loaded block together, and load it so."""
+        names = self.decoder.layer_names(index)
+        steps = transforming.steps_of(self.plan, names)
+        if not steps:
+            return []
+        if self._entering is None:
+            msg = (
+                f"{steps[0][0].name}: the recipe has no calibration data, and that the block gives "
+                f"what it gave cannot be proven without."
+            )
+            raise ConfigError(msg)
+        transform = transforming.Transforming(self.decoder, self._entering, index)
+        modules = {name: self.decoder.model.get_submodule(name) for name in names}
+        with self._watch.phase("statistics"):
+            stats = self._statistics(index, modules)
+        with self._watch.phase("transform"):
+            done = []
+            for step, of in steps:
+                done.append(transform.apply(step, of, stats))
+                if len(done) < len(steps):
+                    stats = self._statistics(index, modules)
+        return done
+
     def _compress(
-        self, index: int
+        self, index: int, told: list[Mapping[str, dict[str, Any]]]
     ) -> tuple[dict[str, CompressedWeight], dict[str, dict[str, Any]]]:
         weights: dict[str, CompressedWeight] = {}
         report: dict[str, dict[str, Any]] = {}
@@ -124,6 +160,9 @@ class Walk:
                 memory.give_back()
                 own = {name: stats.pop(name) for name in part}
                 weights |= self._compress_part(index, part, own, report)
+        for name, found in report.items():
+            before = [said[name] for said in told if name in said]
+            found["diagnostics"] = [*before, *found["diagnostics"]]
         return weights, report
 
     def _compress_part(
@@ -199,6 +238,8 @@ class Walk:
             if depth >= len(steps):
                 continue
             step = steps[depth]
+            if isinstance(step.method, TransformMethod):
+                continue  # done before, to the whole block
             # Linears with one input follow each other; what they shared is not needed after them.
             if before is not None and before is not stats[name]:
                 before.forget()

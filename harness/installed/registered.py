@@ -12,7 +12,7 @@ from trinity.methods.errors import ConfigError, TrinityError, nearest
 from trinity.methods.plugins import OURS, PACKAGE
 
 if TYPE_CHECKING:
-    from trinity.methods.contract import Registered
+    from trinity.methods.declarations import Registered
 
 
 def list_methods() -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from trinity.harness.models import families
+from trinity.harness.models import families, folding
+from trinity.harness.models.folding import Factor
 from trinity.harness.models.model_config import adapted, quantized, read_config, unusable
 from trinity.harness.models.model_files import Entry, WeightReader
 from trinity.lowering.graph import attention
 from trinity.methods.errors import ConfigError, UnsupportedError
+from trinity.methods.transforms import Fold
 
 LINEARS = (nn.Linear, Conv1D)
 # Types of numbers, as safetensors calls them; 8 bits and fewer are codes with scales beside them.
@@ -45,6 +47,8 @@ class Decoder:
             config.tie_word_embeddings = False
             self.model = skeleton(config, dtype)
         self.blocks = self._blocks(config.model_type)
+        # What tensors of blocks are multiplied by as they are read.
+        self._factors: dict[str, list[Factor]] = {}
 
     def _blocks(self, model_type: str) -> nn.ModuleList:
         """The list of blocks, after a look at whether the family's row is about them."""
@@ -159,6 +163,22 @@ class Decoder:
             if all(self.reader.entries[name].dtype in FLOATS for name in pair)
         )
 
+    def folds(self, index: int) -> tuple[Fold, ...]:
+        """Linears of a block whose inputs may be scaled, and where the inverse goes."""
+        return folding.folds(self.model, self.family, index)
+
+    def fold(self, index: int, scales: Sequence[Mapping[Fold, Tensor]]) -> None:
+        """From now on, read a block with these scales in it, one set after the other.
+
+        The block is another one with the same outputs.  scales: [in] each; of `folds(index)`
+        """
+        prefix = f"{self.family.blocks}.{index}."
+        others = {name: of for name, of in self._factors.items() if not name.startswith(prefix)}
+        self._factors = others
+        for some in scales:
+            for name, factor in folding.factors(self.model, self.family, some):
+                self._factors.setdefault(name, []).append(factor)
+
     def layer_names(self, index: int) -> list[str]:
         """Full names of a block's linears."""
         return [
@@ -178,7 +198,7 @@ class Decoder:
         module = self.model.get_submodule(module_path)
         prefix = f"{module_path}."
         state = {
-            name.removeprefix(prefix): self._tensor(stored)
+            name.removeprefix(prefix): self._folded(name, stored)
             for name, stored in self.tensor_names.items()
             if name.startswith(prefix)
         }
@@ -217,7 +237,14 @@ class Decoder:
         left_out = again | {f"{name}.weight" for name in self.layer_shapes()}
         for name, stored in self.tensor_names.items():
             if name not in left_out:
-                yield name, self._tensor(stored)
+                yield name, self._folded(name, stored)
+
+    def _folded(self, name: str, stored: str) -> Tensor:
+        """A tensor with the scales that were moved into it."""
+        tensor = self._tensor(stored)
+        for factor in self._factors.get(name, ()):
+            tensor = factor(tensor)
+        return tensor
 
     def _tensor(self, stored: str) -> Tensor:
         where = f"model {self.folder}: tensor '{stored}'"

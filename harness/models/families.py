@@ -13,6 +13,20 @@ GROUP = "trinity.families"
 
 
 @dataclass(frozen=True)
+class FoldSpec:
+    """Where a scale of the inputs of a group of linears can be moved to, exactly.
+
+    reads: first linear of the group   into: the norm that makes their input, and nothing else's; or
+        the linear whose outputs are their inputs, up to mixing tokens and to a product by channel
+    offset: 1 for norms that multiply by 1 + weight
+    """
+
+    reads: str
+    into: str
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
 class Family:
     """Where a model type keeps its transformer blocks, and which of their linears share an input.
 
@@ -21,12 +35,15 @@ class Family:
     renamed: tensors that files call by another name than the model does: (model's, file's)
     packs: whether its attention takes the mask of many sequences laid end to end, each of them
         with the logits it has alone; it is only faster
+    folds: where scales of a group's inputs can be moved to.  A walk proves each on the calibration
+        text before it is used, since options of a model may break it
     """
 
     blocks: str
     groups: tuple[tuple[str, ...], ...]
     renamed: tuple[tuple[str, str], ...] = ()
     packs: bool = False
+    folds: tuple[FoldSpec, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a group that is a text: a comma is missing, and its letters would be linears."""
@@ -37,15 +54,49 @@ class Family:
                 raise TypeError(msg)
 
 
+_GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+# Attention mixes the outputs of v_proj over tokens; the activation of gate_proj multiplies those of
+# up_proj by channel.
+_OF_LINEARS = (
+    FoldSpec("self_attn.o_proj", "self_attn.v_proj"),
+    FoldSpec("mlp.down_proj", "mlp.up_proj"),
+)
 _LLAMA = Family(
     "model.layers",
-    (
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        ("self_attn.o_proj",),
-        ("mlp.gate_proj", "mlp.up_proj"),
-        ("mlp.down_proj",),
-    ),
+    _GROUPS,
     packs=True,
+    folds=(
+        FoldSpec("self_attn.q_proj", "input_layernorm"),
+        FoldSpec("mlp.gate_proj", "post_attention_layernorm"),
+        *_OF_LINEARS,
+    ),
+)
+# Norms after attention and MLP instead of before, or one norm before both.
+_NO_NORMS_TO_FOLD = Family("model.layers", _GROUPS, packs=True, folds=_OF_LINEARS)
+_GEMMA = Family(
+    "model.layers",
+    _GROUPS,
+    packs=True,
+    folds=(
+        FoldSpec("self_attn.q_proj", "input_layernorm", offset=1.0),
+        FoldSpec("mlp.gate_proj", "post_attention_layernorm", offset=1.0),
+        *_OF_LINEARS,
+    ),
+)
+_GEMMA2 = Family(
+    "model.layers",
+    _GROUPS,
+    packs=True,
+    folds=(
+        FoldSpec("self_attn.q_proj", "input_layernorm", offset=1.0),
+        FoldSpec("mlp.gate_proj", "pre_feedforward_layernorm", offset=1.0),
+        *_OF_LINEARS,
+    ),
 )
 _OF_FUSED_INPUTS = Family(
     "model.layers",
@@ -56,20 +107,18 @@ _OF_FUSED_INPUTS = Family(
         ("mlp.down_proj",),
     ),
     packs=True,
+    folds=(
+        FoldSpec("self_attn.qkv_proj", "input_layernorm"),
+        FoldSpec("mlp.gate_up_proj", "post_attention_layernorm"),
+    ),
 )
 # A row packs if a test compares its packed logits with those of each sequence alone.
 BUILT_IN: Mapping[str, Family] = {
     **dict.fromkeys(
         (
-            "cohere",
-            "gemma",
-            "gemma2",
-            "gemma3_text",
             "granite",
             "llama",
             "mistral",
-            "olmo",
-            "olmo2",
             "qwen2",
             "qwen3",
             "smollm3",
@@ -77,6 +126,9 @@ BUILT_IN: Mapping[str, Family] = {
         ),
         _LLAMA,
     ),
+    **dict.fromkeys(("cohere", "olmo", "olmo2"), _NO_NORMS_TO_FOLD),
+    "gemma": _GEMMA,
+    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),
     "phi3": _OF_FUSED_INPUTS,
     "phi": Family(
         "model.layers",
@@ -87,6 +139,7 @@ BUILT_IN: Mapping[str, Family] = {
             ("mlp.fc2",),
         ),
         packs=True,
+        folds=(FoldSpec("self_attn.dense", "self_attn.v_proj"),),
     ),
     "opt": Family(
         "model.decoder.layers",
@@ -97,11 +150,18 @@ BUILT_IN: Mapping[str, Family] = {
             ("fc2",),
         ),
         packs=True,
+        folds=(
+            FoldSpec("self_attn.q_proj", "self_attn_layer_norm"),
+            FoldSpec("self_attn.out_proj", "self_attn.v_proj"),
+            FoldSpec("fc1", "final_layer_norm"),
+            FoldSpec("fc2", "fc1"),  # ReLU hands a positive scale on
+        ),
     ),
     "gpt2": Family(
         "transformer.h",
         (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
         packs=True,
+        folds=(FoldSpec("attn.c_attn", "ln_1"), FoldSpec("mlp.c_fc", "ln_2")),
     ),
     "gptj": Family(
         "transformer.h",
@@ -112,6 +172,7 @@ BUILT_IN: Mapping[str, Family] = {
             ("mlp.fc_out",),
         ),
         packs=True,
+        folds=(FoldSpec("attn.out_proj", "attn.v_proj"),),
     ),
     "gpt_neox": Family(
         "gpt_neox.layers",
@@ -123,6 +184,10 @@ BUILT_IN: Mapping[str, Family] = {
         ),
         renamed=(("lm_head.weight", "embed_out.weight"),),
         packs=True,
+        folds=(
+            FoldSpec("attention.query_key_value", "input_layernorm"),
+            FoldSpec("mlp.dense_h_to_4h", "post_attention_layernorm"),
+        ),
     ),
     "falcon": Family(
         "transformer.h",
@@ -143,10 +208,15 @@ BUILT_IN: Mapping[str, Family] = {
             ("mlp.dense_h_to_4h",),
             ("mlp.dense_4h_to_h",),
         ),
+        folds=(
+            FoldSpec("self_attention.query_key_value", "input_layernorm"),
+            FoldSpec("mlp.dense_h_to_4h", "post_attention_layernorm"),
+        ),
     ),
     "mpt": Family(
         "transformer.blocks",
         (("attn.Wqkv",), ("attn.out_proj",), ("ffn.up_proj",), ("ffn.down_proj",)),
+        folds=(FoldSpec("attn.Wqkv", "norm_1"), FoldSpec("ffn.up_proj", "norm_2")),
     ),
 }
 _PLUGINS = Group(GROUP, "family", lambda: ((name, __name__) for name in BUILT_IN))

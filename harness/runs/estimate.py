@@ -162,7 +162,11 @@ def _compress_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> fl
     if not recipe.compress.steps:
         return stored
     tokens = _calibration_tokens(recipe)
-    forwards = 2.0 * size.in_blocks * tokens * CALIBRATION_PASSES
+    needs = [
+        getattr(registry.get(s.method), "needs", Statistic.NOTHING) for s in recipe.compress.steps
+    ]
+    streams = 2 if any(Statistic.DRIFT in need for need in needs) else 1
+    forwards = 2.0 * size.in_blocks * tokens * CALIBRATION_PASSES * streams
     inputs = [d_in for _, d_in in size.linears]
     statistics = 2.0 * tokens * sum(d_in**2 for d_in in inputs)
     # A report multiplies two weights with H; a method that needs H factors it and sweeps once.

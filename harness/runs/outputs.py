@@ -28,6 +28,7 @@ from trinity.lowering.targets import targets
 from trinity.methods import registry
 from trinity.methods.contract import BlockMethod, CheckpointSource, Method
 from trinity.methods.errors import ConfigError
+from trinity.methods.transforms import TransformMethod
 
 
 def compress_to(asked: Recipe, out: Path, store: StageStore, reporter: Reporter) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def compress_to(asked: Recipe, out: Path, store: StageStore, reporter: Reporter)
     (step,) = asked.compress.steps
     method = registry.get(step.method)
     instead = ""
-    if isinstance(method, (Method, BlockMethod)) and method.needs:
+    if isinstance(method, (Method, BlockMethod, TransformMethod)) and method.needs:
         asked, instead = _with_text(asked)
     if instead:
         reporter.write(instead)  # a quiet command says it too

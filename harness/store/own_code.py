@@ -28,7 +28,7 @@ from trinity.harness.store.stages import file_sha256
 from trinity.methods.plugins import OURS, Owner
 
 if TYPE_CHECKING:
-    from trinity.methods.contract import Registered
+    from trinity.methods.declarations import Registered
 
 PACKAGES = ("trinity.harness", "trinity.lowering", "trinity.methods")
 # Files that a module reads, from the folder that it is in: kernels that are compiled already.  The

@@ -74,6 +74,28 @@ def test_the_compiled_suite_gives_torchs_numbers(
     assert compiled.samples == pytest.approx(torchs.samples, rel=1e-5)
 
 
+def test_a_module_reads_the_norms_that_a_transform_changed(store: StageStore) -> None:
+    """AWQ's int4 groups decode by the kernels that there are, beside norms of its scales."""
+    steps = [
+        {"method": "awq", "group_size": 32, "sequences": 1},
+        {"method": "awq-clip", "group_size": 32},
+    ]
+    run = _run(store, steps, "iree")
+    changed = Checkpoint.open(run.compress()).rest()
+    before = dict(run.make_dense().decoder.uncompressed())
+    name = "model.layers.0.input_layernorm.weight"
+    assert not torch.allclose(changed[name], before[name], rtol=0.05)
+    found = run.finish().record
+    assert found.lowering is not None
+    assert max(found.lowering.logit_errors.values()) < 1e-5
+    torchs = _run(store, steps).finish().record.find("perplexity-pydoc", "perplexity")
+    compiled = found.find("perplexity-pydoc", "perplexity")
+    assert torchs is not None
+    assert compiled is not None
+    assert compiled.path == "kernel"
+    assert compiled.samples == pytest.approx(torchs.samples, rel=1e-5)
+
+
 def test_a_lowered_folder_is_evaluated_by_itself(store: StageStore, tmp_path: Path) -> None:
     """As its checkpoint was, when that and the store are gone."""
     run = _run(store, SLIM, "iree")
