@@ -9,13 +9,10 @@ import pytest
 
 from trinity.methods import plugins, registry
 from trinity.methods.contract import (
-    BlockMethod,
-    CheckpointSource,
     LayerStats,
-    Method,
     MethodConfig,
-    ModelMethod,
 )
+from trinity.methods.declarations import KINDS
 from trinity.methods.dense import DENSE
 from trinity.methods.errors import ConfigError, PluginError
 
@@ -53,7 +50,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
 def test_every_row_of_the_table_loads_and_is_what_it_says(name: str) -> None:
     method = registry.get(name)
-    assert isinstance(method, (Method, BlockMethod, ModelMethod, CheckpointSource))
+    assert isinstance(method, KINDS)
     assert method.name == name
     assert method.paper
     assert issubclass(method.config, MethodConfig)
@@ -71,7 +68,8 @@ def test_an_unknown_method_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(ConfigError, match=r"'wnada' is not registered\. Did you mean wanda\?"):
         registry.get("wnada")
     with pytest.raises(
-        ConfigError, match=r"not registered\. There is beam, dense, .*trinity\.methods"
+        ConfigError,
+        match=r"not registered\. There is awq, awq-clip, beam, dense, .*trinity\.methods",
     ):
         registry.get("xyzzy")
 
