@@ -204,7 +204,7 @@ def _source(spec: CompressSpec) -> PlannedSource | None:
 
 
 def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
-    planned = []
+    planned: list[PlannedStep] = []
     for step in steps:
         method = registry.get(step.method)
         if isinstance(method, CheckpointSource):

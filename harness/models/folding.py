@@ -52,8 +52,7 @@ def folds(model: nn.Module, family: Family, index: int) -> tuple[Fold, ...]:
             if weight is None or len(_outputs(into)) != _inputs(modules[prefix + spec.reads]):
                 continue
             names = tuple(prefix + name for name in group)
-            kind = "norm" if weight.ndim == 1 else "linear"
-            found.append(Fold(names, prefix + spec.into, kind))
+            found.append(Fold(names, prefix + spec.into, "norm" if weight.ndim == 1 else "linear"))
     return tuple(found)
 
 
