@@ -6,6 +6,7 @@ the contract, not the algorithm: a method that conforms may still be a bad one.
 
 from collections.abc import Mapping
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from trinity.methods.formats import (
     pack,
     sparsity_of,
 )
+from trinity.methods.planning import PlanMethod
 from trinity.methods.sample_layers import SHAPES, prefixed, stats_tensors
 from trinity.methods.transforms import TransformMethod, TransformTask
 from trinity.methods.trials import Run, called, run_violations, scale_violations
@@ -79,6 +81,8 @@ def check(
             violations += _method_violations(method, config)
         elif isinstance(method, BlockMethod):
             violations += _block_violations(method, config)
+        elif isinstance(method, PlanMethod):
+            violations += _plan_violations(method, config)
         elif isinstance(method, TransformMethod):
             violations += _transform_violations(method, config)
         elif isinstance(method, ModelMethod):
@@ -248,6 +252,30 @@ def _transform_violations(
         widths = {fold: task.weights[fold.linears[0]].shape[1] for fold in task.folds}
         found += scale_violations(run, _tensors_of(task), widths, where, must_refuse=bool(said))
     return found if len(refused) < len(tasks) else [*found, _untried(refused)]
+
+
+def _plan_violations(method: PlanMethod[MethodConfig], config: MethodConfig) -> list[Violation]:
+    """Numbers of blocks of several kinds; what they give each layer is tried with those alone."""
+    found: list[Violation] = []
+    for where, task in sample_layers.transform_tasks(needed(method, config)):
+        given = _tensors_of(task)
+        before = {name: tensor.clone() for name, tensor in given.items()}
+        run = partial(method.measure, task.weights, task.stats, config)
+        first, again = called(run), called(run)
+        if isinstance(first, BaseException):
+            found.append(Violation(f"measure: raised {type(first).__name__}: {first}", where))
+            continue
+        if not isinstance(first, Mapping) or first.keys() != task.weights.keys():
+            found.append(Violation("measure: gave no numbers for each layer of the block", where))
+            continue
+        values = [value for numbers in first.values() for value in dict(numbers).values()]
+        if not all(isinstance(value, (int, float)) and isfinite(value) for value in values):
+            found.append(Violation("measure: gave something that is no finite number", where))
+        if first != again:
+            found.append(Violation("measure: the same inputs gave other numbers", where))
+        changed = [name for name, tensor in given.items() if not torch.equal(tensor, before[name])]
+        found += [Violation(f"measure: changed its input {name}", where) for name in changed]
+    return found
 
 
 def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -> list[Violation]:

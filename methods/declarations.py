@@ -13,16 +13,18 @@ from trinity.methods.contract import (
     ModelMethod,
     Statistic,
 )
+from trinity.methods.planning import PlanMethod
 from trinity.methods.transforms import TransformMethod
 
 Registered = (
     Method[MethodConfig]
     | BlockMethod[MethodConfig]
     | TransformMethod[MethodConfig]
+    | PlanMethod[MethodConfig]
     | ModelMethod[MethodConfig]
     | CheckpointSource[MethodConfig]
 )
-KINDS = (Method, BlockMethod, TransformMethod, ModelMethod, CheckpointSource)
+KINDS = (Method, BlockMethod, TransformMethod, PlanMethod, ModelMethod, CheckpointSource)
 
 
 class Violation(NamedTuple):
@@ -55,7 +57,8 @@ def attribute_violations(method: object) -> list[Violation]:
         what = (
             f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
             f"problem, compress), of a BlockMethod (compress_block), of a TransformMethod "
-            f"(transform), of a ModelMethod (compress_model) or of a CheckpointSource (parts, load)"
+            f"(transform), of a PlanMethod (measure, allot), of a ModelMethod (compress_model) or "
+            f"of a CheckpointSource (parts, load)"
         )
         return [Violation(what)]
     found = [Violation(what) for what in of_wrong_types(method)]

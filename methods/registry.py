@@ -20,6 +20,7 @@ BUILT_IN = {
     "awq-clip": "trinity.methods.awq_clip:AWQ_CLIP",
     "beam": "trinity.methods.beam:BEAM",
     "dense": "trinity.methods.dense:DENSE",
+    "eora": "trinity.methods.eora:EORA",
     "fp8": "trinity.methods.fp8:FP8",
     "gptaq": "trinity.methods.gptaq:GPTAQ",
     "gptq": "trinity.methods.gptq:GPTQ",
@@ -31,6 +32,7 @@ BUILT_IN = {
     "nf4": "trinity.methods.nf4:NF4",
     "nvfp4": "trinity.methods.nvfp4:NVFP4",
     "optima": "trinity.methods.optima:OPTIMA",
+    "owl": "trinity.methods.owl:OWL",
     "rtn": "trinity.methods.rtn:RTN",
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",
@@ -73,8 +75,8 @@ def get(name: str) -> "Registered":
     if isinstance(found, type) or not isinstance(found, KINDS):
         what = (
             f"'{target}' is of type {type(found).__name__}, which is neither a Method, a "
-            f"BlockMethod, a TransformMethod, a ModelMethod nor a CheckpointSource "
-            f"(trinity.methods.contract, trinity.methods.transforms)"
+            f"BlockMethod, a TransformMethod, a PlanMethod, a ModelMethod nor a CheckpointSource "
+            f"(trinity.methods.contract, trinity.methods.transforms, trinity.methods.planning)"
         )
         raise _PLUGINS.broken(name, what)
     if found.name != name:

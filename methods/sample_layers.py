@@ -37,6 +37,7 @@ from trinity.methods.formats import (
     WeightFormat,
     format_of,
 )
+from trinity.methods.planning import PlanMethod
 from trinity.methods.transforms import Fold, TransformMethod, TransformTask
 
 SHAPES = ((16, 128), (8, 256), (1, 128), (128, 16), (24, 40), (5, 7), (3, 1))
@@ -270,7 +271,8 @@ def example_format(method: Registered) -> WeightFormat | None:
     the format they have, for one that compresses nothing, and where no sample is accepted.
     """
     config = example_config(method.config, None)
-    if config is None or isinstance(method, (CheckpointSource, ModelMethod, TransformMethod)):
+    nothing = (CheckpointSource, ModelMethod, TransformMethod, PlanMethod)
+    if config is None or isinstance(method, nothing):
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

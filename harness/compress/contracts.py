@@ -6,7 +6,7 @@ plugin, its distribution and version: nothing that it leaves out or adds passes 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -87,6 +87,29 @@ def scales(
             raise _broken(method, fold.into, "gave a scale that is not positive and finite")
         _check_details(method, fold.into, found.details)
     return dict(result)
+
+
+def measured(
+    method: str, where: str, result: object, names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """What a planning method measured of a block: finite numbers of each of its layers."""
+    if not isinstance(result, Mapping) or set(result) != set(names):
+        raise _broken(method, where, f"gave no numbers for each of {_shown(set(names))}")
+    for name, numbers in result.items():
+        _check_details(method, name, numbers)
+        if not all(isinstance(value, (int, float)) for value in numbers.values()):
+            raise _broken(method, name, f"measured {dict(numbers)}, which are not all numbers")
+    return {name: {key: float(value) for key, value in of.items()} for name, of in result.items()}
+
+
+def allotted(method: str, result: object, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The options that a planning method gave, by layer, for some of the layers that it saw."""
+    if not isinstance(result, Mapping) or not set(result) <= set(names):
+        raise _broken(method, "compress.steps", "gave options for layers that it did not see")
+    for name, options in result.items():
+        if not isinstance(options, Mapping):
+            raise _broken(method, name, f"gave a {type(options).__name__} instead of options")
+    return {name: dict(options) for name, options in result.items()}
 
 
 def weight(method: str, where: str, result: object, shape: tuple[int, int]) -> Reported:

@@ -1,8 +1,10 @@
 """What is done to which layer, checked against the layers' shapes before a weight is read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import zip_longest
+from typing import Any
 
 from trinity.harness.compress import contracts
 from trinity.harness.recipes.recipe import CompressSpec, Order, Step, TuneMode, TuneSpec
@@ -18,10 +20,16 @@ from trinity.methods.contract import (
 )
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import InputFormat
+from trinity.methods.planning import PlanMethod
 from trinity.methods.transforms import TransformMethod
 
 NAMES_SHOWN = 3
-StepMethod = Method[MethodConfig] | BlockMethod[MethodConfig] | TransformMethod[MethodConfig]
+StepMethod = (
+    Method[MethodConfig]
+    | BlockMethod[MethodConfig]
+    | TransformMethod[MethodConfig]
+    | PlanMethod[MethodConfig]
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,11 @@ class PlannedStep:
     def needs(self) -> Statistic:
         """What it asks for, with these options."""
         return needed(self.method, self.config)
+
+    @property
+    def plans(self) -> bool:
+        """Whether it gives the step after it its options, before anything is compressed."""
+        return isinstance(self.method, PlanMethod)
 
     @property
     def transforms(self) -> bool:
@@ -81,6 +94,7 @@ class Plan:
     order: whether a block's linears are calibrated all at once or input by input
     inputs: how inputs are rounded, by layer; no entry leaves a layer's inputs alone
     tune: what is done to the compressed model at the end
+    told: what planning steps measured and gave, by layer, for its report
     """
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
@@ -88,6 +102,42 @@ class Plan:
     order: Order = "block"
     inputs: Mapping[str, InputFormat] = field(default_factory=dict)
     tune: PlannedTune | None = None
+    told: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+
+    @property
+    def planners(self) -> list[PlannedStep]:
+        """Steps that give other steps their options, in order."""
+        found: list[PlannedStep] = []
+        for steps in self.steps.values():
+            found += [step for step in steps if step.plans and step not in found]
+        return found
+
+    def after(self, step: PlannedStep, layer: str) -> PlannedStep:
+        """The step of a layer that a planning step gives options to."""
+        steps = self.steps[layer]
+        return steps[steps.index(step) + 1]
+
+    def with_options(
+        self,
+        step: PlannedStep,
+        options: Mapping[str, Mapping[str, Any]],
+        measured: Mapping[str, Mapping[str, float]],
+    ) -> "Plan":
+        """With other options of the step after a planning step.
+
+        options: by layer   measured: what they follow from, for reports
+        """
+        steps, told = dict(self.steps), dict(self.told)
+        for layer, given in options.items():
+            own = list(steps[layer])
+            place = own.index(step) + 1
+            before = own[place].config.model_dump(mode="json")
+            config = registry.configure(own[place].name, {**before, **given})
+            own[place] = replace(own[place], config=config)
+            steps[layer] = tuple(own)
+            said = {"method": step.name, **measured.get(layer, {}), **given}
+            told[layer] = (*told.get(layer, ()), said)
+        return replace(self, steps=steps, told=told)
 
     @property
     def methods(self) -> list[StepMethod]:
@@ -97,9 +147,9 @@ class Plan:
 
     @property
     def needs(self) -> Statistic:
-        """Everything that some step of some layer needs."""
+        """Everything that some step of some layer needs while the model is compressed."""
         needs = Statistic.NOTHING
-        for step in (step for steps in self.steps.values() for step in steps):
+        for step in (step for steps in self.steps.values() for step in steps if not step.plans):
             needs |= step.needs
         return needs
 
@@ -228,6 +278,13 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
         planned.append(
             PlannedStep(step.method, method, registry.configure(step.method, step.options))
         )
+    for done, following in zip_longest(planned, planned[1:]):
+        if done.plans and (following is None or following.plans):
+            msg = (
+                f"method '{done.name}' gives the step after it its options: put it before the "
+                f"step that it plans."
+            )
+            raise ConfigError(msg)
     return tuple(planned)
 
 

@@ -41,6 +41,7 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
 )
+from trinity.methods.planning import PlanMethod
 from trinity.methods.transforms import TransformMethod
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ class Walk:
             self.decoder.load(path)
             scales = self._transform(index)
             weights, layers = self._compress(index, [found.told for found in scales])
+            for name, found in layers.items():
+                found["diagnostics"] = [*self.plan.told.get(name, ()), *found["diagnostics"]]
             if self._dense is not None:
                 self._dense.forget()
             self.decoder.unload(path)
@@ -238,8 +241,8 @@ class Walk:
             if depth >= len(steps):
                 continue
             step = steps[depth]
-            if isinstance(step.method, TransformMethod):
-                continue  # done before, to the whole block
+            if isinstance(step.method, (TransformMethod, PlanMethod)):
+                continue  # done before, to the whole block or the whole model
             # Linears with one input follow each other; what they shared is not needed after them.
             if before is not None and before is not stats[name]:
                 before.forget()

@@ -21,6 +21,7 @@ from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.compress import calibration, plan, tune
 from trinity.harness.compress.block_tuning import BlockTuning
 from trinity.harness.compress.imported import check_same_shapes, import_checkpoint
+from trinity.harness.compress.planning import Planning
 from trinity.harness.compress.walk import Walk
 from trinity.harness.engines.engine import check_tokens
 from trinity.harness.models import families
@@ -192,6 +193,10 @@ class Run:
             "code": own_code.sha256(Walk, methods=self.plan.methods),
         }
         self._say_unused()
+        if self.plan.planners:
+            own = {**inputs, "code": own_code.sha256(Planning, methods=self.plan.methods)}
+            planning = Planning(self.decoder, drawn[0] if drawn else None, self.store, own)
+            self.plan = planning.run(self.plan, lambda at, of: self._step("plan, blocks", at, of))
         walk = Walk(self.decoder, self.plan, drawn[0] if drawn else None, self.store, inputs)
         blocks = walk.run(lambda done, of: self._step("compress, blocks", done, of))
         last, tuned = blocks[-1].name, None

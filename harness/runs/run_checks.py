@@ -32,7 +32,7 @@ def check_texts(recipe: Recipe, plan: Plan, context: int) -> None:
             f"`compress.tune.data:` nor `calibration:`."
         )
         raise ConfigError(msg)
-    if spec is None and plan.needs:
+    if spec is None and (plan.needs or any(step.needs for step in plan.planners)):
         names = sorted({s.name for steps in plan.steps.values() for s in steps if s.method.needs})
         msg = (
             f"method {', '.join(names)} needs calibration data, and the recipe has no "

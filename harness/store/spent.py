@@ -9,7 +9,8 @@ from dataclasses import dataclass
 COMPRESS, LOWER, EVALUATE, BENCH, OTHER = "compress", "lower", "evaluate", "bench", "other"
 _PARTS = {
     **dict.fromkeys(
-        ("calibration", "block", "tuned", "tuned-block", "imported", "checkpoint"), COMPRESS
+        ("calibration", "plan", "block", "tuned", "tuned-block", "imported", "checkpoint"),
+        COMPRESS,
     ),
     **dict.fromkeys(("exported", "module", "parameters", "verification"), LOWER),
     "suite": EVALUATE,
