@@ -117,6 +117,10 @@ def of_inputs(stats: LayerStats) -> Tensor:
 
 
 class _Awq:
+    """Costs two rounds of statistics, and for every place that takes a scale a run of the block on
+    the calibration text for each alpha (`loss: layers` runs nothing).
+    """
+
     name = "awq"
     paper = "arXiv:2306.00978"
     config = AwqConfig

@@ -59,6 +59,8 @@ def densities(ratios: Sequence[float], sparsity: float, spread: float) -> list[f
 
 
 class _Owl:
+    """Costs one more pass of the calibration text through the model, which recipes share."""
+
     name = "owl"
     paper = "arXiv:2310.05175"
     config = OwlConfig

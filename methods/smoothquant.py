@@ -54,6 +54,8 @@ def of_inputs(stats: LayerStats, method: str) -> Tensor:
 
 
 class _SmoothQuant:
+    """Costs two rounds of statistics: for the scales, and for the steps that follow."""
+
     name = "smoothquant"
     paper = "arXiv:2211.10438"
     config = SmoothQuantConfig

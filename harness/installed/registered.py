@@ -1,5 +1,6 @@
 """What is registered, for `trinity methods`: a listing, one method's options, its conformance."""
 
+import inspect
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -69,7 +70,7 @@ def describe_method(name: str) -> dict[str, Any]:
         "costs": _costs(method),
         "options": {option.name: asdict(option) for option in options},
         "step": method_options.as_step(name, options, method.config),
-        "about": (type(method).__doc__ or "").strip(),
+        "about": inspect.cleandoc(type(method).__doc__ or ""),
     }
 
 
