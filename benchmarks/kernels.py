@@ -29,12 +29,14 @@ from trinity.lowering.kernels.cpu.flavour import instructions_of
 from trinity.methods.formats import (
     NM,
     AdapterFormat,
+    Codebook,
     CompressedWeight,
     FactorFormat,
     Floats,
     Grid,
     InputFormat,
     Quantized,
+    RowCodebook,
     Unstructured,
     WeightFormat,
 )
@@ -113,6 +115,16 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
         "int4, int8 inputs": WeightFormat(shape, grid, inputs=inputs),
         "2:4 int4, int8 inputs": WeightFormat(shape, grid, NM(2, 4), inputs=inputs),
         "50% int4": WeightFormat(shape, grid, Unstructured(0.5)),
+        "nf4": WeightFormat(shape, Codebook("nf4", (out, d_in // 64), "float16")),
+        "2:4 nf4": WeightFormat(shape, Codebook("nf4", (out, d_in // 64), "float16"), NM(2, 4)),
+        "mxfp4": WeightFormat(shape, Codebook("e2m1", (out, d_in // 32), "float8_e8m0fnu")),
+        "nvfp4": WeightFormat(shape, Codebook("e2m1", (out, d_in // 16), "float8_e4m3fn", True)),
+        "2:4 mxfp4": WeightFormat(
+            shape, Codebook("e2m1", (out, d_in // 32), "float8_e8m0fnu"), NM(2, 4)
+        ),
+        "4 bits, levels by row": WeightFormat(shape, RowCodebook(4, out, "float16")),
+        "3 bits, levels by row": WeightFormat(shape, RowCodebook(3, out, "float16")),
+        "fp8": WeightFormat(shape, Codebook("e4m3", (out, 1), "float32")),
         "float16": WeightFormat(shape, Floats("float16")),
         "2:4 float16": WeightFormat(shape, Floats("float16"), NM(2, 4)),
         "50% float16": WeightFormat(shape, Floats("float16"), Unstructured(0.5)),

@@ -2,6 +2,10 @@
 
 - Quantized: `!quant.uniform<i4:f32, 1.0>`, cast with `quant.dcast`.  The step is 1: scales are
   operands beside the codes, so that a module depends on the format and not on the weight's numbers.
+- Values of a table: MLIR's own type where it has one (`f4E2M1FN`, `f8E4M3FN`), else codes and a
+  constant table of levels that they are looked up in (`nf4`, i4).  Scales of 8 bits have their own
+  types too (`f8E4M3FN`, `f8E8M0FNU`).
+- Values of a row's own table: integer codes, and all rows' levels that they are looked up in.
 - N:M: `#sparse_tensor.encoding<... structured[n, m]>`; unstructured: a compressed level.
 - Both: the sparse dialect takes no element type but plain integers of 8 bits and more and floats
   (`tensor<..x!quant.uniform<..>, #sparse>` and `tensor<..xi4, #sparse>` do not parse), so the
@@ -11,6 +15,8 @@
 
 import re
 from dataclasses import replace
+
+import torch
 
 from trinity.lowering.mlir.builder import (
     MLIR_TYPES,
@@ -24,15 +30,22 @@ from trinity.lowering.rows.linalg import add_adapter, linear_function, rounded_i
 from trinity.lowering.rows.row_storage import Layout, layout_of
 from trinity.lowering.targets.choose import storage_of
 from trinity.lowering.targets.targets import Target
-from trinity.methods.formats import NM, WeightFormat
+from trinity.methods.formats import NM, Codebook, WeightFormat
+from trinity.methods.formats.level_tables import levels, zero_code
+
+OWN_TYPES = {"e2m1": "f4E2M1FN", "e4m3": "f8E4M3FN"}
+SCALE_TYPES = {torch.float8_e4m3fn: "f8E4M3FN", torch.float8_e8m0fnu: "f8E8M0FNU"}
 
 
 def function_name(weight_format: WeightFormat, rows: int) -> str:
     """The name of a linear's function, the same at every stage; equal only for equal formats."""
     out, d_in = weight_format.shape
     words = [weight_format.label, f"{out}x{d_in}", f"m{rows}"]
+    if weight_format.coded:
+        words.insert(1, f"scale {weight_format.coded.scale_dtype}")
+    if weight_format.row_codebook:
+        words.insert(1, weight_format.row_codebook.dtype)
     if weight_format.grid:
-        words.insert(1, f"scale {weight_format.grid.scale_dtype}")
         words.insert(2, str(weight_format.grid.input_scale or ""))
     if weight_format.adapter:
         words.insert(1, "adapter " + " ".join(_factor_dtypes(weight_format)))
@@ -42,17 +55,16 @@ def function_name(weight_format: WeightFormat, rows: int) -> str:
 def _factor_dtypes(weight_format: WeightFormat) -> list[str]:
     """Float types in an adapter that its label leaves out: of values, or of scales."""
     factors = [weight_format.factor(name) for name in ("B", "A")]
-    return [str(f.grid.scale_dtype if f.grid else f.dtype) for f in factors]
+    return [str(f.coded.scale_dtype if f.coded else f.dtype) for f in factors]
 
 
 def annotated_call(layer: str, weight_format: WeightFormat, rows: int) -> PackedCall:
     """The annotated function of a layer's format, and the globals it is called with."""
     out, d_in = weight_format.shape
     layout = layout_of(weight_format)
-    shapes = layout.shapes()
     operands = [(f"{layer}.weight", weight_type(weight_format))]
     for name in layout.operand_tensors:
-        operands.append((f"{layer}.{name}", tensor_type(*shapes[name])))
+        operands.append((f"{layer}.{name}", _operand_type(layout, name)))
     return PackedCall(
         function_name(weight_format, rows),
         annotated_function(layout, rows),
@@ -100,6 +112,11 @@ def encoding(weight_format: WeightFormat) -> str | None:
 def weight_type(weight_format: WeightFormat) -> str:
     """The type of the annotated weight, [out, in]."""
     sparse, quantized = encoding(weight_format), quantized_type(weight_format)
+    if own := weight_format.row_codebook:
+        return tensor_type(weight_format.shape, f"i{own.bits}")
+    if weight_format.codebook:
+        element = "i8" if sparse else _code_type(weight_format.codebook)
+        return tensor_type(weight_format.shape, element, sparse)
     if quantized is None:
         return tensor_type(weight_format.shape, _float_type(weight_format), sparse)
     return tensor_type(weight_format.shape, "i8" if sparse else quantized, sparse)
@@ -108,10 +125,10 @@ def weight_type(weight_format: WeightFormat) -> str:
 def annotated_function(layout: Layout, rows: int) -> str:
     """`x: [rows, in], weight, scale, zero_point, B, A -> [rows, out]`: those that there are."""
     weight_format, build = layout.format, Builder()
-    (out, d_in), shapes = weight_format.shape, layout.shapes()
+    out, d_in = weight_format.shape
     arguments = [f"%arg_x: {tensor_type((rows, d_in), 'f32')}"]
     arguments.append(f"%arg_weight: {weight_type(weight_format)}")
-    arguments += [f"%arg_{name}: {tensor_type(*shapes[name])}" for name in layout.operand_tensors]
+    arguments += [f"%arg_{name}: {_operand_type(layout, name)}" for name in layout.operand_tensors]
     x = "%arg_x"
     if weight_format.inputs:
         x = rounded_input(build, rows, x, d_in, weight_format.inputs)
@@ -127,6 +144,10 @@ def _dense_weight(build: Builder, weight_format: WeightFormat) -> Operand:
     """The weight as floats (codes still unscaled), for the contraction."""
     out, d_in = weight_format.shape
     value, source = "%arg_weight", weight_type(weight_format)
+    if own := weight_format.row_codebook:
+        return Operand("w", "%arg_weight", ("n", "k"), weight_format.shape, f"i{own.bits}")
+    if weight_format.codebook:
+        return _coded_weight(build, weight_format, weight_format.codebook)
     quantized = quantized_type(weight_format)
     if quantized is None:
         kind = _float_type(weight_format)
@@ -146,25 +167,83 @@ def _dense_weight(build: Builder, weight_format: WeightFormat) -> Operand:
     return Operand("w", value, ("n", "k"), (out, d_in), "f32")
 
 
+def _coded_weight(build: Builder, weight_format: WeightFormat, values: Codebook) -> Operand:
+    """The codes, of a type of MLIR's that says what they stand for, or as integers."""
+    shape, kind, value = weight_format.shape, _code_type(values), "%arg_weight"
+    if encoding(weight_format):
+        source, dense = weight_type(weight_format), tensor_type(shape, "i8")
+        value = build.value(f"sparse_tensor.convert {value} : {source} to {dense}")
+        narrow = tensor_type(shape, f"i{values.bits}")
+        if values.bits < 8:
+            value = build.value(f"arith.trunci {value} : {dense} to {narrow}")
+        if kind != f"i{values.bits}":
+            value = build.value(f"arith.bitcast {value} : {narrow} to {tensor_type(shape, kind)}")
+    return Operand("w", value, ("n", "k"), shape, kind)
+
+
+def _level(build: Builder, weight_format: WeightFormat, body: list[str]) -> str:
+    """Lines that look an integer code up; the level's name.
+
+    Under a mask, what the sparse dialect leaves out is 0, so codes are there by what tells them
+    from the code of zero (exclusive or).
+    """
+    assert weight_format.codebook
+    table, bits = weight_format.codebook.table, weight_format.codebook.bits
+    found, zero = levels(table).tolist(), zero_code(table) if weight_format.pattern else 0
+    kind = f"tensor<{len(found)}xf32>"
+    numbers = [found[code ^ zero] for code in range(len(found))]
+    name = build.value(f"arith.constant dense<{numbers}> : {kind}")
+    body += [
+        f"%code = arith.extui %in_w : i{bits} to i32",
+        "%place = arith.index_cast %code : i32 to index",
+        f"%level = tensor.extract {name}[%place] : {kind}",
+    ]
+    return "%level"
+
+
+def _own_level(layout: Layout, body: list[str]) -> str:
+    """Lines that look a code up in its row's own levels; the level's name."""
+    assert layout.format.row_codebook
+    shape, dtype = layout.shapes()["levels"]
+    kind, row = MLIR_TYPES[dtype], "linalg.index 1 : index"
+    body += [
+        f"%code = arith.extui %in_w : i{layout.format.row_codebook.bits} to i32",
+        "%place = arith.index_cast %code : i32 to index",
+        f"%row = {row if shape[0] > 1 else 'arith.constant 0 : index'}",
+        f"%in_own = tensor.extract %arg_levels[%row, %place] : {tensor_type(shape, kind)}",
+    ]
+    return widen("own", kind, body)
+
+
 def _contraction(build: Builder, layout: Layout, rows: int, x: str, weight: Operand) -> str:
     """Sum over k of x times (w - zero point) times scale.  -> [rows, out]"""
-    (out, d_in), grid = layout.format.shape, layout.format.grid
+    (out, d_in), coded, grid = layout.format.shape, layout.format.coded, layout.format.grid
     inputs = [Operand("x", x, ("m", "k"), (rows, d_in), "f32"), weight]
     body: list[str] = []
-    value = widen("w", weight.dtype, body)
-    if grid:
-        group, dtype = d_in // grid.scale_shape[1], layout.shapes()["scale"][1]
-        where = (("n" if grid.scale_shape[0] > 1 else "0"), f"k floordiv {group}")
-        if not grid.symmetric:
+    if layout.format.row_codebook:
+        value = _own_level(layout, body)
+    elif weight.dtype.startswith("i"):
+        value = _level(build, layout.format, body)
+    else:
+        value = widen("w", weight.dtype, body)
+    if coded:
+        group = d_in // coded.scale_shape[1]
+        where = (("n" if coded.scale_shape[0] > 1 else "0"), f"k floordiv {group}")
+        if grid and not grid.symmetric:
             inputs.append(Operand("zero_point", "%arg_zero_point", where, grid.scale_shape, "i8"))
             body.append("%zero = arith.uitofp %in_zero_point : i8 to f32")
             body.append(f"%centred = arith.subf {value}, %zero : f32")
             value = "%centred"
-        inputs.append(Operand("scale", "%arg_scale", where, grid.scale_shape, MLIR_TYPES[dtype]))
-        scale = widen("scale", MLIR_TYPES[dtype], body)
+        kind = _scale_type(coded.scale_dtype)
+        inputs.append(Operand("scale", "%arg_scale", where, coded.scale_shape, kind))
+        scale = widen("scale", kind, body)
+        if "outer_scale" in layout.shapes():
+            inputs.append(Operand("outer", "%arg_outer_scale", ("0", "0"), (1, 1), "f32"))
+            body.append(f"%whole = arith.mulf {scale}, %in_outer : f32")
+            scale = "%whole"
         body.append(f"%scaled = arith.mulf {value}, {scale} : f32")
         value = "%scaled"
-        if grid.input_scale:
+        if grid and grid.input_scale:
             kind = MLIR_TYPES[layout.shapes()["input_scale"][1]]
             inputs.append(Operand("inputs", "%arg_input_scale", ("k",), (d_in,), kind))
             body.append(f"%by_input = arith.mulf {value}, {widen('inputs', kind, body)} : f32")
@@ -173,6 +252,25 @@ def _contraction(build: Builder, layout: Layout, rows: int, x: str, weight: Oper
     body.append("%yield = arith.addf %acc, %product : f32")
     output = Operand("out", build.zeros((rows, out)), ("m", "n"), (rows, out), "f32")
     return build.generic("m n k", inputs, output, "k", body)
+
+
+def _code_type(values: Codebook) -> str:
+    """MLIR's own type of numbers with these bits, or integers of as many."""
+    return OWN_TYPES.get(values.table, f"i{values.bits}")
+
+
+def _scale_type(dtype: str) -> str:
+    found: torch.dtype = getattr(torch, dtype)
+    return SCALE_TYPES.get(found) or MLIR_TYPES[found]
+
+
+def _operand_type(layout: Layout, name: str) -> str:
+    """Of a stored tensor that is an operand already; scales of 8 bits by what they are."""
+    shape, dtype = layout.shapes()[name]
+    coded = layout.format.coded
+    if name == "scale" and coded:
+        return tensor_type(shape, _scale_type(coded.scale_dtype))
+    return tensor_type(shape, dtype)
 
 
 def _float_type(weight_format: WeightFormat) -> str:

@@ -17,30 +17,36 @@ from trinity.methods.errors import ConfigError
 from trinity.methods.formats import (
     NM,
     Adapted,
+    Codebook,
+    Coded,
     CompressedWeight,
     Dense,
     Factor,
     Pattern,
     Quantized,
+    RowCoded,
     Sparse,
     format_of,
 )
 
+Numbers = Quantized | Coded | RowCoded
 FactorName = Literal["B", "A"]
 FACTORS: tuple[FactorName, ...] = ("B", "A")
 
 
 class Codes(NamedTuple):
-    """What is stored of a quantized weight, as matrices again.
+    """What is stored of a weight of codes, as matrices again.
 
     codes: uint8 [out, in], as they are stored   mask: bool [out, in], None where every code is
-    stored   scale, zero_point: [out, groups]
+    stored   scale, zero_point: [out, groups]   outer_scale: [1, 1]   levels: [out, 2^bits]
     """
 
     codes: Tensor
     mask: Tensor | None
-    scale: Tensor
-    zero_point: Tensor | None
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+    outer_scale: Tensor | None = None
+    levels: Tensor | None = None
 
 
 class KernelStorage(WeightStorage):
@@ -51,7 +57,7 @@ class KernelStorage(WeightStorage):
     @property
     def groups(self) -> int:
         """Scale groups of a row."""
-        return self.format.grid.scale_shape[1] if self.format.grid else 1
+        return self.format.coded.scale_shape[1] if self.format.coded else 1
 
     @property
     def group(self) -> int:
@@ -79,7 +85,7 @@ class KernelStorage(WeightStorage):
         """Inverse of `pack_values`; no mask where it is not stored."""
 
     @abstractmethod
-    def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+    def pack_codes(self, base: Numbers, mask: Tensor | None) -> dict[str, Tensor]:
         """The stored tensors of codes, scales and zero points.  mask: bool [out, in]"""
 
     @abstractmethod
@@ -124,9 +130,10 @@ class KernelStorage(WeightStorage):
         if isinstance(base, Dense):
             found = self.pack_values(base.values, mask)
         else:
-            assert isinstance(base, Quantized)  # `refusal` has refused values of other kinds
+            # `refusal` has refused values of other kinds.
+            assert isinstance(base, Quantized | Coded | RowCoded)
             found = self.pack_codes(base, mask)
-            if base.input_scale is not None:
+            if isinstance(base, Quantized) and base.input_scale is not None:
                 found["input_scale"] = base.input_scale
         if isinstance(weight, Adapted):
             for name, factor in self.factors.items():
@@ -137,13 +144,13 @@ class KernelStorage(WeightStorage):
 
     def unpack_parts(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
         """Inverse of `pack_parts`."""
-        base: Dense | Quantized | Sparse
+        base: Dense | Numbers | Sparse
         if self.format.dtype:
             values, mask = self.unpack_values(tensors)
             base = Dense(values)
         else:
             found = self.unpack_codes(tensors)
-            base, mask = self._quantized(found, tensors.get("input_scale")), found.mask
+            base, mask = self._coded(found, tensors.get("input_scale")), found.mask
         if pattern := self.format.pattern:
             mask = _mask_of(base.dequantize(), pattern) if mask is None else mask
             base = Sparse(base, mask, pattern)
@@ -160,13 +167,20 @@ class KernelStorage(WeightStorage):
         assert not isinstance(found, Adapted)  # a factor has no adapter
         return found
 
-    def _quantized(self, found: Codes, input_scale: Tensor | None) -> Quantized:
-        grid = self.format.grid
-        if grid is None:
-            msg = f"format {self.format.label} is not quantized"
+    def _coded(self, found: Codes, input_scale: Tensor | None) -> Numbers:
+        if own := self.format.row_codebook:
+            assert found.levels is not None
+            return RowCoded(found.codes, found.levels[: own.tables].contiguous())
+        grid = self.format.coded
+        if grid is None or found.scale is None:
+            msg = f"format {self.format.label} has no codes"
             raise AssertionError(msg)
         rows, _ = grid.scale_shape  # one scale for the tensor is stored for every row
         codes, zero_point = found.codes, found.zero_point
+        if isinstance(grid, Codebook):
+            scale = found.scale[:rows].contiguous().view(getattr(torch, grid.scale_dtype))
+            coded = Coded(codes, scale, grid.table, found.outer_scale)
+            return coded if found.mask is None else coded.cleared(found.mask)
         if zero_point is None:
             codes = (codes.to(torch.int16) - 2 ** (grid.bits - 1)).to(torch.int8)
         else:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from trinity.lowering.kernels import stream
-from trinity.lowering.kernels.kernel_storage import FACTORS, Codes
+from trinity.lowering.kernels.kernel_storage import FACTORS, Codes, Numbers
 from trinity.lowering.kernels.padded_panels import (
     AS_TWO_FOUR,
     BLOCK,
@@ -59,6 +59,8 @@ def whole_words(size: int) -> int:
 
 def refusal(weight_format: WeightFormat) -> str | None:
     """Why strips cannot hold a format, or None."""
+    if weight_format.codebook or weight_format.row_codebook:
+        return "values of a table"
     for name in FACTORS if weight_format.adapter else ():
         strips = Strips(weight_format.factor(name))
         if name == "B" and strips.groups > 1 and strips.group % BLOCK:
@@ -211,8 +213,9 @@ class Strips(PaddedPanels):
         entries, kept = self._from_words(self._whole(tensors, "words"))
         return self._restored(entries.contiguous().view(dtype), kept)
 
-    def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+    def pack_codes(self, base: Numbers, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""
+        assert isinstance(base, Quantized)  # `refusal` has refused tables
         codes = self._padded(raw_codes(base, mask))
         grid_shape = (self.format.shape[0], self.groups)
         sections = {"scale": self._by_lane(base.scale.expand(grid_shape))}

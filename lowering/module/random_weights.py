@@ -18,6 +18,8 @@ from trinity.methods.formats import (
     Grid,
     Pattern,
     Quantized,
+    RowCodebook,
+    RowCoded,
     Sparse,
     Unstructured,
     Values,
@@ -56,6 +58,10 @@ def _values(weight_format: WeightFormat, generator: torch.Generator) -> Values:
         codes = torch.zeros(shape, dtype=torch.uint8)
         start = Coded(codes, scale.to(getattr(torch, values.scale_dtype)), values.table, outer)
         return start.rounded(torch.randn(shape, generator=generator))
+    if isinstance(values, RowCodebook):
+        levels = torch.randn(values.tables, 2**values.bits, generator=generator)
+        start = torch.randint(2**values.bits, shape, generator=generator).to(torch.uint8)
+        return RowCoded(start, levels.to(getattr(torch, values.dtype)))
     if not isinstance(values, Grid):
         msg = f"no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)

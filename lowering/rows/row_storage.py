@@ -6,10 +6,12 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 
 | tensor                      | shape, type                         | when                     |
 |-----------------------------|-------------------------------------|--------------------------|
-| values                      | [planes, out, groups, positions]    | not quantized            |
-| codes, codes_low/codes_high | [planes, out, groups, bytes], uint8 | quantized; two if 3 bits |
+| values                      | [planes, out, groups, positions]    | floats                   |
+| codes, codes_low/codes_high | [planes, out, groups, bytes], uint8 | codes; two if 3 bits     |
 | index, index_low/index_high | [planes, out, groups, bytes], uint8 | N:M: places in groups    |
-| scale                       | [1, 1], [out, 1] or [out, groups]   | quantized                |
+| scale                       | [1, 1], [out, 1] or [out, groups]   | codes; uint8 if 8 bits   |
+| levels                      | [1 or out, 2^bits]                  | a row's own table        |
+| outer_scale                 | [1, 1], float32                     | an outer scale           |
 | zero_point                  | shape of scale, uint8               | quantized, asymmetric    |
 | input_scale                 | [in]                                | quantized, scaled inputs |
 | B, A                        | [out, rank], [rank, in]             | adapter of plain floats  |
@@ -29,17 +31,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from trinity.lowering.rows.refusals import check_held
 from trinity.lowering.weight_storage import CodePath, Shapes, WeightStorage
-from trinity.methods.errors import UnsupportedError
 from trinity.methods.formats import (
     NM,
     Adapted,
+    Codebook,
+    Coded,
     CompressedWeight,
     Dense,
     Factor,
-    Floats,
-    Grid,
     Quantized,
+    RowCoded,
     Sparse,
     Transposed,
     Unstructured,
@@ -47,6 +50,7 @@ from trinity.methods.formats import (
 )
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.packing import index_bits
+from trinity.methods.formats.scales import EIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Layout(WeightStorage):
     @cached_property
     def groups(self) -> int:
         """Scale groups of one row."""
-        return self.format.grid.scale_shape[1] if self.format.grid else 1
+        return self.format.coded.scale_shape[1] if self.format.coded else 1
 
     @cached_property
     def positions(self) -> int:
@@ -95,8 +99,8 @@ class Layout(WeightStorage):
     def streams(self) -> tuple[Stream, ...]:
         """The packed integers: codes, then N:M metadata."""
         found: list[Stream] = []
-        if self.format.grid:
-            found += _streams("codes", self.format.grid.bits)
+        if bits := self.format.code_bits:
+            found += _streams("codes", bits)
         if isinstance(self.format.pattern, NM):
             found += _streams("index", index_bits(self.format.pattern))
         return tuple(found)
@@ -128,8 +132,14 @@ class Layout(WeightStorage):
             found["values"] = ((*lead, self.padded), getattr(torch, self.format.dtype))
         for stream in self.streams:
             found[stream.name] = ((*lead, self.padded // stream.lanes), torch.uint8)
+        if coded := self.format.coded:
+            scale = getattr(torch, coded.scale_dtype)
+            found["scale"] = (coded.scale_shape, torch.uint8 if scale in EIGHT_BITS else scale)
+        if own := self.format.row_codebook:
+            found["levels"] = ((own.tables, 2**own.bits), getattr(torch, own.dtype))
+        if self.format.codebook and self.format.codebook.outer_scale:
+            found["outer_scale"] = ((1, 1), torch.float32)
         if grid := self.format.grid:
-            found["scale"] = (grid.scale_shape, getattr(torch, grid.scale_dtype))
             if not grid.symmetric:
                 found["zero_point"] = (grid.scale_shape, torch.uint8)
             if grid.input_scale:
@@ -170,13 +180,10 @@ class Layout(WeightStorage):
         if isinstance(base, Dense):
             tensors["values"] = _arrange(base.values, mask, self)
         else:
-            assert isinstance(base, Quantized)  # `layout_of` has refused values of other kinds
+            # `layout_of` has refused other kinds.
+            assert isinstance(base, Quantized | Coded | RowCoded)
             tensors |= _pack_field("codes", _arrange(raw_codes(base, mask), mask, self), self)
-            tensors["scale"] = base.scale
-            if base.zero_point is not None:
-                tensors["zero_point"] = base.zero_point
-            if base.input_scale is not None:
-                tensors["input_scale"] = base.input_scale
+            tensors |= _scales(base)
         if self.span > 1 and mask is not None:
             places = torch.arange(self.span, dtype=torch.uint8, device=mask.device)
             indices = places.repeat(self.format.shape[1] // self.span).expand(mask.shape)
@@ -192,11 +199,11 @@ class Layout(WeightStorage):
         values.
         """
         mask = _read_mask(self, tensors)
-        base: Dense | Quantized | Sparse
-        if self.format.grid is None:
+        base: Dense | Quantized | Coded | RowCoded | Sparse
+        if self.format.code_bits is None:
             base = Dense(_restore(tensors["values"][..., : self.positions], mask, self))
         else:
-            base = _read_quantized(self, mask, tensors)
+            base = _read_coded(self, mask, tensors)
         if isinstance(self.format.pattern, Unstructured):
             mask = base.dequantize() != 0
         if mask is not None and self.format.pattern is not None:
@@ -208,54 +215,13 @@ class Layout(WeightStorage):
 
 def layout_of(weight_format: WeightFormat) -> Layout:
     """The storage of a format; UnsupportedError if modules cannot hold it packed."""
-    if not isinstance(weight_format.values, Floats | Grid):
-        msg = (
-            f"format {weight_format.label}: compiled modules hold floats and uniform grids, and "
-            f"not values of the kind '{weight_format.values.kind}'. Evaluate it with the torch "
-            f"engine, which decodes it."
-        )
-        raise UnsupportedError(msg)
-    grid = weight_format.grid
-    if grid is not None and grid.indexed:
-        msg = (
-            f"format {weight_format.label}: an index assigns inputs to scale groups (act-order), "
-            f"and compiled modules read groups of consecutive inputs. Evaluate it with the torch "
-            f"engine, or quantize with `group_fit: static` or without `act_order`."
-        )
-        raise UnsupportedError(msg)
-    inputs = weight_format.inputs
-    if inputs is not None and inputs.kind != "int8":
-        msg = (
-            f"format {weight_format.label}: compiled modules round inputs to int8 and not to "
-            f"{inputs.kind}. Compress with `inputs: {{kind: int8}}`, or evaluate it with the torch "
-            f"engine."
-        )
-        raise UnsupportedError(msg)
-    layout = Layout(weight_format)
-    if adapter := weight_format.adapter:
-        if any(factor and factor.transposed for factor in (adapter.B, adapter.A)):
-            msg = (
-                f"format {weight_format.label}: compiled modules read scale groups of an adapter "
-                f"along its inputs. Set `adapter_groups_along: inputs`, or evaluate it with the "
-                f"torch engine."
-            )
-            raise UnsupportedError(msg)
-        for name in ("B", "A"):
-            layout_of(weight_format.factor(name))
-    if layout.groups > 1 and (weight_format.shape[1] // layout.groups) % layout.span:
-        msg = (
-            f"format {weight_format.label}: scale groups of "
-            f"{weight_format.shape[1] // layout.groups} "
-            f"inputs cut through groups of {layout.span}. Use a group size divisible by "
-            f"{layout.span}."
-        )
-        raise UnsupportedError(msg)
-    return layout
+    check_held(weight_format)
+    return Layout(weight_format)
 
 
 def is_plain(weight_format: WeightFormat) -> bool:
     """Whether a factor of an adapter is stored as plain floats."""
-    return weight_format.grid is None and weight_format.pattern is None
+    return weight_format.code_bits is None and weight_format.pattern is None
 
 
 def _pack_factor(layout: Layout, name: Literal["B", "A"], factor: Factor) -> dict[str, Tensor]:
@@ -276,14 +242,33 @@ def _read_factor(layout: Layout, name: Literal["B", "A"], tensors: Mapping[str, 
     return found
 
 
+def _scales(base: Quantized | Coded | RowCoded) -> dict[str, Tensor]:
+    """What is stored beside codes."""
+    if isinstance(base, RowCoded):
+        return {"levels": base.levels}
+    if isinstance(base, Coded):
+        scale = base.scale.contiguous()
+        found = {"scale": scale.view(torch.uint8) if scale.dtype in EIGHT_BITS else scale}
+        beside = {"outer_scale": base.outer_scale}
+    else:
+        found = {"scale": base.scale}
+        beside = {"zero_point": base.zero_point, "input_scale": base.input_scale}
+    return found | {name: of for name, of in beside.items() if of is not None}
+
+
 def _streams(field: str, bits: int) -> list[Stream]:
     if bits == 3:
         return [Stream(f"{field}_low", field, 2, 0), Stream(f"{field}_high", field, 1, 2)]
     return [Stream(field, field, bits, 0)]
 
 
-def raw_codes(base: Quantized, mask: Tensor | None) -> Tensor:
+def raw_codes(base: Quantized | Coded | RowCoded, mask: Tensor | None) -> Tensor:
     """Codes as stored, with the code for zero where the mask removes.  -> uint8 [out, in]"""
+    if isinstance(base, RowCoded):
+        assert mask is None  # `layout_of` has refused one
+        return base.codes
+    if isinstance(base, Coded):
+        return base.codes if mask is None else base.cleared(mask).codes
     if base.zero_point is None:
         raw = (base.codes.to(torch.int16) + 2 ** (base.bits - 1)).to(torch.uint8)
         zero = torch.tensor(2 ** (base.bits - 1), dtype=torch.uint8, device=raw.device)
@@ -324,7 +309,9 @@ def _pack_field(field: str, entries: Tensor, layout: Layout) -> dict[str, Tensor
 def _read_field(field: str, tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
     """-> uint8 [planes, out, groups, positions]"""
     parts = [
-        unpack_bits(tensors[stream.name], stream.bits, layout.positions) << stream.shift
+        # Codes of 8 bits are padded where the metadata beside them is narrower.
+        unpack_bits(tensors[stream.name], stream.bits, layout.positions)[..., : layout.positions]
+        << stream.shift
         for stream in layout.streams
         if stream.field == field
     ]
@@ -341,14 +328,20 @@ def _read_mask(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor | None:
     return mask.scatter_(3, index, True).view(out, d_in)
 
 
-def _read_quantized(
+def _read_coded(
     layout: Layout, mask: Tensor | None, tensors: Mapping[str, Tensor]
-) -> Quantized:
-    grid = layout.format.grid
-    if grid is None:
-        msg = f"format {layout.format.label} is not quantized"
-        raise AssertionError(msg)
+) -> Quantized | Coded | RowCoded:
     codes = _restore(_read_field("codes", tensors, layout), mask, layout)
+    if layout.format.row_codebook:
+        return RowCoded(codes, tensors["levels"])
+    grid = layout.format.coded
+    if grid is None:
+        msg = f"format {layout.format.label} has no codes"
+        raise AssertionError(msg)
+    if isinstance(grid, Codebook):
+        scale = tensors["scale"].view(getattr(torch, grid.scale_dtype))
+        found = Coded(codes, scale, grid.table, tensors.get("outer_scale"))
+        return found if mask is None else found.cleared(mask)
     if grid.symmetric:
         codes = (codes.to(torch.int16) - 2 ** (grid.bits - 1)).to(torch.int8)
     scales = tensors["scale"], tensors.get("zero_point")

@@ -13,6 +13,7 @@ from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of, sparsity_of
 from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes, unpack
 from trinity.methods.formats.quantized import Grid, Quantized
+from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
 from trinity.methods.formats.sparse import NM, Pattern, Sparse, Unstructured, parse_pattern
 from trinity.methods.formats.values import Values, ValuesFormat
 
@@ -31,6 +32,8 @@ __all__ = [
     "InputFormat",
     "Pattern",
     "Quantized",
+    "RowCodebook",
+    "RowCoded",
     "Sparse",
     "Transposed",
     "Unstructured",

@@ -8,6 +8,7 @@ from trinity.methods.formats.adapter import Adapted
 from trinity.methods.formats.codebook import Codebook, Coded
 from trinity.methods.formats.dense import Dense, Floats
 from trinity.methods.formats.quantized import Grid, Quantized
+from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
 from trinity.methods.formats.sparse import Sparse
 from trinity.methods.formats.values import Values, ValuesFormat
 from trinity.methods.plugins import OURS, Group
@@ -18,6 +19,7 @@ BUILT_IN: Mapping[str, type[ValuesFormat]] = {
     "dtype": Floats,
     "grid": Grid,
     "codebook": Codebook,
+    "row_codebook": RowCodebook,
 }
 TAKEN = ("shape", "label", "pattern", "adapter", "inputs", "transposed", "rank", "A", "B")
 """Keys of a format's JSON that name something else, and no kind can have."""
@@ -72,7 +74,7 @@ def is_weight(found: object) -> TypeGuard[Values | Sparse | Adapted]:
 
 def is_values(found: object) -> TypeGuard[Values]:
     """Whether something is the numbers of a kind that is known."""
-    if type(found) in (Dense, Quantized, Coded):
+    if type(found) in (Dense, Quantized, Coded, RowCoded):
         return True
     layout = getattr(found, "values_format", None)
     kind = getattr(type(layout), "kind", None)

@@ -7,9 +7,11 @@ from typing import Any, Literal
 from trinity.methods.errors import ConfigError, RecordError
 from trinity.methods.formats import kinds
 from trinity.methods.formats.adapter import Adapted, AdapterFormat, FactorFormat
+from trinity.methods.formats.codebook import Codebook
 from trinity.methods.formats.dense import Floats
 from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.quantized import Grid
+from trinity.methods.formats.row_codebook import RowCodebook
 from trinity.methods.formats.sparse import Pattern, Sparse, parse_pattern
 from trinity.methods.formats.values import Values, ValuesFormat
 
@@ -41,6 +43,27 @@ class WeightFormat:
     def grid(self) -> Grid | None:
         """Of values on a uniform grid; None where they are something else."""
         return self.values if isinstance(self.values, Grid) else None
+
+    @property
+    def codebook(self) -> Codebook | None:
+        """Of values of a table; None where they are something else."""
+        return self.values if isinstance(self.values, Codebook) else None
+
+    @property
+    def coded(self) -> Grid | Codebook | None:
+        """Of values that are codes under scales, whatever those mean; None of any others."""
+        return self.grid or self.codebook
+
+    @property
+    def row_codebook(self) -> RowCodebook | None:
+        """Of values of a row's own table; None where they are something else."""
+        return self.values if isinstance(self.values, RowCodebook) else None
+
+    @property
+    def code_bits(self) -> int | None:
+        """Of values that are codes, under scales or not; None of any others."""
+        codes = self.coded or self.row_codebook
+        return codes.bits if codes else None
 
     @property
     def label(self) -> str:

@@ -15,6 +15,7 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 | weight_scale       | [1, 1], [out, 1] or [out, groups], float, or    | codes                    |
 |                    | uint8: the bytes of a type of 8 bits            |                          |
 | weight_outer_scale | [1, 1], float32                                 | an outer scale           |
+| weight_levels      | [1 or out, 2^bits], float                       | a table for each row     |
 | weight_zero_point  | uint8 bytes of bit-packed points                | quantized, asymmetric    |
 | weight_g_idx       | [in], int32                                     | groups by index          |
 | weight_input_scale | [in], float                                     | quantized, scaled inputs |

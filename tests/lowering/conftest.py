@@ -1,6 +1,7 @@
 """Random weights of every format, and random two-block decoders of every family."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +10,21 @@ from torch import Tensor, nn
 from trinity.methods.formats import (
     NM,
     Adapted,
+    Coded,
     CompressedWeight,
     Dense,
     Pattern,
     Quantized,
+    RowCoded,
     Sparse,
     Unstructured,
     parse_pattern,
 )
 from trinity.methods.formats.adapter import Factor
+from trinity.methods.formats.level_tables import TABLES, largest, levels, nearest_codes
+from trinity.methods.formats.scales import EIGHT_BITS
+
+FLOAT8 = {name: dtype for dtype, name in EIGHT_BITS.items()}
 
 
 def random_weight(
@@ -28,12 +35,19 @@ def random_weight(
     scale_dtype: torch.dtype = torch.float32,
 ) -> CompressedWeight:
     """kind: 'float16' and the like, or 'int4 tensor', 'int3 channel asymmetric', 'int4 group
-    16'.
+    16', or of a table: 'nf4 group 64', 'e2m1 group 32 e8m0', 'e2m1 group 16 e4m3 outer',
+    or of a row's own 2^3: 'rows of 3'.
     """
     out, d_in = shape
-    base: Dense | Quantized | Sparse
+    base: Dense | Quantized | Coded | RowCoded | Sparse
     if kind.startswith("int"):
         base = random_codes(shape, kind.split(), scale_dtype)
+    elif kind.startswith("rows of"):
+        bits = int(kind.split()[2])
+        levels_of = torch.randn(out, 2**bits).to(scale_dtype)
+        base = RowCoded(torch.randint(0, 2**bits, shape).to(torch.uint8), levels_of)
+    elif kind.split()[0] in TABLES:
+        base = random_levels(shape, kind.split(), scale_dtype)
     else:
         base = Dense(torch.randn(shape).to(getattr(torch, kind)))
     if pattern:
@@ -46,16 +60,37 @@ def random_weight(
 
 def random_codes(shape: tuple[int, int], words: list[str], scale_dtype: torch.dtype) -> Quantized:
     """Random codes, every one of them possible, with random scales and zero points."""
-    out, d_in = shape
     bits, asymmetric = int(words[0].removeprefix("int")), "asymmetric" in words
-    groups = {"tensor": (1, 1), "channel": (out, 1)}
-    rows = groups[words[1]] if words[1] in groups else (out, d_in // int(words[2]))
+    rows = scale_shape(shape, words[1:])
     scale = (torch.rand(rows) + 0.5).to(scale_dtype)
     codes = torch.randint(0, 2**bits, shape)
     if asymmetric:
         zero_point = torch.randint(0, 2**bits, rows).to(torch.uint8)
         return Quantized(codes.to(torch.uint8), scale, zero_point, bits)
     return Quantized((codes - 2 ** (bits - 1)).to(torch.int8), scale, None, bits)
+
+
+def random_levels(shape: tuple[int, int], words: list[str], scale_dtype: torch.dtype) -> Coded:
+    """Random codes of a table, every one of them possible, with random scales.
+
+    -0 is left out: a mask that is not stored comes back as what is not zero.
+    """
+    table, *scales = words
+    known = nearest_codes(levels(table)[levels(table).isfinite()], table).unique()
+    codes = known[torch.randint(0, len(known), shape)].to(torch.uint8)
+    scale = torch.rand(scale_shape(shape, scales)) + 0.5
+    short = next((word for word in scales if word in FLOAT8), None)
+    if short == "e8m0":
+        scale = torch.exp2((10 * scale).round() - 12)
+    outer = torch.rand(1, 1) + 0.1 if "outer" in scales else None
+    return Coded(codes, scale.to(FLOAT8[short] if short else scale_dtype), table, outer)
+
+
+def scale_shape(shape: tuple[int, int], words: list[str]) -> tuple[int, int]:
+    """Of 'tensor', 'channel' or 'group 16'."""
+    out, d_in = shape
+    groups = {"tensor": (1, 1), "channel": (out, 1)}
+    return groups[words[0]] if words[0] in groups else (out, d_in // int(words[1]))
 
 
 def random_mask(shape: tuple[int, int], pattern: Pattern) -> Tensor:
@@ -148,7 +183,7 @@ def packed_factors(name: str, shape: tuple[int, int]) -> Factor:
     found = random_weight(shape, kind, "2:4" if name.startswith("2:4") else None, 0, torch.float16)
     if isinstance(found, Dense):
         return found.values
-    assert isinstance(found, (Quantized, Sparse))
+    assert isinstance(found, (Quantized, Coded, Sparse))
     return found
 
 
@@ -192,8 +227,15 @@ def small(weight: CompressedWeight) -> CompressedWeight:
         return Adapted(base, weight.B * 0.1, weight.A * 0.1)
     if isinstance(weight, Sparse):
         values = small(weight.values)
-        assert isinstance(values, Dense | Quantized)
+        assert isinstance(values, Dense | Quantized | Coded)
         return Sparse(values, weight.mask, weight.pattern)
+    if isinstance(weight, RowCoded):
+        return replace(weight, levels=weight.levels * 0.1)
+    if isinstance(weight, Coded):
+        by, dtype = 0.2 / largest(weight.table), weight.scale.dtype
+        if weight.outer_scale is not None:
+            return replace(weight, outer_scale=weight.outer_scale * by)
+        return replace(weight, scale=(weight.scale.float() * by).to(dtype))
     if isinstance(weight, Quantized):
         scale = weight.scale * (0.2 / 2**weight.bits)
         return Quantized(weight.codes, scale, weight.zero_point, weight.bits)

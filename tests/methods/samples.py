@@ -13,6 +13,7 @@ from trinity.methods.formats import (
     Dense,
     Pattern,
     Quantized,
+    RowCoded,
     Sparse,
     Transposed,
 )
@@ -75,6 +76,12 @@ def random_coded(
     codes = known[torch.randint(0, len(known), (out, d_in))]
     scale = (torch.rand(out, groups) + 0.1).to(dtype)
     return Coded(codes, scale, table, torch.rand(1, 1) + 0.1 if outer else None)
+
+
+def random_row_coded(out: int, d_in: int, bits: int, dtype: torch.dtype, tables: int) -> RowCoded:
+    """Codes over tables of random levels."""
+    codes = torch.randint(0, 2**bits, (out, d_in)).to(torch.uint8)
+    return RowCoded(codes, torch.randn(tables, 2**bits).to(dtype))
 
 
 def random_mask(out: int, d_in: int, pattern: Pattern) -> torch.Tensor:
@@ -159,7 +166,7 @@ def tensors_of(weight: CompressedWeight) -> dict[str, torch.Tensor]:
         return {**tensors_of(weight.values), "mask": weight.mask}
     if isinstance(weight, Dense):
         return {"values": weight.values}
-    if isinstance(weight, Coded):
+    if isinstance(weight, Coded | RowCoded):
         return {"codes": weight.codes, **weight.stored()}
     assert isinstance(weight, Quantized)
     found = {"codes": weight.codes, "scale": weight.scale}

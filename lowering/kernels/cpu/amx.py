@@ -181,7 +181,7 @@ class TileTerm(DigitTerm):
         """
         kernel, vectors = self.kernel, self.panels.vectors
         group = self._group(block)
-        scales = [self.scale(self.panel, group, column) for column in self._columns()]
+        scales = [self.scale([self.panel, group, column]) for column in self._columns()]
         at = _Block(block, scales, [] if self.tiling.signed else self._zeros(block))
         tile = kernel.constant(0)
         for vector in range(vectors):

@@ -22,7 +22,8 @@ from trinity.lowering.kernels.cpu.panel_geometry import WORD
 from trinity.lowering.kernels.cpu.panels import Panels
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
 
-PIECES = {"float32": 3, "float16": 2, "bfloat16": 1}  # of a weight
+# Of a weight; of a level times its scale three.
+PIECES = {"float32": 3, "float16": 2, "bfloat16": 1, None: 3}
 STEP = 32  # inputs of a tile
 STEPS = 2  # tiles of inputs, a block, whose weights are cut at once
 MOST_TILES = 8  # of rows, of one workgroup
@@ -153,7 +154,7 @@ class FloatTiles:
         """x: as `tiling.shape` says"""
         self.kernel, self.panels, self.x, self.tiling = kernel, stored.panels, x, tiling
         self.unit = MatrixUnit(kernel)
-        self.pieces = PIECES[str(stored.panels.format.dtype)]
+        self.pieces = PIECES[stored.panels.format.dtype]
         self.inputs = floats_of(kernel, stored, instructions)
         self.stride = kernel.constant(tiling.vectors * DEEPEST, "i64")
         halves = (2 * tiling.vectors, self.pieces, STEPS * STEP // 2, LANES)

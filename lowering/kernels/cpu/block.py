@@ -46,12 +46,12 @@ def _linear_refusal(
     if weight_format.inputs and not (panels.rounded_blocks and instructions.dots):
         return "its inputs are rounded as floats"
     for part in (panels, *(f for key, f in panels.factors.items() if key == "A")):
-        if not part.format.dtype and part.blocks * part.block != part.format.shape[1]:
+        if part.codes and part.blocks * part.block != part.format.shape[1]:
             return "its inputs are padded"
     if panels.factors:
         low, high = panels.factors["A"], panels.factors["B"]
         room = low.panels * low.rows if high.blocks == 1 else high.format.shape[1]
-        if not high.format.dtype and high.blocks * high.block > room:
+        if high.codes and high.blocks * high.block > room:
             return "its adapter's rank is padded"
     return None
 
@@ -99,21 +99,24 @@ class _Inputs:
 
     def of(self, panels: Panels, scale: Buffer | None, element: str) -> Buffer:
         """As a product with these panels wants it.  scale: of every input, and its element"""
-        if panels.format.dtype and scale is None:
+        if not panels.codes and scale is None:
             return self.floats
-        key = (panels.blocks, panels.block, panels.rounded_blocks, panels.picked, scale)
+        made = self.writer.instructions.of(panels)
+        digits_too = made.dots is not None
+        key = (panels.blocks, panels.block, panels.rounded_blocks, panels.picked, scale, digits_too)
         if key not in self._buffers:
-            self._buffers[key] = self._add(panels, scale, element)
+            self._buffers[key] = self._add(panels, made, scale, element)
         return self._buffers[key]
 
-    def _add(self, panels: Panels, scale: Buffer | None, element: str) -> Buffer:
+    def _add(
+        self, panels: Panels, made: Instructions, scale: Buffer | None, element: str
+    ) -> Buffer:
         writer, kernel, region = self.writer, self.writer.kernel, self.region
         if scale is not None:
             region = writer.scratch((1, self.width))
             scaled = region.buffer((1, self.width))
             self._steps.append(lambda: self._scale(scaled, scale, element))
         floats = region.buffer((1, panels.blocks, panels.block))
-        made = writer.instructions
         if made.dots is None:
             return floats
         shape, words = prepared(panels, 1, made)
@@ -267,7 +270,7 @@ class _Writer:
             low = term_of(kernel, a, x_low, self.instructions), between.buffer(rank)
             given = (
                 rank
-                if b.panels.format.dtype
+                if not b.panels.codes
                 else prepared(b.panels, 1, of_factor(self.instructions, 1))[0]
             )
             terms.append(term_of(kernel, b, between.buffer(given), of_factor(self.instructions, 1)))

@@ -5,8 +5,7 @@ the activations' digits and one float multiply-add: `y += scale * step * (65536 
 Against widening codes to floats this is 9 instead of 24 vector operations for 128 weights of 4 bits
 (AVX-512).  Inputs that a model declares of 8 bits are one digit, a third of the products.
 
-**Widened** (any processor).  Codes become float32 and are multiplied there: same storage, more
-work.
+Where a processor has no such products, or codes are no integers: `widened_term.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -16,12 +15,13 @@ from typing import NamedTuple
 from trinity.lowering.kernels.cpu.digits import block_words
 from trinity.lowering.kernels.cpu.dots import Dots, Partial
 from trinity.lowering.kernels.cpu.instructions import Instructions
+from trinity.lowering.kernels.cpu.integers import Integers
 from trinity.lowering.kernels.cpu.kernel_text import BYTES, FLOATS, LANES, WORDS, Buffer, Kernel
 from trinity.lowering.kernels.cpu.panel_geometry import WORD
 from trinity.lowering.kernels.cpu.panels import Panels
+from trinity.lowering.kernels.cpu.scales import Scales
 from trinity.lowering.kernels.cpu.unpack import Chunk, Unpacker
-from trinity.lowering.kernels.cpu.weight_in_kernel import Stored, widened
-from trinity.lowering.mlir.builder import MLIR_TYPES
+from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
 
 NARROW_ROOM = 32  # sums that stay in the first cache
 
@@ -35,7 +35,7 @@ def prepared(
     panels: Panels, rows: int, instructions: Instructions
 ) -> tuple[tuple[int, int, int], str]:
     """Shape and element of the activations that codes are multiplied with."""
-    if instructions.dots is None:
+    if instructions.of(panels).dots is None:
         return (rows, panels.blocks, panels.block), "f32"
     return (rows, panels.blocks, block_words(panels.block, digits_of(panels, instructions))), "i32"
 
@@ -52,6 +52,12 @@ class CodeTerm(ABC):
         self.kernel, self.panels = kernel, stored.panels
         self.buffers = {"x": x, **stored.buffers}
         self.unpacker = Unpacker(kernel, stored, instructions)
+        unit = self.value_unit(instructions)
+        self.scales = Scales(kernel, stored, unit) if self.panels.format.coded else None
+
+    @abstractmethod
+    def value_unit(self, instructions: Instructions) -> float:
+        """What values are to be multiplied with, beside their scale."""
 
     @abstractmethod
     def block(
@@ -82,7 +88,7 @@ class CodeTerm(ABC):
             zeros = self.zero_points(panel, group, columns)
             sums = self.block(panel, blocks.index, rows, vectors, zeros)
             for v, column in enumerate(columns):
-                scale = self.scale(panel, group, column)
+                scale = self.scale([panel, group, column])
                 for r, row in enumerate(rows):
                     at, factor = r * len(vectors) + v, self.factor(scale, row, blocks.index)
                     sums[at] = kernel.value(
@@ -91,21 +97,22 @@ class CodeTerm(ABC):
             blocks.yielded = sums
         return blocks.results
 
+    def scale(self, place: Sequence[str]) -> str:
+        """What a step of 16 outputs' codes is.  place: panel, group, first output in the panel"""
+        return self.scales.at(place) if self.scales else self.kernel.constant("1.0", FLOATS)
+
     def zero_points(self, panel: str, group: str, columns: Sequence[str]) -> list[str]:
         """The zero point of every lane, as words."""
-        grid = self.panels.format.grid
-        if grid is not None and grid.symmetric:
-            return [self.kernel.constant(2 ** (grid.bits - 1), WORDS)] * len(columns)
+        integers = self.panels.integers
+        if integers is None:
+            return [self.kernel.constant(0, WORDS)] * len(columns)  # levels have none
+        if integers.zero is not None:
+            return [self.kernel.constant(integers.zero, WORDS)] * len(columns)
         found = []
         for column in columns:
             narrow = self.buffers["panel_zero_point"].load([panel, group, column], "vector<16xi8>")
             found.append(self.kernel.value(f"arith.extui {narrow} : vector<16xi8> to {WORDS}"))
         return found
-
-    def scale(self, panel: str, group: str, column: str) -> str:
-        """The scale of every lane."""
-        element = MLIR_TYPES[self.panels.own_shapes()["panel_scale"][1]]
-        return widened(self.kernel, self.buffers["panel_scale"], [panel, group, column], element)
 
 
 class DigitTerm(CodeTerm):
@@ -118,8 +125,16 @@ class DigitTerm(CodeTerm):
         super().__init__(kernel, stored, x, instructions)
         self.dots, self.digits = dots, digits_of(self.panels, instructions)
         self.room = 16 if self.digits == 1 else 8
-        grid = self.panels.format.grid
-        self.bits = grid.bits if grid else 8
+
+    def value_unit(self, instructions: Instructions) -> float:
+        """See `CodeTerm`."""
+        return self.integers.step
+
+    @property
+    def integers(self) -> Integers:
+        """What the codes are."""
+        assert self.panels.integers  # else there are no digits
+        return self.panels.integers
 
     @property
     def chunks(self) -> int:
@@ -145,7 +160,9 @@ class DigitTerm(CodeTerm):
             index = kernel.add(kernel.times(block, self.chunks), loop.index)
             chunk = Chunk(panel, index, vectors, zeros)
             for word, codes in enumerate(self.unpacker.words(chunk, positions)):
-                operands = [self.dots.operands(kernel, code, self.bits) for code in codes]
+                operands = [
+                    self.dots.operands(kernel, code, self.integers.largest) for code in codes
+                ]
                 at = self.place(loop.index, word)
                 for r, row in enumerate(rows):
                     own = slice(r * len(codes) * self.digits, (r + 1) * len(codes) * self.digits)
@@ -190,7 +207,7 @@ class DigitTerm(CodeTerm):
         as they are stored.
         """
         kernel, found = self.kernel, []
-        below = kernel.constant(self.dots.below(self.bits), WORDS)
+        below = kernel.constant(self.dots.below(self.integers.largest), WORDS)
         less = [kernel.value(f"arith.subi {below}, {zero} : {WORDS}") for zero in zeros]
         for row in rows:
             totals = [self._header(row, block, i) for i in range(self.digits)]
@@ -257,7 +274,7 @@ class NarrowDigitTerm(DigitTerm):
                 group = kernel.value(f"arith.divui {blocks.index}, {by} : index")
             column = kernel.times(vector, LANES)
             (own_zero,) = self.zero_points(panel, group, [column])
-            scale = self.scale(panel, group, column)
+            scale = self.scale([panel, group, column])
             at = CodesAt(panel, blocks.index, vector, own_zero)
             if len(rows) == 1:
                 self._add(at, rows[0], scale, loop.index, None)
@@ -293,7 +310,7 @@ class NarrowDigitTerm(DigitTerm):
                 chunk = kernel.add(kernel.times(loop.index, span), i)
                 words = self._words(at, chunk, positions) if codes is None else self._kept(chunk)
                 for word, code in enumerate(words):
-                    operands = [dots.operands(kernel, code, self.bits)]
+                    operands = [dots.operands(kernel, code, self.integers.largest)]
                     place = row, at.block, self.place(chunk, word)
                     partial = self.multiplied(place, operands, partial)
             ended = zip(sums, partial, strict=True)
@@ -303,7 +320,7 @@ class NarrowDigitTerm(DigitTerm):
 
     def _span(self) -> int:
         """Chunks whose products are added before sums are `ended`."""
-        most = max(1, self.dots.together(self.bits) // self.panels.chunk)
+        most = max(1, self.dots.together(self.integers.largest) // self.panels.chunk)
         return max(n for n in range(1, most + 1) if self.chunks % n == 0)
 
     def _words(self, at: "CodesAt", chunk: str, positions: list[str]) -> Iterator[str]:
@@ -339,62 +356,3 @@ class CodesAt(NamedTuple):
     block: str
     vector: str
     zero: str
-
-
-class WidenedTerm(CodeTerm):
-    """Activations as floats, times codes widened to floats."""
-
-    def factor(self, scale: str, row: str, block: str) -> str:
-        """See `CodeTerm`."""
-        return scale
-
-    def block(
-        self,
-        panel: str,
-        block: str,
-        rows: Sequence[str],
-        vectors: Sequence[str],
-        zeros: Sequence[str],
-    ) -> list[str]:
-        """See `CodeTerm`."""
-        kernel, panels = self.kernel, self.panels
-        starts = [kernel.constant("0.0", FLOATS) for _ in rows for _ in vectors]
-        positions = self.unpacker.starts(panel, block, vectors)
-        carried = [(start, FLOATS) for start in starts] + [(at, "index") for at in positions]
-        chunks = panels.block // WORD // panels.chunk
-        with kernel.loop(chunks, 1, carried) as loop:
-            sums, positions = loop.carried[: len(starts)], loop.carried[len(starts) :]
-            index = kernel.add(kernel.times(block, chunks), loop.index)
-            chunk = Chunk(panel, index, vectors, zeros)
-            for word, codes in enumerate(self.unpacker.words(chunk, positions)):
-                self._add(sums, codes, (block, loop.index, word), rows, zeros)
-            loop.yielded = [*sums, *positions]
-        return loop.results[: len(starts)]
-
-    def _add(
-        self,
-        sums: list[str],
-        codes: Sequence[str],
-        at: tuple[str, str, int],
-        rows: Sequence[str],
-        zeros: Sequence[str],
-    ) -> None:
-        """Add one word vector's products."""
-        kernel, (block, chunk, word) = self.kernel, at
-        first = kernel.times(chunk, self.panels.chunk * WORD)
-        byte = kernel.constant(255, WORDS)
-        lanes = [kernel.bitcast(code, BYTES, WORDS) for code in codes]
-        for place in range(WORD):
-            values = []
-            for lane, zero in zip(lanes, zeros, strict=True):
-                by = kernel.constant(8 * place, WORDS)
-                part = kernel.value(f"arith.shrui {lane}, {by} : {WORDS}")
-                part = kernel.value(f"arith.andi {part}, {byte} : {WORDS}")
-                part = kernel.value(f"arith.subi {part}, {zero} : {WORDS}")
-                values.append(kernel.value(f"arith.sitofp {part} : {WORDS} to {FLOATS}"))
-            index = kernel.add(first, word * WORD + place)
-            for r, row in enumerate(rows):
-                x = kernel.splat(self.buffers["x"].load_scalar([row, block, index]), FLOATS)
-                for v, value in enumerate(values):
-                    n = r * len(values) + v
-                    sums[n] = kernel.value(f"vector.fma {value}, {x}, {sums[n]} : {FLOATS}")

@@ -7,6 +7,7 @@ from trinity.lowering.kernels.cpu.kernel_text import BYTES, WORDS, Kernel, joine
 from trinity.lowering.kernels.cpu.placing import HALF_BYTES
 
 NIBBLE = 15  # the largest code of 4 bits
+SIGNED = 127  # the largest byte that is the same with a sign; two products with digits fit 16 bits
 Partial = tuple[str, ...]
 """Sums of one vector of outputs and one digit, in the registers of the processor."""
 
@@ -21,15 +22,18 @@ class Dots(Protocol):
         """Whether registers have room for the sums of one vector of outputs at a time."""
         ...
 
-    def together(self, bits: int) -> int:
-        """Word vectors whose products should, and may, be added before `ended`."""
+    def together(self, largest: int) -> int:
+        """Word vectors whose products should, and may, be added before `ended`.
+
+        largest: code
+        """
         ...
 
-    def below(self, bits: int) -> int:
+    def below(self, largest: int) -> int:
         """How much less than a stored code the operands stand for."""
         ...
 
-    def operands(self, kernel: Kernel, codes: str, bits: int) -> Partial:
+    def operands(self, kernel: Kernel, codes: str, largest: int) -> Partial:
         """Codes, 64 bytes, as `added` takes them."""
         ...
 
@@ -55,7 +59,7 @@ class WordDots:
     """One instruction, of the bytes and words of one register, does all.
 
     name: of the intrinsic   width: bytes of a register   apart: see `Dots`
-    signed: whether it takes both operands as signed, so that codes of 8 bits lose 128 first
+    signed: whether it takes both operands as signed, so that codes above 127 lose 128 first
     """
 
     name: str
@@ -63,17 +67,17 @@ class WordDots:
     apart: bool
     signed: bool = False
 
-    def together(self, bits: int) -> int:
+    def together(self, largest: int) -> int:
         """See `Dots`."""
         return 8 if self.apart else 1
 
-    def below(self, bits: int) -> int:
+    def below(self, largest: int) -> int:
         """See `Dots`."""
-        return 128 if self.signed and bits == 8 else 0
+        return 128 if self.signed and largest > SIGNED else 0
 
-    def operands(self, kernel: Kernel, codes: str, bits: int) -> Partial:
+    def operands(self, kernel: Kernel, codes: str, largest: int) -> Partial:
         """See `Dots`."""
-        if self.below(bits):
+        if self.below(largest):
             top = kernel.constant(-128, BYTES)
             codes = kernel.value(f"arith.xori {codes}, {top} : {BYTES}")
         return parts(kernel, codes, BYTES, 64 // self.width)
@@ -114,24 +118,23 @@ class PairDots:
     """AVX2: `vpmaddubsw` adds two products in 16 bits, `vpmaddwd` two such sums in 32.
 
     Two products of a code of 4 bits are at most 15 * 128 * 2 = 3,840, so eight pairs may be added
-    before they are widened.  Codes of 8 bits could saturate: their halves are multiplied apart, and
-    `vpmaddwd` multiplies the upper ones' sums with 16.
+    before they are widened; of E2M1's 24 half steps five.  Codes above 127 could saturate: their
+    halves are multiplied apart, and `vpmaddwd` multiplies the upper ones' sums with 16.
     """
 
     apart = True
 
-    def together(self, bits: int) -> int:
+    def together(self, largest: int) -> int:
         """See `Dots`."""
-        largest: int = min(2**bits - 1, NIBBLE)
-        return (2**15 - 1) // (2 * 128 * largest)
+        return (2**15 - 1) // (2 * 128 * (NIBBLE if largest > SIGNED else largest))
 
-    def below(self, bits: int) -> int:
+    def below(self, largest: int) -> int:
         """See `Dots`."""
         return 0
 
-    def operands(self, kernel: Kernel, codes: str, bits: int) -> Partial:
+    def operands(self, kernel: Kernel, codes: str, largest: int) -> Partial:
         """See `Dots`."""
-        if bits <= 4:
+        if largest <= SIGNED:
             return parts(kernel, codes, BYTES, 2)
         mask, wide = kernel.constant(NIBBLE, BYTES), "vector<32xi16>"
         low = kernel.value(f"arith.andi {codes}, {mask} : {BYTES}")

@@ -1,11 +1,15 @@
-"""Float weights in the lanes of vectors, in float32, whether all are stored or those of a mask."""
+"""Weights in the lanes of vectors as float32: floats, all of them or those of a mask, and levels of
+a table times their scales.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from trinity.lowering.kernels.cpu.instructions import Instructions
-from trinity.lowering.kernels.cpu.kernel_text import LANES, Kernel
+from trinity.lowering.kernels.cpu.kernel_text import BYTES, FLOATS, LANES, WORDS, Kernel
+from trinity.lowering.kernels.cpu.levels import Levels
 from trinity.lowering.kernels.cpu.panel_geometry import WORD
+from trinity.lowering.kernels.cpu.scales import Scales
 from trinity.lowering.kernels.cpu.stream import Stream
 from trinity.lowering.kernels.cpu.weight_in_kernel import BitmapWord, Stored, widened
 from trinity.lowering.mlir.builder import MLIR_TYPES
@@ -31,6 +35,8 @@ class Floats(Protocol):
 
 def floats_of(kernel: Kernel, stored: Stored, instructions: Instructions) -> Floats:
     """Those of a weight."""
+    if stored.panels.codes:
+        return LevelFloats(kernel, stored, instructions)
     if stored.panels.streamed:
         return MaskedFloats(kernel, stored, instructions)
     return DenseFloats(kernel, stored)
@@ -64,6 +70,57 @@ class DenseFloats:
     def at(self, place: Sequence[str]) -> str:
         """The weights of one input.  place: panel, input, first output in the panel"""
         return widened(self.kernel, self.values, place, self.element)
+
+
+class LevelFloats:
+    """Levels of a table times their scales, where every code is stored and no group is padded."""
+
+    def __init__(self, kernel: Kernel, stored: Stored, instructions: Instructions) -> None:
+        values = stored.panels.format.codebook
+        assert values
+        self.kernel, self.panels = kernel, stored.panels
+        (self.plane,) = stored.panels.planes
+        self.codes = stored.buffers[self.plane.name]
+        self.levels = Levels(kernel, values.table, instructions.look_up)
+        self.scales = Scales(kernel, stored, self.levels.unit)
+
+    def starts(self, panel: str, vectors: Sequence[str]) -> list[str]:
+        """See `Floats`."""
+        return []
+
+    def word(
+        self, panel: str, word: str, vectors: Sequence[str], positions: list[str]
+    ) -> list[list[str]]:
+        """See `Floats`."""
+        kernel, found = self.kernel, list[list[str]]()
+        last, size = kernel.constant(self.panels.words - 1), kernel.constant(self.panels.group)
+        word = kernel.value(f"arith.minui {word}, {last} : index")
+        group = kernel.value(f"arith.divui {kernel.times(word, WORD)}, {size} : index")
+        scales = [self.scales.at([panel, group, kernel.times(v, LANES)]) for v in vectors]
+        codes = [self._codes(panel, word, vector) for vector in vectors]
+        mask = kernel.constant(2**self.plane.bits - 1, WORDS)
+        for place in range(WORD):
+            found.append([])
+            by = kernel.constant(8 * place, WORDS)
+            for own, scale in zip(codes, scales, strict=True):
+                code = kernel.value(f"arith.shrui {own}, {by} : {WORDS}")
+                code = kernel.value(f"arith.andi {code}, {mask} : {WORDS}")
+                level = self.levels.of(code)
+                found[-1].append(kernel.value(f"arith.mulf {level}, {scale} : {FLOATS}"))
+        return found
+
+    def _codes(self, panel: str, word: str, vector: str) -> str:
+        """The codes of a word, four of an output, each in the lowest bits of its byte."""
+        kernel, plane, zero = self.kernel, self.plane, self.kernel.constant(0)
+        lanes = kernel.constant(plane.lanes)
+        unit = kernel.value(f"arith.divui {word}, {lanes} : index")
+        stored = self.codes.stream([panel, unit, vector, zero], BYTES)
+        codes = kernel.bitcast(stored, BYTES, WORDS)
+        if plane.lanes == 1:
+            return codes
+        lane = kernel.value(f"arith.remui {word}, {lanes} : index")
+        by = kernel.value(f"arith.index_cast {kernel.times(lane, plane.bits)} : index to i32")
+        return kernel.value(f"arith.shrui {codes}, {kernel.splat(by, WORDS)} : {WORDS}")
 
 
 class MaskedFloats:

@@ -27,6 +27,13 @@ from trinity.lowering.kernels.cpu.kernel_text import (
     joined,
     parts,
 )
+from trinity.lowering.kernels.cpu.looking_up import (
+    Bytes,
+    LookUp,
+    looked_up,
+    looked_up_avx2,
+    looked_up_avx512,
+)
 from trinity.lowering.kernels.cpu.panels import Panels
 from trinity.lowering.kernels.cpu.placing import (
     Expander,
@@ -107,6 +114,7 @@ class Instructions:
     picks: activations are moved to kept codes, rather than those to their places (`picking.py`)
     permute: moves them to kept floats, None where those are moved (`permuting.py`)
     nearest: floats to words   narrow: words to bytes
+    shuffle: looks bytes up, where there are dots   look_up: looks floats up
     place, expander: kept entries in their places
     pause: in loops that wait, None without one
     fewer: the flavour of products of few rows, where this one is for many
@@ -119,6 +127,8 @@ class Instructions:
     dots: Dots | None
     nearest: "Convert | None" = None
     narrow: "Convert" = low_bytes
+    shuffle: Bytes | None = None
+    look_up: LookUp = looked_up
     place: Place = placed
     expander: Expander = expander
     pause: "Pause | None" = None
@@ -131,6 +141,11 @@ class Instructions:
     def panels(self, weight_format: WeightFormat) -> Panels:
         """Where the entries of a weight stand for these instructions."""
         return Panels(weight_format, self.picks, self.expands, self.permute is not None)
+
+    def of(self, panels: Panels) -> "Instructions":
+        """Those of products with a weight: digits are multiplied only with integers."""
+        no_digits = panels.codes and panels.integers is None
+        return replace(self, dots=None) if no_digits else self
 
     @property
     def matrix(self) -> bool:
@@ -175,6 +190,8 @@ _AVX512 = Instructions(
     dots=WordDots("llvm.x86.avx512.vpdpbusd.512", 64, apart=False),
     nearest=nearest_avx512,
     narrow=low_bytes_avx512,
+    shuffle=Bytes("llvm.x86.avx512.pshuf.b.512", 64),
+    look_up=looked_up_avx512,
     place=placed_avx512,
     expander=expander_avx512,
     expands=True,
@@ -187,6 +204,8 @@ _AVX2 = Instructions(
     registers=8,
     dots=PairDots(),
     nearest=Nearest("llvm.x86.avx.cvt.ps2dq.256", 8),
+    shuffle=Bytes("llvm.x86.avx2.pshuf.b", 32),
+    look_up=looked_up_avx2,
     place=placed_avx2,
     expander=expander_avx2,
     pause=pause_x86,
@@ -200,6 +219,7 @@ _NEON = Instructions(
     registers=8,
     dots=WordDots("llvm.aarch64.neon.sdot.v4i32.v16i8", 16, apart=True, signed=True),
     nearest=Nearest("llvm.aarch64.neon.fcvtns.v4i32.v4f32", 4),
+    shuffle=Bytes("llvm.aarch64.neon.tbl1.v16i8", 16),
 )
 # From the one with the most to the one that needs nothing.
 INSTRUCTIONS: dict[Flavour, Instructions] = {
@@ -250,3 +270,8 @@ def for_type(instructions: Instructions, dtype: str) -> Instructions:
     largest 16 or 128 times less than the type did.
     """
     return instructions if dtype == "float32" else replace(instructions, digits=2)
+
+
+def room_of(instructions: Instructions) -> int:
+    """Sums of floats in flight: the rest of the registers are for weights and inputs."""
+    return instructions.registers * 3 // 4

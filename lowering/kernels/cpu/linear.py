@@ -36,8 +36,8 @@ def linear_kernels(name: str, panels: Panels, rows: int, instructions: Instructi
     if adapter:
         low = writer.product("A_", [writer.use(panels, "A", made)])
         rank = adapter["A"].panels * adapter["A"].rows
-        high = _Use(panels, "B", low, rank, of_factor(made, rows))
-        beside = base.tiled and base.codes and not high.codes and not high.tiled
+        high = _Use(panels, "B", low, rank, of_factor(made, rows).of(adapter["B"]))
+        beside = base.tiled and base.integers and not high.codes and not high.tiled
         if rows <= FUSED_ROWS or beside:
             result = writer.product("", [base, high])
         else:
@@ -76,12 +76,19 @@ class _Use:
     @property
     def tiled(self) -> bool:
         """Whether matrix units multiply it."""
-        return self.instructions.matrix and (self.codes or min(self.panels.format.shape) > NARROW)
+        if not self.instructions.matrix:
+            return False
+        return self.integers or (self.panels.as_floats and min(self.panels.format.shape) > NARROW)
+
+    @property
+    def integers(self) -> bool:
+        """Whether its entries are codes that are integers."""
+        return self.panels.integers is not None
 
     @property
     def codes(self) -> bool:
-        """Whether it is quantized."""
-        return self.panels.format.dtype is None
+        """Whether its entries are codes."""
+        return self.panels.codes
 
 
 class _Writer:
@@ -95,9 +102,10 @@ class _Writer:
     def use(self, weight: Panels, factor: FactorName | None, made: Instructions) -> "_Use":
         """Of the function's own input, rounded where its digits will not do that."""
         d_in = weight.format.shape[1]
-        use = _Use(weight, factor, "%arg_x", d_in, made)
-        inputs = use.panels.format.inputs
-        if inputs and not (made.dots and use.panels.rounded_blocks):
+        part = weight.factors[factor] if factor else weight
+        use = _Use(weight, factor, "%arg_x", d_in, made.of(part))
+        inputs = part.format.inputs
+        if inputs and not (use.instructions.dots and part.rounded_blocks):
             use = replace(use, x=rounded_input(self.build, self.rows, use.x, d_in, inputs))
         return use
 
@@ -127,7 +135,7 @@ class _Writer:
             grid = product_grid(terms, self.rows)
             places = kernel.workgroup(0), kernel.workgroup(1) if grid[1] > 1 else None
             write_product(kernel, terms, self.rows, places, (y0, y))
-        elif not uses[0].codes:
+        elif not uses[0].integers:
             floats = FloatTiling(panels, self.rows)
             made = uses[0].instructions
             FloatTiles(kernel, stored[0], found[0], floats, made).write(y0, y)
@@ -147,7 +155,7 @@ class _Writer:
         """Shape and element of what a use's kernel reads of its input."""
         panels = use.panels
         if use.tiled:
-            tiling = self.tiling(use) if use.codes else FloatTiling(panels, self.rows)
+            tiling = self.tiling(use) if use.integers else FloatTiling(panels, self.rows)
             return tiling.shape, "i32"
         if use.codes:
             return prepared(panels, self.rows, use.instructions)
@@ -156,7 +164,7 @@ class _Writer:
     def activations(self, use: _Use) -> tuple[str, str]:
         """The input as `activation_shape` says, and its type."""
         kind = tensor_type(*self.activation_shape(use))
-        if use.codes:
+        if use.codes and (use.integers or not use.tiled):
             return self.block_activations(use, kind), kind
         if not use.tiled:
             return use.x, kind

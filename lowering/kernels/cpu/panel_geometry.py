@@ -9,6 +9,7 @@ from math import ceil
 import torch
 
 from trinity.lowering.kernels.cpu.bit_planes import Plane
+from trinity.lowering.kernels.cpu.integers import Integers, integers_of
 from trinity.lowering.kernels.cpu.kernel_text import LANES
 from trinity.lowering.kernels.kernel_storage import KernelStorage
 from trinity.methods.formats import NM, WeightFormat
@@ -53,10 +54,33 @@ class PanelGeometry(KernelStorage):
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
         """Bit planes of the codes."""
-        bits = self.format.grid.bits if self.format.grid else 0
+        bits = self.format.code_bits
         if bits == 3:
             return (Plane("panel_codes", 2, 0), Plane("panel_codes_high", 1, 2))
         return (Plane("panel_codes", bits, 0),) if bits else ()
+
+    @property
+    def codes(self) -> bool:
+        """Whether entries are codes, and not floats."""
+        return self.format.code_bits is not None
+
+    @cached_property
+    def integers(self) -> Integers | None:
+        """What codes are, where they are integers."""
+        return integers_of(self.format)
+
+    @property
+    def as_floats(self) -> bool:
+        """Whether entries can be read as floats input by input: codes of a table that all rows
+        share, where all are stored and no group is padded.
+        """
+        if not self.codes:
+            return True
+        if self.format.row_codebook:
+            return False
+        return (
+            not (self.sparse or self.streamed) and self.blocks * self.block == self.format.shape[1]
+        )
 
     @property
     def group_blocks(self) -> int:
@@ -77,7 +101,7 @@ class PanelGeometry(KernelStorage):
         0 where no inputs are rounded, or where blocks and those groups cross.
         """
         inputs, grid = self.format.inputs, self.format.grid
-        if inputs is None or grid is None or grid.input_scale:
+        if inputs is None or self.integers is None or (grid and grid.input_scale):
             return 0
         shared = inputs.group_size or self.format.shape[1]
         if shared % self.group == 0:
@@ -109,15 +133,19 @@ class PanelGeometry(KernelStorage):
     @cached_property
     def sparse(self) -> NM | None:
         """The pattern, where every word of every scale group keeps equally many codes."""
-        pattern = self.format.pattern if self.format.grid else None
+        pattern = self.format.pattern if self.codes else None
         if isinstance(pattern, NM) and WORD % pattern.m == 0 and self.group % WORD == 0:
             return pattern
         return None
 
     @property
     def picked(self) -> bool:
-        """Whether every kept code stands beside its position in its word."""
-        return self.picks and self.sparse is not None and self.kept == HALF and self.entry_bits <= 4
+        """Whether every kept code stands beside its position in its word: where positions pick the
+        digits that codes are multiplied with.
+        """
+        if not self.picks or self.integers is None or self.sparse is None:
+            return False
+        return self.kept == HALF and self.entry_bits <= 4
 
     @cached_property
     def permuted(self) -> bool:
@@ -146,8 +174,8 @@ class PanelGeometry(KernelStorage):
     @property
     def entry_bits(self) -> int:
         """Of a code or float."""
-        if self.format.grid:
-            return self.format.grid.bits
+        if self.format.code_bits:
+            return self.format.code_bits
         dtype: torch.dtype = getattr(torch, str(self.format.dtype))
         return 8 * dtype.itemsize
 
@@ -159,7 +187,7 @@ class PanelGeometry(KernelStorage):
     @property
     def stretches(self) -> int:
         """Parts of a row whose entries are found by themselves."""
-        return self.blocks if self.format.grid else 1
+        return self.blocks if self.codes else 1
 
     @property
     def stream_room(self) -> int:

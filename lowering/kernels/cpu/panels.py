@@ -14,7 +14,9 @@ an integer dot product.
 | panel_bitmap         | [panels, word vectors, vectors], int64       | panel_stream, N:2 and N:4 |
 | panel_positions      | [panels, word vectors / 4, vectors, 32], uint8 | `picked`, no bitmap     |
 | panel_picks          | [panels, word vectors, 2 vectors], int32     | `permuted`                |
-| panel_scale          | [panels, groups, rows]                       | quantized                 |
+| panel_scale          | [panels, groups, rows]; uint8 if of 8 bits   | codes                     |
+| panel_outer_scale    | [1, 1], float32                              | an outer scale            |
+| panel_levels         | [panels, 2^bits, rows], float                | a row's own table         |
 | panel_zero_point     | shape of panel_scale, uint8                  | asymmetric                |
 | B_..., A_...         | those of the adapter's factors               | adapter                   |
 
@@ -69,10 +71,11 @@ from trinity.lowering.kernels.cpu.panel_geometry import (
     WORD,
     PanelGeometry,
 )
-from trinity.lowering.kernels.kernel_storage import Codes
+from trinity.lowering.kernels.kernel_storage import Codes, Numbers
 from trinity.lowering.rows.row_storage import raw_codes
 from trinity.lowering.weight_storage import Shapes
-from trinity.methods.formats import CompressedWeight, Quantized
+from trinity.methods.formats import Codebook, Coded, CompressedWeight, Grid, RowCoded
+from trinity.methods.formats.scales import EIGHT_BITS
 
 ALIGNMENT = 64  # bytes, of a vector and of a cache line
 INPUT_SCALE = "input_scale"  # read by code that knows nothing of panels
@@ -136,7 +139,7 @@ class Panels(PanelGeometry):
         if self.streamed:
             found["panel_stream"] = ((1, self.stream_room + OVERREAD), dtype)
             found["panel_starts"] = ((self.panels, self.stretches, self.vectors), torch.int32)
-        elif self.format.dtype:
+        elif not self.codes:
             inputs = self.format.shape[1]
             kept = inputs // 2 if self.permuted else inputs
             found["panel_values"] = ((self.panels, kept, self.rows), dtype)
@@ -152,11 +155,17 @@ class Panels(PanelGeometry):
             found[POSITIONS.name] = ((self.panels, units, self.vectors, HALF), torch.uint8)
         elif self.sparse or self.streamed:
             found["panel_bitmap"] = ((self.panels, self.words, self.vectors), torch.int64)
-        if grid := self.format.grid:
+        if own := self.format.row_codebook:
+            shape = (self.panels, 2**own.bits, self.rows)
+            found["panel_levels"] = (shape, getattr(torch, own.dtype))
+        if coded := self.format.coded:
             shape = (self.panels, self.groups, self.rows)
-            found["panel_scale"] = (shape, getattr(torch, grid.scale_dtype))
-            if not grid.symmetric:
+            scale = getattr(torch, coded.scale_dtype)
+            found["panel_scale"] = (shape, torch.uint8 if scale in EIGHT_BITS else scale)
+            if isinstance(coded, Grid) and not coded.symmetric:
                 found["panel_zero_point"] = (shape, torch.uint8)
+            if isinstance(coded, Codebook) and coded.outer_scale:
+                found["panel_outer_scale"] = ((1, 1), torch.float32)
         return found
 
     def pack_values(self, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -183,7 +192,7 @@ class Panels(PanelGeometry):
             )
         return stored, None
 
-    def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+    def pack_codes(self, base: Numbers, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""
         words = self._words(raw_codes(base, mask))
         found = {}
@@ -199,9 +208,15 @@ class Panels(PanelGeometry):
         else:
             for plane in self.planes:
                 found[plane.name] = pack_lanes((words >> plane.shift) & (2**plane.bits - 1), plane)
-        expanded = base.scale.expand(self.format.shape[0], self.groups)
-        found["panel_scale"] = self._by_panel(expanded)
-        if base.zero_point is not None:
+        if isinstance(base, RowCoded):
+            found["panel_levels"] = self._by_panel(base.levels.expand(self.format.shape[0], -1))
+            return found
+        scale = base.scale.view(torch.uint8) if base.scale.dtype in EIGHT_BITS else base.scale
+        found["panel_scale"] = self._by_panel(scale.expand(self.format.shape[0], self.groups))
+        if isinstance(base, Coded):
+            if base.outer_scale is not None:
+                found["panel_outer_scale"] = base.outer_scale
+        elif base.zero_point is not None:
             zeros = base.zero_point.expand(self.format.shape[0], self.groups)
             found["panel_zero_point"] = self._by_panel(zeros)
         return found
@@ -225,12 +240,16 @@ class Panels(PanelGeometry):
             full = torch.zeros(kept.shape, dtype=torch.uint8)
             full[kept] = words.flatten()
             words, mask = full, self._matrix(kept)
+        if self.format.row_codebook:
+            levels = self._from_panels(tensors["panel_levels"])
+            return Codes(self._matrix(words), mask, levels=levels)
         zeros = tensors.get("panel_zero_point")
         return Codes(
             self._matrix(words),
             mask,
             self._from_panels(tensors["panel_scale"]),
             None if zeros is None else self._from_panels(zeros),
+            tensors.get("panel_outer_scale"),
         )
 
     def _words(self, entries: Tensor, padding: Tensor | None = None) -> Tensor:

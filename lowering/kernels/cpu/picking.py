@@ -12,7 +12,8 @@ codes are made signed first (their zero point is subtracted), and digits unsigne
 as `vpmaddubsw` takes them; 128 times the sum of codes comes off again, which depends on no input.
 
 **Halfwords.**  Two products of a digit, 255 at most, and a signed code of 4 bits, -8 at most, are
-4,080: eight fit.  With a zero point of its own a code may be 15, and four fit.
+4,080: eight fit.  With a zero point of its own a code may be 15, and four fit; of E2M1's 12 half
+steps five.
 """
 
 from collections.abc import Iterator, Sequence
@@ -120,9 +121,9 @@ class PickedTerm(NarrowDigitTerm):
 
     def _zeros(self, at: CodesAt) -> str:
         """The zero point of each of 32 codes, two an output."""
-        kernel, grid = self.kernel, self.panels.format.grid
-        if grid is None or grid.symmetric:
-            return kernel.constant(2 ** (self.bits - 1), HALF_BYTES)
+        kernel, own = self.kernel, self.integers.zero
+        if own is not None:
+            return kernel.constant(own, HALF_BYTES)
         narrow = kernel.value(f"arith.trunci {at.zero} : {WORDS} to {PAIRS}")
         both = kernel.value(f"arith.muli {narrow}, {kernel.constant(0x0101, PAIRS)} : {PAIRS}")
         return kernel.bitcast(both, PAIRS, HALF_BYTES)
@@ -135,10 +136,7 @@ class PickedTerm(NarrowDigitTerm):
 
     def _span(self) -> int:
         """Chunks whose products fit halfwords, and whose codes' sum fits bytes."""
-        grid = self.panels.format.grid
-        symmetric = grid is None or grid.symmetric
-        largest = 2 ** (self.bits - 1) if symmetric else 2**self.bits - 1
-        most = (2**15 - 1) // (2 * LARGEST_DIGIT * largest) // self.panels.chunk
+        most = (2**15 - 1) // (2 * LARGEST_DIGIT * self.integers.furthest) // self.panels.chunk
         return max(n for n in range(1, most + 1) if self.chunks % n == 0)
 
 

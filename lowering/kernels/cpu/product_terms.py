@@ -7,15 +7,16 @@ of either take matrix units where a processor has them: `amx.py`, `amx_floats.py
 from collections.abc import Sequence
 from typing import Protocol
 
-from trinity.lowering.kernels.cpu.code_terms import DigitTerm, NarrowDigitTerm, WidenedTerm
+from trinity.lowering.kernels.cpu.code_terms import DigitTerm, NarrowDigitTerm
 from trinity.lowering.kernels.cpu.floats import DenseFloats, MaskedFloats
-from trinity.lowering.kernels.cpu.instructions import Instructions
+from trinity.lowering.kernels.cpu.instructions import Instructions, room_of
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.cpu.panel_geometry import WORD
 from trinity.lowering.kernels.cpu.panels import Panels
 from trinity.lowering.kernels.cpu.permuting import PermutedTerm
 from trinity.lowering.kernels.cpu.picking import PickedTerm
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
+from trinity.lowering.kernels.cpu.widened_term import RowLevelsTerm, WidenedTerm
 
 
 class Term(Protocol):
@@ -29,11 +30,6 @@ class Term(Protocol):
     ) -> list[str]:
         """Sums that started at `starts`, with this term; row by row, vector by vector."""
         ...
-
-
-def room_of(instructions: Instructions) -> int:
-    """Sums of floats in flight: the rest of the registers are for weights and inputs."""
-    return instructions.registers * 3 // 4
 
 
 class ValueTerm:
@@ -111,13 +107,14 @@ def _multiplied(
 
 def term_of(kernel: Kernel, stored: Stored, x: Buffer, instructions: Instructions) -> Term:
     """The term of a weight.  x: float32 [M, stride] for floats, for codes as `prepared` says"""
-    if stored.panels.format.dtype is None:
-        if dots := instructions.dots:
+    if stored.panels.codes:
+        if dots := instructions.of(stored.panels).dots:
             if stored.panels.picked:
                 return PickedTerm(kernel, stored, x, instructions, dots)
             made = NarrowDigitTerm if dots.apart else DigitTerm
             return made(kernel, stored, x, instructions, dots)
-        return WidenedTerm(kernel, stored, x, instructions)
+        widen = RowLevelsTerm if stored.panels.format.row_codebook else WidenedTerm
+        return widen(kernel, stored, x, instructions.of(stored.panels))
     if stored.panels.permuted:
         return PermutedTerm(kernel, stored, x, instructions)
     if stored.panels.streamed:

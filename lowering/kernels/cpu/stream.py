@@ -16,7 +16,7 @@ class Stream:
         self.kernel, self.panels = kernel, stored.panels
         self.buffers, self.entries = stored.buffers, stored.buffers["panel_stream"]
         self.element = MLIR_TYPES[self.panels.own_shapes()["panel_stream"][1]]
-        kind = FLOATS if self.panels.format.dtype else BYTES
+        kind = BYTES if self.panels.codes else FLOATS
         self.in_place = instructions.expander(kernel, kind)
 
     def start(self, panel: str, stretch: str, vector: str) -> str:

@@ -36,8 +36,8 @@ class Tiling:
     @property
     def signed(self) -> bool:
         """Whether codes less their zero points fit a byte."""
-        grid = self.panels.format.grid
-        return grid is not None and (grid.symmetric or grid.bits < 8)
+        integers = self.panels.integers
+        return integers is not None and integers.fit_signed
 
     @property
     def parts(self) -> int:

@@ -9,6 +9,7 @@ from trinity.lowering.kernels.cpu.kernel_text import BYTES, LANES, WORDS, Kernel
 from trinity.lowering.kernels.cpu.panels import POSITIONS
 from trinity.lowering.kernels.cpu.stream import Stream
 from trinity.lowering.kernels.cpu.weight_in_kernel import BitmapWord, Stored
+from trinity.methods.formats.level_tables import zero_code
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Unpacker:
     def __init__(self, kernel: Kernel, stored: Stored, instructions: Instructions) -> None:
         self.kernel, self.panels, self.buffers = kernel, stored.panels, stored.buffers
         self.place = instructions.place
+        integers, values = stored.panels.integers, stored.panels.format.codebook
+        # Where codes are multiplied as integers, those of a table are looked up.
+        self.table = integers.table if integers and instructions.dots else None
+        self.shuffle = instructions.shuffle
+        self.no_code = zero_code(values.table) if values else None
         streamed = stored.panels.streamed
         self.stream = Stream(kernel, stored, instructions) if streamed else None
 
@@ -43,12 +49,26 @@ class Unpacker:
         """
         if self.stream:
             for word in range(self.panels.chunk):
-                yield self._next(chunk, word, positions)
+                yield [self._meant(of, 64) for of in self._next(chunk, word, positions)]
             return
         planes = self.panels.planes
         codes = [self._loaded(chunk, vector, planes) for vector in chunk.vectors]
         for word in range(self.panels.chunk):
-            yield [self._unpacked(chunk, v, word, of) for v, of in enumerate(codes)]
+            found = (self._unpacked(chunk, v, word, of) for v, of in enumerate(codes))
+            yield [self._meant(of, 64) for of in found]
+
+    def _meant(self, codes: str, size: int) -> str:
+        """The bytes that codes of a table stand for, or codes as they are.  size: bytes"""
+        if self.table is None:
+            return codes
+        assert self.shuffle  # where there are dot products
+        return self.shuffle(self.kernel, self.table, codes, size)
+
+    def _none(self, chunk: Chunk, v: int) -> str:
+        """What a masked weight decodes to zero from, in every byte."""
+        if self.no_code is not None:
+            return self.kernel.constant(self.no_code, BYTES)
+        return spread(self.kernel, chunk.zeros[v])
 
     def _next(self, chunk: Chunk, word: int, positions: list[str]) -> list[str]:
         """The next word vector of every stream."""
@@ -56,7 +76,7 @@ class Unpacker:
         found = []
         for v, position in enumerate(positions):
             bits = self._map(chunk, v, word).whole()
-            none = spread(self.kernel, chunk.zeros[v])
+            none = self._none(chunk, v)
             # One line is read in the course of a chunk.
             code, positions[v] = self.stream.codes(position, bits, none, far=word == 0)
             found.append(code)
@@ -76,7 +96,8 @@ class Unpacker:
         for word in range(self.panels.chunk):
             own = loaded[POSITIONS.name][word // POSITIONS.lanes]
             shift = POSITIONS.bits * (word % POSITIONS.lanes)
-            yield self._kept(word, loaded), self._field(own, shift, POSITIONS)
+            codes = self._meant(self._kept(word, loaded), self.panels.kept)
+            yield codes, self._field(own, shift, POSITIONS)
 
     def _loaded(self, chunk: Chunk, vector: str, planes: Sequence[Plane]) -> dict[str, list[str]]:
         """The bytes of a chunk, by plane; one vector of bytes for each unit."""
@@ -103,7 +124,7 @@ class Unpacker:
         if self.panels.sparse is None:
             return whole
         bits = self._map(chunk, v, word)
-        count, none = self.panels.kept // LANES, spread(self.kernel, chunk.zeros[v])
+        count, none = self.panels.kept // LANES, self._none(chunk, v)
         return self.place(self.kernel, whole, count, bits, none)
 
     def _kept(self, word: int, codes: Mapping[str, list[str]]) -> str:
@@ -135,6 +156,6 @@ class Unpacker:
 
 
 def spread(kernel: Kernel, zero: str) -> str:
-    """A word's lowest byte in every byte of its lane: what a masked weight decodes to zero from."""
+    """A word's lowest byte in every byte of its lane."""
     whole = kernel.value(f"arith.muli {zero}, {kernel.constant(0x01010101, WORDS)} : {WORDS}")
     return kernel.bitcast(whole, WORDS, BYTES)

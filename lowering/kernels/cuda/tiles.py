@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trinity.lowering.kernels.kernel_storage import FACTORS, Codes
+from trinity.lowering.kernels.kernel_storage import FACTORS, Codes, Numbers
 from trinity.lowering.kernels.padded_panels import (
     AS_TWO_FOUR,
     BLOCK,
@@ -60,6 +60,8 @@ def refusal(weight_format: WeightFormat) -> str | None:
 
 def _refusal(weight_format: WeightFormat) -> str | None:
     """As `refusal`, for a weight without adapter."""
+    if weight_format.codebook or weight_format.row_codebook:
+        return "values of a table"
     if weight_format.grid:
         bits = weight_format.grid.bits
         return None if bits == BITS else f"codes of {bits} bits"
@@ -125,8 +127,9 @@ class Tiles(PaddedPanels):
         split = lanes.permute(0, 3, 7, 4, 1, 2, 6, 5, 8)
         return self._cut(split.reshape(self.panels * PANEL, self.units * self.unit)), None
 
-    def pack_codes(self, base: Quantized, mask: Tensor | None) -> dict[str, Tensor]:
+    def pack_codes(self, base: Numbers, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""
+        assert isinstance(base, Quantized)  # `refusal` has refused tables
         codes, found = self._padded(raw_codes(base, mask)), {}
         if mask is not None and self.two_four:
             kept = two_of_four(self._padded(mask))

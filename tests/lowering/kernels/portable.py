@@ -235,6 +235,32 @@ def permuted(new: str, result: str, operands: list[str]) -> Lines:
     ]
 
 
+def permuted_by_words(lanes: int) -> Callable[[str, str, list[str]], Lines]:
+    """VPERMPS: of all floats those that the lowest bits of an index say."""
+    floats, words = f"vector<{lanes}xf32>", f"vector<{lanes}xi32>"
+
+    def written_out(new: str, result: str, operands: list[str]) -> Lines:
+        return [
+            f"{new}bits = vector.bitcast {operands[0]} : {floats} to {words}",
+            *looked_up(lanes, "i32", lanes)(new, f"{new}found", [f"{new}bits", operands[1]]),
+            f"{result} = vector.bitcast {new}found : {words} to {floats}",
+        ]
+
+    return written_out
+
+
+def table_of_bytes(new: str, result: str, operands: list[str]) -> Lines:
+    """TBL: of 16 bytes those that an index says, zero where it is 16 or more."""
+    kind = "vector<16xi8>"
+    return [
+        *looked_up(16, "i8", 16)(new, f"{new}found", operands),
+        f"{new}last = arith.constant dense<15> : {kind}",
+        f"{new}nothing = arith.constant dense<0> : {kind}",
+        f"{new}out = arith.cmpi ugt, {operands[1]}, {new}last : {kind}",
+        f"{result} = arith.select {new}out, {new}nothing, {new}found : vector<16xi1>, {kind}",
+    ]
+
+
 INSTRUCTIONS: dict[str, Callable[[str, str, list[str]], Lines]] = {
     "avx512.vpdpbusd.512": dot_product(16, ("shrui", "shrsi")),
     "avx512.vpdpbusd.256": dot_product(8, ("shrui", "shrsi")),
@@ -245,6 +271,10 @@ INSTRUCTIONS: dict[str, Callable[[str, str, list[str]], Lines]] = {
     "avx.vpermilvar.ps.256": permuted,
     "avx2.permd": looked_up(8, "i32", 8),
     "avx2.pshuf.b": looked_up(32, "i8", 16),
+    "avx2.permps": permuted_by_words(8),
+    "avx512.pshuf.b.512": looked_up(64, "i8", 16),
+    "avx512.permvar.sf.512": permuted_by_words(16),
+    "neon.tbl1.v16i8": table_of_bytes,
     "avx512.mask.cvtps2dq.512": to_nearest(16),
     "avx.cvt.ps2dq.256": to_nearest(8),
     "neon.fcvtns.v4i32.v4f32": to_nearest(4),

@@ -29,6 +29,12 @@ PACKED = [
     ((3, 43), "int3 channel asymmetric", None, 2),
     ((4, 30), "int3 group 10", None, 0),
     ((4, 24), "int8 group 6 asymmetric", None, 0),
+    ((3, 43), "nf4 channel", None, 2),
+    ((4, 24), "e2m1 group 8 e4m3 outer", None, 0),
+    ((4, 32), "nf4 group 8 e8m0", "2:4", 3),
+    ((4, 24), "e4m3 tensor", "1:4", 0),
+    ((4, 22), "rows of 3", None, 2),
+    ((4, 24), "int8 tensor", "1:4", 0),
     ((3, 172), "int4 channel", "2:4", 5),
     ((3, 172), "float32", "2:4", 0),
     ((3, 40), "int3 group 8", "3:8", 0),
@@ -50,7 +56,7 @@ def test_unpack_inverts_pack_exactly(
     assert all(torch.equal(repacked[key], value) for key, value in layout.pack(weight).items())
 
 
-@pytest.mark.parametrize("kind", ["int4 group 8", "int4 group 8 asymmetric"])
+@pytest.mark.parametrize("kind", ["int4 group 8", "int4 group 8 asymmetric", "nf4 group 8"])
 def test_an_unstructured_mask_over_codes_becomes_codes_that_mean_zero(
     make_weight: Make, kind: str
 ) -> None:
@@ -68,6 +74,20 @@ def test_module_bits_are_the_bytes_of_the_stored_tensors(
     layout = row_storage.layout_of(format_of(weight))
     stored = sum(tensor.nbytes for tensor in layout.pack(weight).values())
     assert layout.bits() == 8 * stored / (shape[0] * shape[1])
+
+
+def test_a_mask_over_a_rows_own_levels_is_refused_by_name(make_weight: Make) -> None:
+    weight = make_weight((8, 32), "rows of 3", "2:4")
+    with pytest.raises(UnsupportedError, match="because none of them need be zero"):
+        row_storage.layout_of(format_of(weight))
+
+
+def test_an_adapter_of_levels_is_refused_by_name(make_packed_adapter: Make) -> None:
+    weight = make_packed_adapter((16, 32), 8, "nf4 group 8", "float16", "nf4 group 8")
+    with pytest.raises(
+        UnsupportedError, match="adapters of floats and uniform grids, and not of nf"
+    ):
+        row_storage.layout_of(format_of(weight))
 
 
 def test_two_four_int4_takes_three_bits_and_its_scales(make_weight: Make) -> None:

@@ -64,6 +64,19 @@ def test_what_a_flavour_lacks_here_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(INSTRUCTIONS)[-1] == "plain"
 
 
+@pytest.mark.parametrize(
+    "kind", ["nf4 group 8", "e2m1 group 8 e4m3 outer", "e4m3 channel", "rows of 4"]
+)
+def test_values_of_a_table_are_refused_by_name_where_no_kernel_reads_them(
+    make_weight: Callable[..., CompressedWeight], kind: str
+) -> None:
+    weight_format = format_of(make_weight((6, 24), kind))
+    assert isinstance(storage_of(weight_format, targets.get("llvm-cpu")), Panels)
+    for target in ("vulkan", "cuda", "rocm"):
+        with pytest.raises(UnsupportedError, match=f"of a table have no kernel on {target}"):
+            storage_of(weight_format, targets.get(target))
+
+
 def test_an_unstructured_mask_over_floats_is_refused_where_no_kernel_reads_it(
     make_weight: Callable[..., CompressedWeight],
 ) -> None:

@@ -38,6 +38,14 @@ FORMATS = {
     "stream": ((20, 32), "int4 channel", "50%", 0),
     "full stream": ((40, 256), "int4 group 64 asymmetric", "30%", 0),
     "rounded": ((20, 128), "int4 group 64", None, 0),
+    "e2m1": ((20, 64), "e2m1 group 16 e4m3 outer", None, 3),
+    "half of e2m1": ((20, 64), "e2m1 group 32 e8m0", "2:4", 0),
+    "stream of e2m1": ((20, 32), "e2m1 channel", "50%", 0),
+    "e2m1, rounded": ((20, 128), "e2m1 group 64", None, 0),
+    "nf4": ((20, 96), "nf4 group 48 e4m3 outer", None, 0),
+    "half of nf4": ((20, 64), "nf4 group 64", "2:4", 0),
+    "e4m3": ((20, 60), "e4m3 channel", None, 0),
+    "rows": ((20, 60), "rows of 3", None, 0),
     "half of floats": ((20, 44), "float16", "2:4", 0),
     "half of wide floats": ((70, 96), "float32", "1:2", 3),
     "half of floats, no whole word": ((20, 46), "bfloat16", "1:2", 0),
@@ -45,8 +53,8 @@ FORMATS = {
     "floats of a mask": ((20, 44), "float16", "50%", 0),
 }
 # What stands between their instructions is the same: these are all written out.
-FOR_ARM = ("nibbles", "bytes")
-EMULATED = (*FOR_ARM, "kept", "stream")
+FOR_ARM = ("nibbles", "bytes", "e2m1", "nf4")
+EMULATED = (*FOR_ARM, "kept", "stream", "half of nf4", "e4m3")
 
 
 @dataclass

@@ -19,7 +19,10 @@ from trinity.lowering.targets import targets
 
 CPU = targets.get("llvm-cpu")
 WITH_DOTS: list[Flavour] = [name for name, made in INSTRUCTIONS.items() if made.dots]
-BITS = (2, 3, 4, 8)
+# Codes of 2, 3, 4 and 8 bits, of E2M1, and the last byte that is the same with a sign.
+LARGEST = (3, 7, 15, 24, 127, 255)
+WORD_TABLE = [(i * 0x2545F491 + 7) % 2**31 for i in range(16)]
+TABLE = [(7 * i + 3) % 32 for i in range(16)]
 
 
 # Where instructions are carried out: written out, by this processor, by one that is emulated.
@@ -50,13 +53,14 @@ def flavour(case: tuple[Flavour, Where]) -> Flavour:
 
 @pytest.fixture(scope="module")
 def module(case: tuple[Flavour, Where]) -> Loaded | arm.Emulated:
-    """Functions of words as floats' bits: products of every number of bits, and conversions."""
+    """Functions of words as floats' bits: products of codes of every size, and conversions."""
     flavour, where = case
     dots = INSTRUCTIONS[flavour].dots
     assert dots
-    texts = [products(f"bits_{bits}", dots, bits) for bits in BITS]
+    texts = [products(f"up_to_{largest}", dots, largest) for largest in LARGEST]
     texts += [conversions(flavour), expansion(flavour, BYTES), expansion(flavour, FLOATS)]
     texts += [placement(flavour, count) for count in (1, 2, 3)]
+    texts += [shuffle(flavour), look_up(flavour)]
     texts += [permutation(flavour)] if INSTRUCTIONS[flavour].permute else []
     text = "module {\n" + "".join(texts) + "}\n"
     if where == "emulated":
@@ -65,9 +69,9 @@ def module(case: tuple[Flavour, Where]) -> Loaded | arm.Emulated:
     return Loaded(compile_text(portable(text) if where == "written out" else text, target), target)
 
 
-def products(name: str, dots: Dots, bits: int) -> str:
+def products(name: str, dots: Dots, largest: int) -> str:
     """Sums, word vectors of codes, a word of digits for each: the sums with all products."""
-    kernel, count = Kernel(f"{name}_kernel"), words_of(dots, bits)
+    kernel, count = Kernel(f"{name}_kernel"), words_of(dots, largest)
     given = kernel.binding((16,), "i32")
     codes, digits = kernel.binding((count, 64), "i8"), kernel.binding((count,), "i32")
     out, zero = kernel.output((16,), "i32"), kernel.constant(0)
@@ -75,7 +79,7 @@ def products(name: str, dots: Dots, bits: int) -> str:
     partial = dots.begun(kernel, sums)
     for i in range(count):
         place = kernel.constant(i)
-        operands = dots.operands(kernel, codes.load([place, zero], BYTES), bits)
+        operands = dots.operands(kernel, codes.load([place, zero], BYTES), largest)
         x = dots.inputs(kernel, digits.load_scalar([place]))
         partial = dots.added(kernel, partial, operands, x)
     out.store(dots.ended(kernel, sums, partial), [zero], WORDS)
@@ -149,6 +153,26 @@ def permutation(flavour: Flavour) -> str:
     return function("permuted", kernel, [(4,), (16,)])
 
 
+def shuffle(flavour: Flavour) -> str:
+    """Codes of a table of bytes: those bytes."""
+    kernel, found = Kernel("shuffled_kernel"), INSTRUCTIONS[flavour].shuffle
+    assert found
+    codes, zero = kernel.binding((64,), "i8"), kernel.constant(0)
+    out = kernel.output((64,), "i8")
+    out.store(found(kernel, TABLE, codes.load([zero], BYTES), 64), [zero], BYTES)
+    return function("shuffled", kernel, [(16,)])
+
+
+def look_up(flavour: Flavour) -> str:
+    """Codes of a table of 16 words: those words."""
+    kernel = Kernel("looked_up_kernel")
+    codes, zero = kernel.binding((16,), "i32"), kernel.constant(0)
+    out = kernel.output((16,), "f32")
+    found = INSTRUCTIONS[flavour].look_up(kernel, WORD_TABLE, codes.load([zero], WORDS))
+    out.store(found, [zero], FLOATS)
+    return function("looked_up", kernel, [(16,)])
+
+
 def function(name: str, kernel: Kernel, shapes: list[tuple[int, ...]], size: int = 16) -> str:
     """A public function that dispatches a kernel; the host hands over floats only."""
     kinds = [f"tensor<{'x'.join(map(str, shape))}xf32>" for shape in shapes]
@@ -164,9 +188,9 @@ def function(name: str, kernel: Kernel, shapes: list[tuple[int, ...]], size: int
     )
 
 
-def words_of(dots: Dots, bits: int) -> int:
+def words_of(dots: Dots, largest: int) -> int:
     """As many as may be added before sums are ended."""
-    return max(2, dots.together(bits))
+    return max(1, dots.together(largest))
 
 
 def called(
@@ -178,18 +202,18 @@ def called(
     return np.asarray(found.numpy().view(np.int32))
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("largest", LARGEST)
 @pytest.mark.parametrize("extreme", [False, True])
 def test_products_are_those_of_unsigned_codes_and_signed_digits_in_every_lane(
-    module: Loaded | arm.Emulated, flavour: Flavour, bits: int, extreme: bool
+    module: Loaded | arm.Emulated, flavour: Flavour, largest: int, extreme: bool
 ) -> None:
     dots = INSTRUCTIONS[flavour].dots
     assert dots
-    count, generator = words_of(dots, bits), np.random.default_rng(0)
-    codes = generator.integers(0, 2**bits, (count, 64), np.uint8)
+    count, generator = words_of(dots, largest), np.random.default_rng(0)
+    codes = generator.integers(0, largest, (count, 64), np.uint8, endpoint=True)
     digits = generator.integers(-128, 128, (count, 4), np.int8)
     if extreme:  # the largest sums that there are
-        codes[:], digits[:] = 2**bits - 1, -128
+        codes[:], digits[:] = largest, -128
     sums = generator.integers(-(2**20), 2**20, 16, np.int32)
     given = [sums, codes.view(np.int32), digits.view(np.int32).reshape(count)]
     expected = []
@@ -197,10 +221,10 @@ def test_products_are_those_of_unsigned_codes_and_signed_digits_in_every_lane(
         total = int(sums[lane])
         for word in range(count):
             for i in range(4):
-                code = int(codes[word, 4 * lane + i]) - dots.below(bits)
+                code = int(codes[word, 4 * lane + i]) - dots.below(largest)
                 total += code * int(digits[word, i])
         expected.append(total)
-    assert called(module, f"bits_{bits}", given).tolist() == expected
+    assert called(module, f"up_to_{largest}", given).tolist() == expected
 
 
 def test_floats_become_the_nearest_words_and_those_their_lowest_bytes(
@@ -272,3 +296,14 @@ def test_floats_are_permuted_by_two_bits_and_no_other(
     places = generator.integers(-(2**31), 2**31, 16, np.int64).astype(np.int32)
     found = called(module, "permuted", [values.view(np.int32), places]).view(np.float32)
     assert found.tolist() == values[places & 3].tolist()
+
+
+def test_bytes_and_words_are_looked_up_in_tables_of_sixteen(
+    module: Loaded | arm.Emulated,
+) -> None:
+    generator = np.random.default_rng(4)
+    codes = generator.permutation(np.arange(64, dtype=np.uint8) % 16)
+    found = called(module, "shuffled", [codes.view(np.int32)]).view(np.uint8)
+    assert found.tolist() == [TABLE[code] for code in codes]
+    words = generator.permutation(np.arange(16, dtype=np.int32))
+    assert called(module, "looked_up", [words]).tolist() == [WORD_TABLE[word] for word in words]

@@ -26,6 +26,13 @@ HELD = [
     ((30, 64), "int4 group 16", "4:8", 3),
     ((30, 60), "int3 group 12 asymmetric", "2:6", 0),
     ((30, 66), "int4 channel", "1:2", 0),
+    ((3, 43), "nf4 channel", None, 2),
+    ((40, 600), "nf4 group 300", "2:4", 0),
+    ((70, 64), "e2m1 group 16 e4m3 outer", None, 0),
+    ((20, 43), "rows of 3", None, 2),
+    ((70, 300), "rows of 4", None, 0),
+    ((70, 64), "e2m1 group 32 e8m0", "1:2", 0),
+    ((40, 96), "e4m3 group 48 e4m3 outer", "50%", 0),
     ((5, 7), "float16", "50%", 0),
     ((130, 172), "bfloat16", "2:4", 5),
     ((30, 66), "float32", "1:3", 0),
@@ -77,6 +84,21 @@ def test_two_four_int4_takes_three_bits_and_its_scales(make_weight: Make) -> Non
     assert Panels(format_of(weight)).bits() == 3 + 16 / 128
 
 
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [
+        ("nf4 group 64", 4 + 16 / 64),
+        ("e2m1 group 32 e8m0", 4 + 8 / 32),
+        ("e2m1 group 16 e4m3 outer", 4 + 8 / 16 + 64 * 8 / (128 * 256)),  # a cache line for one
+        ("e4m3 channel", 8 + 16 / 256),
+    ],
+)
+def test_levels_take_the_bits_of_their_codes_and_scales(
+    make_weight: Make, kind: str, bits: float
+) -> None:
+    assert Panels(format_of(make_weight((128, 256), kind, None, 0, torch.float16))).bits() == bits
+
+
 def test_half_of_int4_takes_the_bits_of_two_four_and_what_a_mask_may_vary(
     make_weight: Make,
 ) -> None:
@@ -123,6 +145,12 @@ def test_bytes_with_positions_have_a_name_of_their_own(make_weight: Make) -> Non
     floats = format_of(make_weight((16, 64), "float16", "2:4"))
     assert list(Panels(floats, permutes=True).shapes()) == ["picked_panels"]
     assert Panels(floats, permutes=True).bits() == 9
+
+
+def test_only_codes_that_are_integers_have_positions(make_weight: Make) -> None:
+    kinds = ("int4 channel", "e2m1 channel", "nf4 channel", "e4m3 channel")
+    formats = [format_of(make_weight((16, 64), kind, "2:4")) for kind in kinds]
+    assert [Panels(of, picks=True).picked for of in formats] == [True, True, False, False]
 
 
 def test_a_stream_is_only_for_what_is_spread_faster_than_read(make_weight: Make) -> None:
