@@ -1,10 +1,16 @@
 import pytest
+import torch
 
+from tests.methods.samples import random_stats
 from trinity.harness.compress import plan
 from trinity.harness.recipes import paper
 from trinity.harness.recipes.recipe import CompressSpec, InputSpec, Recipe
 from trinity.harness.repro.repro import planned_rows
+from trinity.lowering.targets import targets
+from trinity.lowering.targets.choose import storage_of
+from trinity.methods import registry
 from trinity.methods.errors import ConfigError
+from trinity.methods.formats import CompressedWeight, Dense, format_of
 
 SLIM = paper.load("slim")
 TABLE = SLIM.tables["table1"]
@@ -46,6 +52,20 @@ def test_rows_of_one_name_are_one_recipe_in_all_papers(profile: str) -> None:
                 assert recipe.calibration is not None
                 key = (recipe.model.id, recipe.calibration.dataset, recipe.name)
                 assert seen.setdefault(key, recipe) == recipe
+
+
+@pytest.mark.parametrize("profile", ["smoke", "embedded"])
+def test_every_row_of_levels_is_packed_timed_and_multiplied_by_a_kernel(profile: str) -> None:
+    torch.manual_seed(0)
+    W, stats = torch.randn(16, 128), random_stats(128)
+    for recipe in _recipes("levels", profile):
+        assert recipe.lower is not None
+        assert recipe.bench is not None
+        weight: CompressedWeight = Dense(W)
+        for step in recipe.compress.steps:
+            config = registry.configure(step.method, step.options)
+            weight = registry.get(step.method).compress(W, weight, stats, config)
+        assert storage_of(format_of(weight), targets.get("llvm-cpu")).path == "kernel", recipe.name
 
 
 # GPTQ's plain numbers at 3 bits are those of OPT alone.

@@ -38,6 +38,7 @@ def test_values_of_tables_are_decoded_as_in_torch(
     built = build(model, weights, "llvm-cpu", tmp_path)
     ids, compiled = tokens(LONGEST), built.load()
     assert built.lowered.meta["path"] == "kernel"
+    assert "@block_" in built.lowered.target
     assert "tensor<64x64xf4E2M1FN>" in built.lowered.annotated
     assert "xf8E8M0FNU>" in built.lowered.annotated
     expected = dense_logits(built, ids)
