@@ -35,6 +35,7 @@ from trinity.harness.commands import (
     run,
     sweep,
     table,
+    train,
 )
 from trinity.harness.terminal.hush import hush_libraries
 
@@ -53,6 +54,7 @@ app.command()(repro.repro)
 app.command()(run.run)
 app.command()(sweep.sweep)
 app.command()(fetch.fetch)
+app.command()(train.train)
 app.command()(compress.compress)
 app.command()(lower.lower)
 app.command()(export.export)

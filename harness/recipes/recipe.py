@@ -42,14 +42,19 @@ FileName = Annotated[str, AfterValidator(_names_a_file)]
 
 
 class TrainingSpec(Section):
-    """How a model 'trained:NAME' is trained, from random numbers, by SLoPe's steps.
+    """How a model is trained, by SLoPe's steps: `trinity train`, and models 'trained:NAME'.
 
     pattern: N:M of the sparse layers; None trains all of them dense
     mask: 'random' (the paper) or 'magnitude' (its code), drawn once
     backward: 'double-pruned', or 'exact' to see what the second mask costs
+    dense: names of linears, or globs, that stay dense beside the first ones and the head
     rank: of the lazy adapters, 0 for none   adapter_share: last share of the steps that has them
     dataset, split: the text   batch, seqlen: windows of a step, and tokens of each
-    lr: of AdamW
+    start: 'weights' of the model, or 'random' numbers
+    lr: of AdamW   warmup: steps in which it rises to that   schedule: what it does then; 'cosine'
+        falls to a tenth
+    accumulate: parts of a step's windows, one after the other   precision: of the products
+    checkpointing: 'blocks' computes each block twice, and keeps its input alone in between
     """
 
     pattern: str | None = None
@@ -64,6 +69,13 @@ class TrainingSpec(Section):
     seed: int = 0
     dataset: str = "pydoc"
     split: str = "train"
+    dense: tuple[str, ...] = ()
+    start: Literal["weights", "random"] = "weights"
+    warmup: NonNegativeInt = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    accumulate: PositiveInt = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: Literal["none", "blocks"] = "none"
 
 
 class ModelSpec(Section):

@@ -8,7 +8,7 @@ from typing import Any
 
 from trinity.harness.accuracy import suites
 from trinity.harness.models import folders
-from trinity.harness.recipes import recipe
+from trinity.harness.recipes import recipe, sections
 from trinity.harness.recipes.recipe import (
     BenchSpec,
     CalibrationSpec,
@@ -16,6 +16,7 @@ from trinity.harness.recipes.recipe import (
     LowerSpec,
     ModelSpec,
     Recipe,
+    TrainingSpec,
 )
 from trinity.harness.sources import sources
 from trinity.harness.store.writing import check_new
@@ -46,11 +47,32 @@ class Benching:
     lower: LowerSpec | None
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how."""
+
+    model: str
+    revision: str | None
+    spec: TrainingSpec
+
+
 def run(path: Path, settings: list[str]) -> Recipe:
     """A recipe file with overrides."""
     found = recipe.read(path, settings)
     check(found)
     return found
+
+
+def training(model: str, settings: list[str], revision: str | None, out: Path) -> Training:
+    """A model and how it is trained.  settings: fields of `TrainingSpec`, KEY=value"""
+    check_new(out)
+    fields: dict[str, Any] = {}
+    for setting in settings:
+        recipe.apply_override(fields, setting)
+    spec = sections.parse(TrainingSpec, fields, "training")
+    corpora.at_hand(spec.dataset, spec.split)
+    sources.check_id(model)
+    return Training(model, revision, spec)
 
 
 def compression(

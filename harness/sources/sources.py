@@ -235,7 +235,8 @@ def trained(name: str, spec: TrainingSpec, store: StageStore, reporter: Reporter
         "code": own_code.sha256(pretrain),
     }
 
-    write = partial(pretrain.write, start=start.path, spec=spec, reporter=reporter)
+    begin = pretrain.Start(start.path, start.sha256)
+    write = partial(pretrain.write, start=begin, spec=spec, reporter=reporter)
     place = store.fill("trained", inputs, write)
     path = torch_checkpoints.as_folder(place / f"ckpt_{spec.steps}.pt", store)
     note = (

@@ -84,21 +84,27 @@ class Reporter:
                 self._all_rows = self._bars.add_task(said, total=total)
             self._bars.update(self._all_rows, description=said, completed=done, total=total)
 
-    def step(self, name: str, done: int, total: int) -> None:
-        """Progress within a stage; without a terminal, a line at each fifth of it."""
+    def step(self, name: str, done: int, total: int, left_s: float | None = None) -> None:
+        """Progress within a stage; without a terminal, a line at each fifth of it.
+
+        left_s: seconds, where they are known
+        """
         if self._quiet:
             return
+        left = f", about {duration(left_s)} left" if left_s and done < total else ""
         if self._bars:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name, total=total)
-            self._bars.update(self._tasks[name], completed=done, total=total)
+            self._bars.update(
+                self._tasks[name], description=f"{name}{left}", completed=done, total=total
+            )
             if done == total:
                 self._bars.remove_task(self._tasks.pop(name))
             return
         fifth = 5 * done // total
         if fifth > self._said.get(name, 0):
             self._said[name] = fifth if done < total else 0
-            self.say(f"{name}: {done}/{total}")
+            self.say(f"{name}: {done}/{total}{left}")
 
 
 def duration(seconds: float) -> str:

@@ -110,6 +110,8 @@ SOURCES = {
 }
 PYDOC = "pydoc"
 PYDOC_SPLITS = ["train", "test"]
+# A user's own text: one document, or one a line under `text`.
+OWN_TEXTS, OWN_SPLIT, OWN_FIELD = (".txt", ".jsonl.gz"), "train", "text"
 
 
 def names() -> list[str]:
@@ -123,6 +125,9 @@ def load(name: str, split: str, reporter: "Reporter | None" = None) -> TextCorpu
     reporter: told how far a download is
     """
     _check(name, split)
+    if names_a_file(name):
+        path = Path(name).expanduser()
+        return _corpus(name, split, _documents_of(path), path.name)
     if name == PYDOC:
         source = f"pydoc_data.topics of Python {platform.python_version()}"
         return _corpus(name, split, split_topics()[split], source)
@@ -137,7 +142,7 @@ def load(name: str, split: str, reporter: "Reporter | None" = None) -> TextCorpu
 def at_hand(name: str, split: str) -> str | None:
     """None if `load` needs no network, else one sentence that says what is missing."""
     _check(name, split)
-    if name == PYDOC:
+    if name == PYDOC or names_a_file(name):
         return None
     source = SOURCES[name]
     if local_file(source.folder, source.files[split]) is not None:
@@ -207,9 +212,25 @@ def content_hash(parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def names_a_file(name: str) -> bool:
+    """Whether it is a user's own text rather than one of `names`."""
+    return name.endswith(OWN_TEXTS)
+
+
 def _check(name: str, split: str) -> None:
+    if names_a_file(name):
+        if split != OWN_SPLIT:
+            msg = f"text '{name}': is a file, whose only split is '{OWN_SPLIT}', not '{split}'."
+            raise ConfigError(msg)
+        if not Path(name).expanduser().is_file():
+            msg = f"text '{name}': there is no such file."
+            raise ConfigError(msg)
+        return
     if name not in names():
-        msg = f"data set '{name}' is unknown.{nearest(name, names())} Known: {', '.join(names())}."
+        msg = (
+            f"data set '{name}' is unknown.{nearest(name, names())} Known: {', '.join(names())}; "
+            f"or a file of yours ({', '.join(OWN_TEXTS)})."
+        )
         raise ConfigError(msg)
     splits = PYDOC_SPLITS if name == PYDOC else list(SOURCES[name].files)
     if split not in splits:
@@ -223,6 +244,22 @@ def _check(name: str, split: str) -> None:
 def _corpus(name: str, split: str, documents: Iterable[str], source: str) -> TextCorpus:
     kept = tuple(documents)
     return TextCorpus(name, split, kept, source, content_hash(kept))
+
+
+def _documents_of(path: Path) -> tuple[str, ...]:
+    """Of a user's own file; ConfigError if it holds no text."""
+    if path.suffix != ".txt":
+        found = tuple(_read_documents(path, OWN_FIELD))
+    else:
+        try:
+            found = (path.read_text(encoding="utf-8"),)
+        except UnicodeDecodeError as error:
+            msg = f"text {path}: is not UTF-8 (byte {error.start}). Save it as UTF-8."
+            raise ConfigError(msg) from error
+    if not any(found):
+        msg = f"text {path}: is empty."
+        raise ConfigError(msg)
+    return found
 
 
 def _read_documents(path: Path, field: str) -> Iterator[str]:

@@ -1,116 +1,108 @@
-"""SLoPe pretraining of a tiny model: a real run, small enough for two processor cores.
+"""Pretraining, sparse as SLoPe does it or dense: a model folder and a text in, a checkpoint out.
 
-The steps are `trinity.methods.slope_training`; here they are put into a Hugging Face model, run on
-real text, and saved in the layout that SLoPe releases (`ckpt_{step}.pt`), which the source `slope`
-reads.
+The mathematics is `trinity.methods.training.slope`; what comes out is the layout that SLoPe
+releases (`ckpt_{step}.pt`), which the source `slope` reads.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from trinity.harness.models import families
 from trinity.harness.models.decoder import warnings_off
 from trinity.harness.models.folders import companions
 from trinity.harness.models.model_tokenizer import tokenizer_of
 from trinity.harness.recipes.recipe import TrainingSpec
-from trinity.harness.store.stages import write_json
+from trinity.harness.store.stages import as_json, fingerprint, write_json
+from trinity.harness.store.writing import write_text
 from trinity.harness.terminal.progress import Reporter
 from trinity.harness.texts import corpora
-from trinity.methods.errors import ConfigError
-from trinity.methods.formats import NM, parse_pattern
-from trinity.methods.slope_training import (
-    AdamW,
-    SparseMoments,
-    adapted,
-    double_mask,
-    double_pruned,
-    magnitude_mask,
-    new_adapter,
-    random_mask,
-)
+from trinity.harness.training import loop, memory
+from trinity.harness.training.slope_linear import make_sparse
+from trinity.harness.training.snapshots import Snapshots
+from trinity.harness.training.workers import Workers, alone
+from trinity.methods.training.slope import AdamW
 
 MASK_CHANGE_STEPS = 100  # the code's mask_change_freq: how long a second mask is kept
 ADAPTER_DECAY = 1e-4  # the code's, in its BERT script
 LOG = "training.json"
+# Beside it, of the processes and their times: not a file that goes with a model, so that two
+# trainings of the same numbers are the same model.
+RUNS = "training-runs.jsonl"
+# A trained model's hash holds what LOG says: fields that came later are said where they are used.
+FIRST_FIELDS = {
+    "pattern",
+    "mask",
+    "backward",
+    "rank",
+    "adapter_share",
+    "steps",
+    "batch",
+    "seqlen",
+    "lr",
+    "seed",
+    "dataset",
+    "split",
+}
 
 
-class SlopeLinear(nn.Module):
-    """A linear trained sparse.  Its state dict is that of SLoPe's accuracy code.
+@dataclass(frozen=True)
+class Start:
+    """The model where training begins.
 
-    weight: [out, in], zero outside the mask   lora_left: [in, r], lora_right: [r, out], once added
+    sha256: of its folder, so that no snapshot is continued from another model
     """
 
-    row_mask: Tensor
-    both_masks: Tensor
-    lora_left: nn.Parameter | None
-    lora_right: nn.Parameter | None
-
-    def __init__(self, linear: nn.Linear, mask: Tensor, pattern: NM, *, exact: bool) -> None:
-        """mask: bool [out, in], static; exact: the input gradient sees the whole weight."""
-        super().__init__()
-        self.pattern, self.exact = pattern, exact
-        self.weight = nn.Parameter(linear.weight.detach() * mask)
-        self.bias = linear.bias
-        self.register_buffer("row_mask", mask, persistent=False)
-        self.register_buffer("both_masks", mask, persistent=False)
-        self.register_parameter("lora_left", None)
-        self.register_parameter("lora_right", None)
-        self.moments = SparseMoments(mask)
-        self.prune_again()
-
-    def prune_again(self) -> None:
-        """Choose the second mask of the weight as it is now."""
-        self.both_masks = self.row_mask
-        if not self.exact:
-            self.both_masks = double_mask(self.weight, self.row_mask, self.pattern)
-
-    def add_adapter(self, rank: int, generator: torch.Generator) -> list[nn.Parameter]:
-        """Lazy adapters that change nothing yet; their parameters, for the optimiser."""
-        out, d_in = self.weight.shape
-        left, right = new_adapter((out, d_in), rank, generator)
-        self.lora_left, self.lora_right = nn.Parameter(left), nn.Parameter(right)
-        return [self.lora_left, self.lora_right]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in]  ->  [..., out]"""
-        y = double_pruned(x, self.weight, self.row_mask, self.both_masks)
-        if self.bias is not None:
-            y = y + self.bias
-        if self.lora_left is not None and self.lora_right is not None:
-            y = adapted(x, y, self.lora_left, self.lora_right)
-        return y
+    folder: Path
+    sha256: str
 
 
-def write(folder: Path, *, start: Path, spec: TrainingSpec, reporter: Reporter) -> None:
-    """Fill a stage with a trained model.  start: the untrained one, whose tokenizer is used"""
-    train(start, tokenizer_of(start), spec, folder, reporter)
+def write(folder: Path, *, start: Start, spec: TrainingSpec, reporter: Reporter) -> None:
+    """Fill a stage with a trained model, on the CPU, in one go."""
+    workers = alone(torch.device("cpu"))
+    train(start, tokenizer_of(start.folder), spec, folder, workers, reporter)
 
 
 def train(
-    start: Path, tokenizer: corpora.Tokenizer, spec: TrainingSpec, out: Path, reporter: Reporter
-) -> None:
+    start: Start,
+    tokenizer: corpora.Tokenizer,
+    spec: TrainingSpec,
+    out: Path,
+    workers: Workers,
+    reporter: Reporter,
+    snapshots: tuple[Path, int] | None = None,
+) -> loop.Course:
     """Train a model and write `out/ckpt_{steps}.pt`, its configuration, tokenizer and losses.
 
-    start: a folder with the untrained model, whose weights are where training begins
+    out: made by the first process alone   snapshots: their folder, and the steps between two
     """
+    loop.check_shares(spec, workers.count)
+    config = AutoConfig.from_pretrained(start.folder)
+    memory.check(config, spec, workers)
     corpus = corpora.load(spec.dataset, spec.split)
     ids = corpora.token_ids(tokenizer, "\n\n".join(corpus.documents))
-    generator = torch.Generator().manual_seed(spec.seed)
-    with warnings_off():
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
-    layers = _make_sparse(model, spec, generator) if spec.pattern else {}
-    losses, optimizer = _run(model, layers, ids, spec, generator, reporter)
-    write_checkpoint(out, spec.steps, model.state_dict(), optimizer)
-    for path in companions(start):
-        shutil.copyfile(path, out / path.name)
-    log = {"losses": losses, "text": corpus.source, "text_sha256": corpus.sha256}
-    write_json(out / LOG, {**log, "training": spec.model_dump(mode="json")})
+    asked = {
+        "start": start.sha256,
+        "training": spec.model_dump(mode="json"),
+        "text": corpus.sha256,
+        "processes": workers.count,
+    }
+    kept = Snapshots(snapshots[0], fingerprint(asked), snapshots[1]) if snapshots else None
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        generator = torch.Generator().manual_seed(spec.seed)
+        model = _model(start.folder, config, spec).to(workers.device)
+        job = SlopeJob(model, spec, generator)
+        course = loop.run(job, ids, spec, generator, workers, reporter, kept)
+    if workers.rank == 0:
+        _write(out, start.folder, job, spec, corpus, course)
+    workers.wait()
+    return course
 
 
 def write_checkpoint(
@@ -118,88 +110,127 @@ def write_checkpoint(
 ) -> Path:
     """The file of SLoPe's accuracy code: weights dense with zeros, no mask, adapters by name."""
     path = folder / f"ckpt_{step}.pt"
-    torch.save(
-        {"model": dict(state), "optimizer": dict(optimizer), "sampler": None, "epoch": 0}, path
-    )
+    data = {"model": dict(state), "optimizer": dict(optimizer), "sampler": None, "epoch": 0}
+    torch.save(_of_equal_texts(data), path)
     return path
 
 
-def _make_sparse(
-    model: nn.Module, spec: TrainingSpec, generator: torch.Generator
-) -> dict[str, SlopeLinear]:
-    """Replace the linears of the blocks, all but the first ones after the input (the paper)."""
-    pattern = parse_pattern(str(spec.pattern))
-    if not isinstance(pattern, NM):
-        msg = f"training.pattern {pattern}: SLoPe trains N:M weights, for example '2:4'."
-        raise ConfigError(msg)
-    layers = {}
-    for name in _sparse_names(model):
-        linear = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            kind = type(linear).__name__
-            msg = f"training: {name} is a {kind}; only nn.Linear is trained sparse."
-            raise ConfigError(msg)
-        out, d_in = linear.weight.shape
-        if spec.mask == "random":
-            mask = random_mask((out, d_in), pattern, generator)
-        else:
-            mask = magnitude_mask(linear.weight, pattern)
-        layers[name] = SlopeLinear(linear, mask, pattern, exact=spec.backward == "exact")
-        model.set_submodule(name, layers[name])
-    return layers
+def _of_equal_texts(data: Any) -> Any:
+    """The same data in which equal texts are one object: pickle writes an object that it saw before
+    as a reference, and whether two equal texts are one depends on where they were read.
+    """
+    if isinstance(data, dict):
+        return {_of_equal_texts(key): _of_equal_texts(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(map(_of_equal_texts, data))
+    return sys.intern(data) if isinstance(data, str) else data
 
 
-def _sparse_names(model: Any) -> Iterator[str]:
-    """model: a Hugging Face model of a known family (transformers has no common type for it)."""
-    family = families.get(model.config.model_type)
-    for index in range(len(model.get_submodule(family.blocks))):
-        for number, group in enumerate(family.groups):
-            if (index, number) != (0, 0):
-                yield from (f"{family.blocks}.{index}.{name}" for name in group)
+class SlopeJob:
+    """AdamW on a model, with SLoPe's linears where the training has a pattern."""
 
+    def __init__(self, model: Any, spec: TrainingSpec, generator: torch.Generator) -> None:
+        """model: of transformers, on its device.  generator: of masks and adapters"""
+        self.spec, self.generator = spec, generator
+        self.layers = make_sparse(model, spec, generator) if spec.pattern else {}
+        self.model: nn.Module = model
+        if spec.checkpointing == "blocks":
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        sparse = {id(layer.weight) for layer in self.layers.values()}
+        self.options = AdamW(lr=spec.lr)
+        self.dense = torch.optim.AdamW(
+            [p for p in model.parameters() if id(p) not in sparse],
+            lr=self.options.lr,
+            betas=self.options.betas,
+            eps=self.options.eps,
+            weight_decay=self.options.weight_decay,
+        )
+        self.lazy_from = spec.steps - max(1, round(spec.adapter_share * spec.steps))
 
-def _run(
-    model: Any,
-    layers: Mapping[str, SlopeLinear],
-    ids: Tensor,
-    spec: TrainingSpec,
-    generator: torch.Generator,
-    reporter: Reporter,
-) -> tuple[list[float], dict[str, Any]]:
-    """The loop.  -> loss of every step in nats per token, state of the optimisers"""
-    sparse = {id(layer.weight) for layer in layers.values()}
-    options = AdamW(lr=spec.lr)
-    dense = torch.optim.AdamW(
-        [p for p in model.parameters() if id(p) not in sparse],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-    )
-    lazy_from = spec.steps - max(1, round(spec.adapter_share * spec.steps))
-    losses = []
-    model.train()
-    for step in range(spec.steps):
-        if spec.rank and step == lazy_from:
-            added = [p for x in layers.values() for p in x.add_adapter(spec.rank, generator)]
-            dense.add_param_group({"params": added, "weight_decay": ADAPTER_DECAY})
+    def begin(self, step: int) -> bool:
+        """Adapters when they are due, and second masks."""
+        due = bool(self.layers and self.spec.rank and step == self.lazy_from)
+        if due:
+            self._add_adapters()
         if step % MASK_CHANGE_STEPS == 0:
-            for layer in layers.values():
+            for layer in self.layers.values():
                 layer.prune_again()
-        starts = torch.randint(0, len(ids) - spec.seqlen, (spec.batch,), generator=generator)
-        windows = torch.stack([ids[i : i + spec.seqlen] for i in starts.tolist()])
-        loss = model(input_ids=windows, labels=windows).loss
-        model.zero_grad()
-        loss.backward()
-        dense.step()
+        return due
+
+    def loss(self, model: nn.Module, windows: Tensor) -> Tensor:
+        """Of the next token."""
+        loss: Tensor = model(input_ids=windows, labels=windows, use_cache=False).loss
+        return loss
+
+    def update(self, lr: float) -> None:
+        """AdamW on dense parameters and on kept entries."""
+        for group in self.dense.param_groups:
+            group["lr"] = lr
+        self.dense.step()
+        options = AdamW(lr, self.options.betas, self.options.eps, self.options.weight_decay)
         with torch.no_grad():
-            for layer in layers.values():
+            for layer in self.layers.values():
                 assert layer.weight.grad is not None  # the loss depends on every layer
                 layer.moments.step(layer.weight, layer.weight.grad, options)
-        losses.append(loss.item())
-        reporter.step("training", step + 1, spec.steps)
-    moments = {
-        name: {"m": layer.moments.m, "v": layer.moments.v, "steps": layer.moments.steps}
-        for name, layer in layers.items()
-    }
-    return losses, {"dense": dense.state_dict(), "sparse": moments}
+
+    def optimizers(self) -> dict[str, Any]:
+        """Their states, as a checkpoint has them."""
+        moments = {
+            name: {"m": layer.moments.m, "v": layer.moments.v, "steps": layer.moments.steps}
+            for name, layer in self.layers.items()
+        }
+        return {"dense": self.dense.state_dict(), "sparse": moments}
+
+    def state(self) -> dict[str, Any]:
+        """Parameters, optimizers, and the second masks, which live longer than a step."""
+        masks = {name: layer.both_masks for name, layer in self.layers.items()}
+        optimizers = self.optimizers()
+        return {"model": dict(self.model.state_dict()), "optimizers": optimizers, "masks": masks}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Into a job with the same first masks."""
+        if any(name.endswith(".lora_left") for name in state["model"]):
+            self._add_adapters()
+        self.model.load_state_dict(state["model"])
+        self.dense.load_state_dict(state["optimizers"]["dense"])
+        for name, layer in self.layers.items():
+            device = layer.weight.device
+            kept = state["optimizers"]["sparse"][name]
+            layer.moments.m, layer.moments.v = kept["m"].to(device), kept["v"].to(device)
+            layer.moments.steps = kept["steps"]
+            layer.both_masks = state["masks"][name].to(device)
+
+    def _add_adapters(self) -> None:
+        added: list[nn.Parameter] = []
+        for layer in self.layers.values():
+            added += layer.add_adapter(self.spec.rank, self.generator)
+        self.dense.add_param_group({"params": added, "weight_decay": ADAPTER_DECAY})
+
+
+def _model(folder: Path, config: Any, spec: TrainingSpec) -> Any:
+    """In float32, from the folder's weights, or from random numbers of the seed."""
+    with warnings_off():
+        if spec.start == "weights":
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        torch.manual_seed(spec.seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _write(
+    out: Path,
+    start: Path,
+    job: SlopeJob,
+    spec: TrainingSpec,
+    corpus: corpora.TextCorpus,
+    course: loop.Course,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(out, spec.steps, job.model.state_dict(), job.optimizers())
+    for path in companions(start):
+        shutil.copyfile(path, out / path.name)
+    said = spec.model_dump(mode="json")
+    first = {key: said[key] for key in FIRST_FIELDS}
+    later = spec.model_dump(mode="json", exclude_defaults=True)
+    log = {"losses": course.losses, "text": corpus.source, "text_sha256": corpus.sha256}
+    write_json(out / LOG, {**log, "training": {**first, **later}})
+    write_text(out / RUNS, "".join(" ".join(as_json(r).split()) + "\n" for r in course.runs))

@@ -45,6 +45,8 @@ COMMANDS: list[tuple[str, int, list[str]]] = [
     ("plan absent.yaml", 2, READS),
     ("sweep absent.yaml", 2, READS),
     ("sweep sweep.yaml --threads 1", 2, READS),
+    ("train random:tiny-lama --out x", 2, READS),
+    ("train random:tiny-llama --out x --set step=3", 2, READS),
     ("compress random:tiny-lama --method rtn --out x", 2, READS),
     ("compress random:tiny-llama --method rtm --out x", 2, READS),
     ("lower absent --out x", 2, READS),

@@ -71,7 +71,7 @@ def _changes(edited: Path, text: str, key: Callable[[], str]) -> bool:
         ("tuned-block", "harness/compress/entering.py", "harness/compress/walk.py"),
         ("calibration", "harness/texts/corpora.py", "harness/compress/walk.py"),
         ("imported", "harness/checkpoints/checkpoint.py", "harness/bench/bench.py"),
-        ("trained", "methods/slope_training.py", "harness/compress/walk.py"),
+        ("trained", "methods/training/slope.py", "harness/compress/walk.py"),
         ("module", "lowering/kernels/cpu/panels.py", "harness/compress/walk.py"),
         ("module", "harness/modules/narrow_head.py", "methods/wanda.py"),
         ("suite", "harness/accuracy/tasks.py", "harness/runs/run.py"),

@@ -180,3 +180,29 @@ def test_a_text_that_a_mirror_lacks_may_be_put_into_a_folder(
     del hub.repositories["datasets", "allenai/c4"]
     with pytest.raises(MachineError, match=r"no such data set .* Or put the file there"):
         corpora.load("c4", "train")
+
+
+def test_a_users_own_files_are_texts(tmp_path: Path) -> None:
+    plain, lines = tmp_path / "book.txt", tmp_path / "notes.jsonl.gz"
+    plain.write_text("one\n\ntwo", encoding="utf-8")
+    write(lines, [{"text": "one"}, {"text": "two"}])
+    book, notes = (corpora.load(str(path), "train") for path in (plain, lines))
+    assert (book.documents, book.source) == (("one\n\ntwo",), "book.txt")
+    assert notes.documents == ("one", "two")
+    assert notes.sha256 == corpora.content_hash(["one", "two"])
+    assert corpora.at_hand(str(plain), "train") is None
+
+
+def test_a_users_own_file_that_is_no_text_is_one_paragraph(tmp_path: Path) -> None:
+    bad, empty = tmp_path / "bad.txt", tmp_path / "empty.txt"
+    bad.write_bytes(b"ab\xff")
+    empty.touch()
+    cases = {
+        (str(bad), "train"): r"is not UTF-8 \(byte 2\)",
+        (str(empty), "train"): "is empty",
+        (str(tmp_path / "absent.txt"), "train"): "there is no such file",
+        (str(bad), "test"): "whose only split is 'train'",
+    }
+    for asked, message in cases.items():
+        with pytest.raises(ConfigError, match=message):
+            corpora.load(*asked)

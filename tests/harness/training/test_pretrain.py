@@ -3,13 +3,14 @@ through the whole path.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.harness import families
 from tests.harness.tiny import ByteTokenizer
@@ -22,6 +23,8 @@ from trinity.harness.sources.torch_checkpoints import state_dict
 from trinity.harness.store.stages import StageStore
 from trinity.harness.terminal.progress import Reporter
 from trinity.harness.training import pretrain
+from trinity.harness.training.slope_linear import SlopeLinear
+from trinity.harness.training.workers import alone
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, Adapted, Dense
 
@@ -43,7 +46,8 @@ def _train(folder: Path, **options: Any) -> tuple[dict[str, Tensor], dict[str, T
         families.save("llama", start)
     out.mkdir()
     spec = TrainingSpec(steps=STEPS, batch=4, seqlen=16, **options)
-    pretrain.train(start, SmallTokenizer(), spec, out, QUIET)
+    begin = pretrain.Start(start, "of a test")
+    pretrain.train(begin, SmallTokenizer(), spec, out, alone(torch.device("cpu")), QUIET)
     before = AutoModelForCausalLM.from_pretrained(start).state_dict()
     return before, state_dict(out / f"ckpt_{STEPS}.pt")
 
@@ -133,7 +137,7 @@ def test_training_without_a_pattern_is_plain_dense_training(tmp_path: Path) -> N
 def test_the_layer_with_an_exact_backward_equals_plain_autograd() -> None:
     linear = torch.nn.Linear(16, 8)
     mask = torch.rand(8, 4, 4).argsort(-1).lt(2).view(8, 16)
-    layer = pretrain.SlopeLinear(linear, mask, NM(2, 4), exact=True)
+    layer = SlopeLinear(linear, mask, NM(2, 4), exact=True)
     plain = torch.nn.Linear(16, 8)
     plain.load_state_dict({"weight": layer.weight, "bias": linear.bias})
     x, y = torch.randn(3, 16, requires_grad=True), torch.randn(3, 16, requires_grad=True)
@@ -144,6 +148,30 @@ def test_the_layer_with_an_exact_backward_equals_plain_autograd() -> None:
     assert layer.weight.grad is not None
     assert plain.weight.grad is not None
     torch.testing.assert_close(layer.weight.grad, plain.weight.grad * mask)
+
+
+def test_named_layers_stay_dense(tmp_path: Path) -> None:
+    _, after = _train(tmp_path, pattern="2:4", dense=("model.layers.1.mlp.*",))
+    assert bool((after["model.layers.1.mlp.up_proj.weight"] != 0).all())
+    assert bool((after["model.layers.0.mlp.up_proj.weight"] == 0).any())
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(ConfigError, match="no linear is left"):
+        _train(tmp_path, pattern="2:4", dense=("*",))
+
+
+def test_a_layer_that_the_pattern_does_not_divide_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.layers\.0\.self_attn\.o_proj: .*`dense`"):
+        _train(tmp_path, pattern="2:64")
+
+
+def test_training_from_random_numbers_leaves_the_weights_that_are_there(tmp_path: Path) -> None:
+    before, after = _train(tmp_path, start="random", lr=1e-9)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert not torch.allclose(before[name], after[name], atol=1e-3)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tmp_path / "start")
+    fresh = AutoModelForCausalLM.from_config(config).state_dict()
+    torch.testing.assert_close(fresh[name], after[name], rtol=0, atol=1e-6)
 
 
 def test_only_nm_patterns_are_trained(tmp_path: Path) -> None:
@@ -172,7 +200,7 @@ def test_the_checkpoint_goes_through_the_source_and_computes_what_training_compu
     live = AutoModelForCausalLM.from_pretrained(folder.parent / "start")
     for name in [name.removesuffix(".weight") for name in after if _sparse(name)]:
         linear, weight = live.get_submodule(name), after[f"{name}.weight"]
-        layer = pretrain.SlopeLinear(linear, weight != 0, NM(2, 4), exact=True)
+        layer = SlopeLinear(linear, weight != 0, NM(2, 4), exact=True)
         layer.add_adapter(2, torch.Generator())
         live.set_submodule(name, layer)
     live.load_state_dict(after)

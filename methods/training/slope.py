@@ -1,7 +1,7 @@
 """SLoPe's training steps: double-pruned backward pass, static masks, sparse AdamW, lazy adapters
 (Mozaffari et al., arXiv:2405.16325).
 
-Tensors only; `trinity.harness.training.pretrain` puts them in a model.
+Tensors only; `trinity.harness.training.slope_linear` puts them in a model.
 
     Y  = X (W * R)^T            R: N:M along the inputs, static                       (eq. 2)
     dW = (dY^T X) * R           only kept entries have a gradient and moments         (eq. 3)
@@ -77,8 +77,11 @@ class DoublePruned(torch.autograd.Function):
         x, W, R, RC = ctx.saved_tensors
         (gradient,) = dY
         rows = gradient.reshape(-1, gradient.shape[-1])
-        dW = (rows.T @ x.reshape(-1, x.shape[-1])) * R
-        return gradient @ (W * RC), dW, None, None
+        # Under autocast the gradient is narrower than the weight; products take one type.
+        columns = x.reshape(-1, x.shape[-1]).to(gradient.dtype)
+        dW = (rows.T @ columns).to(W.dtype) * R
+        dX = gradient @ (W * RC).to(gradient.dtype)
+        return dX.to(x.dtype), dW, None, None
 
 
 def double_pruned(x: Tensor, W: Tensor, R: Tensor, RC: Tensor) -> Tensor:
@@ -116,8 +119,8 @@ class SparseMoments:
     def __init__(self, R: Tensor) -> None:
         """R: bool [out, in], the static mask."""
         self.kept = R.flatten().nonzero().squeeze(1)
-        self.m = torch.zeros(len(self.kept))
-        self.v = torch.zeros(len(self.kept))
+        self.m = torch.zeros(len(self.kept), device=R.device)
+        self.v = torch.zeros_like(self.m)
         self.steps = 0
 
     def step(self, W: Tensor, gradient: Tensor, options: AdamW) -> None:

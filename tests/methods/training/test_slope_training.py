@@ -1,4 +1,4 @@
-"""methods/slope_training.py: the three products, the masks and the optimiser of SLoPe."""
+"""methods/training/slope.py: the three products, the masks and the optimiser of SLoPe."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import torch
 from tests.oracles import slope as oracle
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM
-from trinity.methods.slope_training import (
+from trinity.methods.training.slope import (
     AdamW,
     SparseMoments,
     adapted,

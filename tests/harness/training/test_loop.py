@@ -1,0 +1,240 @@
+"""harness/training/loop.py: what a step sums up, and that a killed training ends with the bytes of
+one that was not.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.harness import families
+from tests.harness.tiny import ByteTokenizer
+from trinity.harness.recipes.recipe import TrainingSpec
+from trinity.harness.terminal.progress import Reporter
+from trinity.harness.training import loop, pretrain
+from trinity.harness.training.snapshots import FILE, Snapshots
+from trinity.harness.training.workers import Workers, alone, started
+from trinity.methods.errors import ConfigError
+
+STEPS = 8
+SPARSE = {"pattern": "2:4", "rank": 2, "adapter_share": 0.5}
+FORK = multiprocessing.get_context("fork")  # torch is loaded already
+
+
+class SmallTokenizer(ByteTokenizer):
+    """Bytes, folded into the 96 tokens of the test models."""
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        return {"input_ids": [code % 96 for code in text.encode()[:20_000]]}
+
+
+class Interrupted(Reporter):
+    """Ends a training after a step, as a signal would."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(quiet=True)
+        self.after = after
+
+    def step(self, name: str, done: int, total: int, left_s: float | None = None) -> None:
+        if done == self.after:
+            raise KeyboardInterrupt
+
+
+def _train(
+    folder: Path,
+    name: str = "out",
+    family: str = "llama",
+    reporter: Reporter | None = None,
+    workers: Workers | None = None,
+    **options: Any,
+) -> Path:
+    """Train a model of a family, with snapshots after every step.  -> its folder"""
+    start = folder / family
+    if not start.exists():
+        families.save(family, start)
+    spec = TrainingSpec(**{"steps": STEPS, "batch": 4, "seqlen": 16} | options)
+    out = folder / name
+    kept = (folder / f"{name}.training", 1)
+    workers = workers or alone(torch.device("cpu"))
+    begin, quiet = pretrain.Start(start, family), reporter or Reporter(quiet=True)
+    pretrain.train(begin, SmallTokenizer(), spec, out, workers, quiet, kept)
+    return out
+
+
+def _losses(out: Path) -> list[float]:
+    losses: list[float] = json.loads((out / "training.json").read_text())["losses"]
+    return losses
+
+
+def _bytes(out: Path) -> bytes:
+    return (out / f"ckpt_{STEPS}.pt").read_bytes()
+
+
+@pytest.mark.parametrize("after", range(1, STEPS))
+def test_a_training_interrupted_after_any_step_ends_with_the_same_bytes(
+    tmp_path: Path, after: int
+) -> None:
+    whole = _train(tmp_path, "whole", **SPARSE)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, reporter=Interrupted(after), **SPARSE)
+    out = _train(tmp_path, **SPARSE)
+    assert _bytes(out) == _bytes(whole)
+    assert _losses(out) == _losses(whole)
+    runs = [json.loads(line) for line in (out / pretrain.RUNS).read_text().splitlines()]
+    # The loop reports a step before it keeps it.
+    assert [run["first_step"] for run in runs] == ([0, after - 1] if after > 1 else [0])
+
+
+def test_dropout_is_resumed_too(tmp_path: Path) -> None:
+    whole = _train(tmp_path, "whole", "opt")
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, family="opt", reporter=Interrupted(5))
+    assert _bytes(_train(tmp_path, family="opt")) == _bytes(whole)
+
+
+def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    whole = _train(tmp_path, "whole", **SPARSE)
+    moments = random.Random(0)
+    process = FORK.Process(target=_train, args=(tmp_path,), kwargs=SPARSE)
+    process.start()
+    while not (tmp_path / "out.training" / FILE).exists():
+        assert process.is_alive()
+        time.sleep(0.001)
+    time.sleep(moments.uniform(0, 0.2))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert _bytes(_train(tmp_path, **SPARSE)) == _bytes(whole)
+
+
+def test_a_snapshot_of_another_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, reporter=Interrupted(3))
+    with pytest.raises(ConfigError, match=r"out\.training/snapshot\.pt: is of another training"):
+        _train(tmp_path, lr=1e-2)
+
+
+def _one_of_two(folder: Path, rank: int, port: int, options: dict[str, Any]) -> None:
+    """A process as `torchrun` starts it."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {name: str(value) for name, value in (names | where).items()}
+    with started() as workers:
+        _train(folder, "two", workers=workers, **options)
+
+
+def _two_processes(folder: Path, options: dict[str, Any]) -> Path:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [
+        FORK.Process(target=_one_of_two, args=(folder, rank, port, options)) for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    return folder / "two"
+
+
+@pytest.mark.parametrize("options", [{}, {**SPARSE, "accumulate": 2}], ids=["dense", "sparse"])
+def test_two_processes_have_the_losses_of_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    one = _train(tmp_path, "one", **options)
+    two = _two_processes(tmp_path, options)
+    assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"accumulate": 4}, {"checkpointing": "blocks"}], ids=["accumulate", "blocks"]
+)
+def test_what_saves_memory_changes_no_loss(tmp_path: Path, options: dict[str, Any]) -> None:
+    plain = _train(tmp_path, "plain", **SPARSE)
+    assert _losses(_train(tmp_path, **SPARSE, **options)) == pytest.approx(_losses(plain), rel=1e-5)
+
+
+def test_a_checkpointed_block_is_computed_twice(tmp_path: Path) -> None:
+    calls = {}
+    for checkpointing in ("none", "blocks"):
+        config = families.CONFIGS["llama"]()
+        model = families.AutoModelForCausalLM.from_config(config)
+        spec = TrainingSpec(checkpointing=checkpointing)
+        job = pretrain.SlopeJob(model, spec, torch.Generator())
+        model.train()
+        seen: list[int] = []
+        model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_, s=seen: s.append(1))
+        job.loss(model, torch.zeros(1, 8, dtype=torch.int64)).backward()
+        calls[checkpointing] = len(seen)
+    assert calls == {"none": 1, "blocks": 2}
+
+
+def test_products_in_bfloat16_follow_those_in_float32(tmp_path: Path) -> None:
+    exact = _losses(_train(tmp_path, "exact", **SPARSE))
+    narrow = _train(tmp_path, **SPARSE, precision="bfloat16")
+    assert _losses(narrow) == pytest.approx(exact, rel=0.02)
+    assert _losses(narrow) != exact
+    weights = torch.load(narrow / f"ckpt_{STEPS}.pt", weights_only=True)["model"]
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", sorted(families.CONFIGS))
+def test_every_family_is_trained(tmp_path: Path, family: str) -> None:
+    losses = _losses(_train(tmp_path, family=family, steps=3, lr=1e-2))
+    assert len(losses) == 3
+    assert all(map(math.isfinite, losses))
+
+
+def test_the_learning_rate_rises_and_falls_as_it_says() -> None:
+    spec = TrainingSpec(steps=10, lr=2.0, warmup=4, schedule="cosine")
+    rates = [loop.learning_rate(spec, step) for step in range(10)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[7] == pytest.approx(2 * (0.1 + 0.9 * (1 + math.cos(math.pi * 0.5)) / 2))
+    assert rates == rates[:4] + sorted(rates[4:], reverse=True)
+    assert min(rates[4:]) > 0.2
+    constant = TrainingSpec(steps=10, lr=2.0)
+    assert {loop.learning_rate(constant, step) for step in range(10)} == {2.0}
+
+
+def test_windows_follow_from_the_seed_alone() -> None:
+    ids, spec = torch.arange(1000), TrainingSpec(batch=4, seqlen=8)
+    drawn = [loop.drawn(ids, spec, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert bool((drawn[0].diff(dim=1) == 1).all())
+
+
+def test_the_numbers_of_the_process_are_left_as_they_were(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    _train(tmp_path, steps=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"batch": 4, "accumulate": 3}, "4 windows of a step are not divisible by 1 processes"),
+    ({"seqlen": 30_000, "batch": 1}, "the text has 20000 tokens, and a window 30000"),
+    ({"lr": 1e30}, "the loss of step"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_what_cannot_be_trained_is_one_paragraph(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _train(tmp_path, **options)
+
+
+def test_a_half_written_snapshot_is_not_read(tmp_path: Path) -> None:
+    kept = Snapshots(tmp_path, "asked", 1)
+    kept.keep({"step": 1})
+    (tmp_path / "snapshot.pt.unfinished").write_bytes(b"half")
+    assert kept.last() == {"step": 1}
