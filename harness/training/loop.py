@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from trinity.harness.recipes.recipe import TrainingSpec
 from trinity.harness.records.environment import environment
@@ -130,11 +131,11 @@ def _backward(job: Job, model: nn.Module, windows: Tensor, spec: TrainingSpec) -
         windows.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"
     )
     for number, part in enumerate(parts):
-        unshared = number + 1 < len(parts) and hasattr(model, "no_sync")
-        with model.no_sync() if unshared else contextlib.nullcontext():
+        waits = number + 1 < len(parts) and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # told above
             with narrow:
                 loss = job.loss(model, part) / len(parts)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         total += loss.item()
     return total
 

@@ -50,7 +50,7 @@ def _activations(blocks: Any, config: Any, spec: TrainingSpec) -> int:
     kept = len(blocks) * block
     if spec.checkpointing == "blocks":
         kept = len(blocks) * spec.seqlen * config.hidden_size * FLOAT + block
-    return kept + spec.seqlen * config.vocab_size * OF_LOGITS * FLOAT
+    return int(kept + spec.seqlen * config.vocab_size * OF_LOGITS * FLOAT)
 
 
 def _of_block(block: nn.Module, config: Any, seqlen: int, width: int) -> int:
@@ -62,7 +62,7 @@ def _of_block(block: nn.Module, config: Any, seqlen: int, width: int) -> int:
         for name in ("attn_pdrop", "attention_dropout", "attn_logit_softcapping")
     )
     scores = 2 * config.num_attention_heads * seqlen if keeps_scores else 0
-    return width * seqlen * (numbers + scores)
+    return int(width * seqlen * (numbers + scores))
 
 
 def check(config: Any, spec: TrainingSpec, workers: Workers) -> None:

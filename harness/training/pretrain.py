@@ -135,7 +135,7 @@ class SlopeJob:
         self.layers = make_sparse(model, spec, generator) if spec.pattern else {}
         self.model: nn.Module = model
         if spec.checkpointing == "blocks":
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         sparse = {id(layer.weight) for layer in self.layers.values()}
         self.options = AdamW(lr=spec.lr)
         self.dense = torch.optim.AdamW(

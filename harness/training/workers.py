@@ -25,7 +25,10 @@ class Workers:
         if self.count == 1:
             return model
         where: Any = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=where, broadcast_buffers=False)
+        # Every process made the same model, with the same masks: there is nothing to send first.
+        return DistributedDataParallel(
+            model, device_ids=where, forward_sync_buffers=False, init_sync=False
+        )
 
     def mean(self, value: float) -> float:
         """Over the processes."""
