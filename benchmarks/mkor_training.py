@@ -1,0 +1,234 @@
+"""Steps to a loss: MKOR beside SGD, AdamW, LAMB and K-FAC, on small models of bytes.
+
+    python benchmarks/mkor_training.py --model causal --json FILE
+
+Each optimizer gets the same windows and starts.  Its learning rate is the best of three on a seed
+that is not counted; then every seed trains once.  A run reaches a loss when the mean of ten steps
+is below it.  Seconds are of the machine as it was: they mean something only on an idle one.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
+
+from trinity.harness.models.decoder import warnings_off
+from trinity.harness.recipes.recipe import TrainingSpec
+from trinity.harness.records.environment import environment
+from trinity.harness.store.stages import write_json
+from trinity.harness.terminal.progress import Reporter
+from trinity.harness.texts import corpora
+from trinity.harness.training import loop
+from trinity.harness.training.workers import alone
+from trinity.methods.training.kfac import Kfac, KfacOptions
+from trinity.methods.training.lamb import Lamb
+from trinity.methods.training.mkor import Mkor, MkorOptions
+
+TUNED_ON, SMOOTHED = 1000, 10
+MASK, VOCABULARY = 256, 257  # bytes, and what stands for a hidden one
+HIDDEN_SHARE = 0.15  # of the bytes that a BERT is asked for
+UNLABELLED = -100  # torch's mark of a place without a loss
+HEADS = ("lm_head", "cls.predictions.decoder")
+
+Maker = Callable[[nn.Module, float], torch.optim.Optimizer]
+
+
+def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """With momentum: what the preconditioners wrap, too."""
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Torch's, with its defaults."""
+    return torch.optim.AdamW(model.parameters(), lr=lr)
+
+
+def lamb(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Ours."""
+    return Lamb(model.parameters(), lr=lr)
+
+
+def kfac(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Over SGD, inverted every ten steps."""
+    return Kfac(model, sgd(model, lr), KfacOptions(skip=HEADS))
+
+
+def mkor(update: Any, base: Maker, **options: Any) -> Maker:
+    """Over another optimizer, factors updated every ten steps."""
+
+    def make(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return Mkor(model, base(model, lr), MkorOptions(update=update, skip=HEADS, **options))
+
+    return make
+
+
+OF_SGD, OF_ADAM = (0.03, 0.1, 0.3), (1e-3, 3e-3, 1e-2)
+OPTIMIZERS: dict[str, tuple[Maker, tuple[float, ...]]] = {
+    "SGD": (sgd, OF_SGD),
+    "AdamW": (adamw, OF_ADAM),
+    "LAMB": (lamb, (3e-3, 1e-2, 3e-2)),
+    "K-FAC over SGD": (kfac, OF_SGD),
+    "MKOR over SGD": (mkor("exact", sgd), OF_SGD),
+    "MKOR over SGD, code": (mkor("code", sgd), OF_SGD),
+    "MKOR over SGD, paper": (mkor("paper", sgd), OF_SGD),
+    "MKOR-H over SGD": (mkor("exact", sgd, switch_below=0.02, window=25), OF_SGD),
+    "MKOR over AdamW": (mkor("exact", adamw), OF_ADAM),
+}
+
+
+class Compared:
+    """A job of the loop: a small model and one optimizer."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, masked: bool) -> None:
+        """masked: the model is asked for hidden bytes, not for the next one."""
+        self.model, self.optimizer, self.masked = model, optimizer, masked
+        self.last = 0.0
+
+    def begin(self, step: int) -> bool:
+        """Nothing is added."""
+        return False
+
+    def loss(self, model: nn.Module, windows: Tensor) -> Tensor:
+        """In nats per byte that is asked for."""
+        inputs, labels = windows, windows
+        if self.masked:
+            hidden = torch.rand(windows.shape) < HIDDEN_SHARE
+            inputs = windows.masked_fill(hidden, MASK)
+            labels = windows.masked_fill(~hidden, UNLABELLED)
+        loss: Tensor = model(input_ids=inputs, labels=labels).loss
+        self.last = loss.item()
+        return loss
+
+    def update(self, lr: float) -> None:
+        """The schedule is part of the comparison: all have the same."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        if isinstance(self.optimizer, Mkor):
+            self.optimizer.observe(self.last)
+
+    def state(self) -> dict[str, Any]:
+        """No run is long enough to be resumed."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """As `state`."""
+
+
+def small_model(kind: str, seed: int) -> nn.Module:
+    """Two blocks of width 64.  kind: causal (Llama) or masked (BERT)"""
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+    }
+    torch.manual_seed(seed)
+    with warnings_off():
+        if kind == "causal":
+            model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes))
+        else:
+            model = AutoModelForMaskedLM.from_config(BertConfig(**sizes))
+    made: nn.Module = model
+    return made
+
+
+def trained(kind: str, name: str, lr: float, seed: int, steps: int, ids: Tensor) -> dict[str, Any]:
+    """One run.  -> losses of every step, seconds of all"""
+    spec = TrainingSpec(
+        steps=steps, batch=8, seqlen=64, lr=lr, seed=seed, warmup=10, schedule="cosine"
+    )
+    model = small_model(kind, seed)
+    job = Compared(model, OPTIMIZERS[name][0](model, lr), kind == "masked")
+    generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
+    try:
+        losses = loop.run(
+            job, ids, spec, generator, alone(torch.device("cpu")), Reporter(quiet=True)
+        ).losses
+    except Exception as error:
+        if "the loss of step" not in str(error):
+            raise
+        losses = []  # diverged
+    return {"losses": losses, "seconds": time.perf_counter() - start, "lr": lr, "seed": seed}
+
+
+def end(losses: list[float]) -> float:
+    """Mean of the last tenth; infinite if the run diverged."""
+    return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else float("inf")
+
+
+def steps_to(losses: list[float], target: float) -> float:
+    """The first step after which the mean of ten is below a loss; NaN if none is."""
+    if len(losses) < SMOOTHED:
+        return float("nan")
+    means = np.convolve(losses, np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
+    below = np.flatnonzero(means <= target)
+    return float(below[0] + SMOOTHED) if len(below) else float("nan")
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Mean with its 95% interval by Student's t; how many seeds there are, if not all have one."""
+    there = np.array([v for v in values if np.isfinite(v)])
+    if len(there) < len(values) or len(there) < 2:
+        return f"{len(there)} of {len(values)} seeds"
+    half = stats.t.ppf(0.975, len(there) - 1) * there.std(ddof=1) / len(there) ** 0.5
+    mean = there.mean()
+    return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]"
+
+
+def compared(kind: str, seeds: int, steps: int) -> dict[str, list[dict[str, Any]]]:
+    """Every optimizer's runs, at its best rate."""
+    text = "\n\n".join(corpora.load("pydoc", "train").documents)
+    ids = torch.tensor(list(text.encode()), dtype=torch.int64)
+    found = {}
+    for name, (_, rates) in OPTIMIZERS.items():
+        tried = {lr: trained(kind, name, lr, TUNED_ON, steps, ids) for lr in rates}
+        best = min(tried, key=lambda lr: end(tried[lr]["losses"]))
+        found[name] = [trained(kind, name, best, seed, steps, ids) for seed in range(seeds)]
+    return found
+
+
+def table(found: Mapping[str, list[dict[str, Any]]], targets: list[float]) -> str:
+    """In Markdown, a row an optimizer."""
+    heads = [f"steps to {target:g}" for target in targets]
+    lines = [
+        "| | rate | " + " | ".join(heads) + " | loss at the end | seconds of a step |",
+        "|---|---:|" + "---:|" * (len(targets) + 2),
+    ]
+    for name, runs in found.items():
+        cells = [cell([steps_to(run["losses"], t) for run in runs], 0) for t in targets]
+        ends = cell([end(run["losses"]) for run in runs], 3)
+        each = np.median([run["seconds"] / max(1, len(run["losses"])) for run in runs])
+        row = [name, f"{runs[0]['lr']:g}", *cells, ends, f"{each:.4f}"]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train, print the table, and write the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", choices=["causal", "masked"], default="causal")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--targets", type=float, nargs="+", default=[3.0, 2.6])
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    found = compared(asked.model, asked.seeds, asked.steps)
+    print(table(found, asked.targets))
+    if asked.json:
+        options = {"model": asked.model, "steps": asked.steps, "targets": asked.targets}
+        record = {"schema": "mkor-training/1", **options, "runs": found}
+        write_json(asked.json, record | {"environment": environment()})
+
+
+if __name__ == "__main__":
+    main()
