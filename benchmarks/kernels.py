@@ -37,6 +37,7 @@ from trinity.methods.formats import (
     InputFormat,
     Quantized,
     RowCodebook,
+    Tiles,
     Unstructured,
     WeightFormat,
 )
@@ -128,6 +129,10 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
         "float16": WeightFormat(shape, Floats("float16")),
         "2:4 float16": WeightFormat(shape, Floats("float16"), NM(2, 4)),
         "50% float16": WeightFormat(shape, Floats("float16"), Unstructured(0.5)),
+        **{
+            f"tiles {share}% float16": WeightFormat(shape, Floats("float16"), Tiles(share / 100))
+            for share in (25, 50, 75)
+        },
     }
 
 

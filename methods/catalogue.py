@@ -36,6 +36,7 @@ CATALOGUE = {
     "nvfp4": Entry("arXiv:2509.25149", "nothing", "e2m1 group 16 e4m3 scales over float32"),
     "optima": Entry("arXiv:2512.13886", "hessian", "float32"),
     "owl": Entry("arXiv:2310.05175", "x_norm", "-"),
+    "patch": Entry("arXiv:2509.23410", "token sequences", "-"),
     "rtn": Entry("arXiv:2210.17323", "nothing", "int4 group 128"),
     "slim": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "2:4 int4 tensor + rank 12"),
     "slim-lora": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "float32 + rank 12"),
@@ -46,4 +47,8 @@ CATALOGUE = {
     "smoothquant": Entry("arXiv:2211.10438", "x_max_abs", "-"),
     "sparsegpt": Entry("arXiv:2301.00774", "hessian", "2:4 float32"),
     "wanda": Entry("arXiv:2306.11695", "x_norm", "2:4 float32"),
+}
+# Of the same hub, and no method of a recipe: name -> paper, and where it is.
+OPTIMIZERS = {
+    "mkor": ("arXiv:2306.01685", "an optimizer for training, trinity.methods.training.mkor"),
 }

@@ -21,6 +21,7 @@ from trinity.methods.contract import (
     Method,
     MethodConfig,
     ModelMethod,
+    ModelTask,
     Reported,
     StoredTensors,
     needed,
@@ -279,7 +280,14 @@ def _plan_violations(method: PlanMethod[MethodConfig], config: MethodConfig) -> 
 
 
 def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -> list[Violation]:
-    task = sample_layers.model_task()
+    mixed = _tried_on(sample_layers.model_task(), method, config, "a model of four linears")
+    dense = sample_layers.model_task(dense=True)
+    return mixed + _tried_on(dense, method, config, "a model of four linears of floats")
+
+
+def _tried_on(
+    task: ModelTask, method: ModelMethod[MethodConfig], config: MethodConfig, where: str
+) -> list[Violation]:
     tensors = {"sequences": task.sequences}
     for name, weight in task.current.items():
         tensors |= prefixed(name, pack(weight))
@@ -288,15 +296,19 @@ def _model_violations(method: ModelMethod[MethodConfig], config: MethodConfig) -
         lambda: _weights_of(method.compress_model(task, config)),
         tensors,
         shapes,
-        "a model of four linears",
+        where,
+        # What gives weights another format may ask for floats.
+        may_refuse=not config.keeps_formats and where.endswith("four linears"),
     )
     tuned = called(lambda: _weights_of(method.compress_model(task, config)))
+    if not config.keeps_formats:
+        return found
     if isinstance(tuned, Mapping) and tuned.keys() == shapes.keys() and not found:
         found += [
             Violation(
                 f"{name} came as {format_of(weight).label} and left as "
                 f"{format_of(tuned[name]).label}",
-                "a model of four linears",
+                where,
             )
             for name, weight in task.current.items()
             if format_of(tuned[name]) != format_of(weight)

@@ -29,6 +29,11 @@ class MethodConfig(BaseModel):
         """What these options ask for beyond the method's `needs`."""
         return Statistic.NOTHING
 
+    @property
+    def keeps_formats(self) -> bool:
+        """Whether a method that tunes gives every weight back in the format it came in."""
+        return True
+
 
 class Statistic(Flag):
     """What the walker collects for a method on every linear layer."""
@@ -231,11 +236,14 @@ class ModelTask:
     sequences: int64 [samples, seqlen], the token ids to tune on
     loss: (weight of each linear [out, in], ids [seqlen]) -> mean next-token loss, differentiable in
         the weights; everything else of the model is as it was
+    original: name of a linear -> its weight before compression, float32 [out, in], in memory of its
+        own; read when it is asked for
     """
 
     current: Mapping[str, CompressedWeight]
     sequences: Tensor
     loss: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+    original: Callable[[str], Tensor]
 
 
 @runtime_checkable
@@ -251,7 +259,8 @@ class ModelMethod(Protocol[C]):
     ) -> Mapping[str, CompressedWeight | Reported]:
         """The tuned weights, each alone or with details for its report.
 
-        All names and formats are those of `task.current`.
+        All names are those of `task.current`, and so are the formats unless
+        `config.keeps_formats` is False.
         """
         ...
 

@@ -6,8 +6,7 @@ from pydantic import BeforeValidator, PlainSerializer, PositiveInt
 from torch import Tensor, bfloat16, float16, float32
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import Pattern, parse_pattern
-from trinity.methods.formats.sparse import NM, Unstructured
+from trinity.methods.formats import NM, Tiles, Unstructured, parse_pattern
 
 
 def _read_pattern(value: Any) -> Any:
@@ -16,15 +15,19 @@ def _read_pattern(value: Any) -> Any:
         return value
     if isinstance(value, str):
         try:
-            return parse_pattern(value)
+            found = parse_pattern(value)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+        if isinstance(found, Tiles):
+            msg = "dense and 2:4 tiles are what `patch` learns; expected text such as '2:4'"
+            raise ValueError(msg)
+        return found
     msg = "expected text such as '2:4' or '50%' (quote it: YAML reads 2:4 as a number)"
     raise ValueError(msg)
 
 
 PatternOption = Annotated[
-    Pattern, BeforeValidator(_read_pattern), PlainSerializer(str, return_type=str)
+    NM | Unstructured, BeforeValidator(_read_pattern), PlainSerializer(str, return_type=str)
 ]
 Bits = Literal[2, 3, 4, 8]
 FloatName = Literal["float32", "float16", "bfloat16"]

@@ -33,6 +33,7 @@ BUILT_IN = {
     "nvfp4": "trinity.methods.nvfp4:NVFP4",
     "optima": "trinity.methods.optima:OPTIMA",
     "owl": "trinity.methods.owl:OWL",
+    "patch": "trinity.methods.patch:PATCH",
     "rtn": "trinity.methods.rtn:RTN",
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",

@@ -239,9 +239,10 @@ def transform_task(task: BlockTask) -> TransformTask:
     return TransformTask(task.weights, task.stats, folds, task.inputs, task.forward)
 
 
-def model_task() -> ModelTask:
-    """Linears in a row that guess the next of 32 tokens; one weight of every kind."""
-    current = dict(zip("pqrs", currents(torch.randn(32, 32) / 6), strict=False))
+def model_task(*, dense: bool = False) -> ModelTask:
+    """Linears in a row that guess the next of 32 tokens; one weight of every kind, or floats."""
+    W = torch.randn(32, 32) / 6
+    current = dict(zip("pqrs", [Dense(W)] * 4 if dense else currents(W), strict=False))
     table = torch.randn(32, 32)
 
     def loss(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
@@ -250,7 +251,7 @@ def model_task() -> ModelTask:
             x = x + torch.tanh(x @ weight.T)
         return torch.nn.functional.cross_entropy(x @ table.T, ids[1:])
 
-    return ModelTask(current, torch.randint(0, 32, (3, 12)), loss)
+    return ModelTask(current, torch.randint(0, 32, (3, 12)), loss, lambda _: W.clone())
 
 
 def checkpoint() -> dict[str, Tensor]:

@@ -21,12 +21,14 @@ def methods_list(as_json: Json = False, debug: Debug = False) -> None:
     """
     from trinity.harness.installed.registered import list_methods
     from trinity.harness.terminal.grid import Column, Grid
+    from trinity.methods.catalogue import OPTIMIZERS
 
     found = list_methods()
     columns = [Column(name, spare=name == "owner") for name in found[0]]
     # What is wrong with a broken plugin is a sentence, which no column is wide enough for.
     short = [{**row, "format": row["format"].partition(": ")[0]} for row in found]
     notes = [f"{row['name']} {row['format']}" for row in found if ": " in row["format"]]
+    notes += [f"{name} ({paper}): {about}" for name, (paper, about) in OPTIMIZERS.items()]
     show_grid(found, as_json, Grid("", columns, [list(row.values()) for row in short], notes))
 
 

@@ -34,7 +34,8 @@ def tune(
         loaded = load_block(block)
         current |= {name: loaded[name] for name in decoder.layer_names(index)}
     on_device = sequences.to(decoder.device)
-    task = ModelTask(current, on_device, _Loss(decoder))
+    loss = _Loss(decoder)
+    task = ModelTask(current, on_device, loss, loss.original)
     tuned = _tuned(step, task)
     for index, place in enumerate(tuned_folders(folder, len(blocks))):
         place.mkdir()
@@ -71,7 +72,8 @@ def _tuned(step: PlannedTune, task: ModelTask) -> dict[str, Reported]:
     result = contracts.call(step.name, where, run, given)
     shapes = {name: weight.shape for name, weight in task.current.items()}
     tuned = contracts.weights(step.name, where, result, shapes)
-    contracts.same_formats(step.name, task.current, tuned)
+    if step.config.keeps_formats:
+        contracts.same_formats(step.name, task.current, tuned)
     return tuned
 
 
@@ -88,12 +90,27 @@ class _Loss:
         self.decoder = decoder
         decoder.load_outside_blocks()
         for index in range(len(decoder.blocks)):
-            decoder.load(f"{decoder.family.blocks}.{index}")
-            for name in decoder.layer_names(index):
-                linear = decoder.model.get_submodule(name)
-                assert isinstance(linear.weight, Tensor)
-                linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+            self._load(index)
         decoder.model.requires_grad_(False)
+
+    def original(self, name: str) -> Tensor:
+        """The weight of one linear before compression.  -> float32 [out, in]"""
+        decoder = self.decoder
+        (index,) = (i for i in range(len(decoder.blocks)) if name in decoder.layer_names(i))
+        decoder.load(f"{decoder.family.blocks}.{index}")
+        weight = weight_of(decoder.model.get_submodule(name)).clone()
+        self._without_linears(index)
+        return weight
+
+    def _load(self, index: int) -> None:
+        self.decoder.load(f"{self.decoder.family.blocks}.{index}")
+        self._without_linears(index)
+
+    def _without_linears(self, index: int) -> None:
+        for name in self.decoder.layer_names(index):
+            linear = self.decoder.model.get_submodule(name)
+            assert isinstance(linear.weight, Tensor)
+            linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
 
     def __call__(self, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         """weights: [out, in] each   ids: int64 [seq]"""

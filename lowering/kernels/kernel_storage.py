@@ -26,8 +26,10 @@ from trinity.methods.formats import (
     Quantized,
     RowCoded,
     Sparse,
+    Tiles,
     format_of,
 )
+from trinity.methods.formats.tiles import mask_of
 
 Numbers = Quantized | Coded | RowCoded
 FactorName = Literal["B", "A"]
@@ -194,6 +196,8 @@ class KernelStorage(WeightStorage):
 def _mask_of(values: Tensor, pattern: Pattern) -> Tensor:
     """A mask of the pattern that keeps all that is not zero."""
     kept = values != 0
+    if isinstance(pattern, Tiles):
+        return mask_of(values, pattern.size)
     if not isinstance(pattern, NM):
         return kept
     groups = kept.view(values.shape[0], -1, pattern.m)

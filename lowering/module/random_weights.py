@@ -21,10 +21,11 @@ from trinity.methods.formats import (
     RowCodebook,
     RowCoded,
     Sparse,
-    Unstructured,
+    Tiles,
     Values,
     WeightFormat,
     format_of,
+    tiles,
 )
 
 
@@ -95,6 +96,21 @@ def _mask(shape: tuple[int, int], pattern: Pattern, generator: torch.Generator) 
         groups = (shape[0], shape[1] // pattern.m, pattern.m)
         places = torch.rand(groups, generator=generator).argsort(-1)
         return (places < pattern.n).view(shape)
-    assert isinstance(pattern, Unstructured)
+    if isinstance(pattern, Tiles):
+        return _tiled_mask(shape, pattern, generator)
     places = torch.rand(shape, generator=generator).argsort(-1)
     return places >= round(shape[1] * pattern.sparsity)
+
+
+def _tiled_mask(shape: tuple[int, int], pattern: Tiles, generator: torch.Generator) -> Tensor:
+    """2:4 in the first tiles whose weights make the pattern's share."""
+    rows, columns = tiles.grid(shape, pattern.size)
+    inside = torch.zeros(rows * pattern.size, columns * pattern.size, dtype=torch.int64)
+    inside[: shape[0], : shape[1]] = 1
+    areas = inside.view(rows, pattern.size, columns, pattern.size).sum((1, 3)).flatten()
+    reached = areas.cumsum(0) / (shape[0] * shape[1]) <= pattern.share
+    sparse = reached.view(rows, columns)
+    if tiles.share_of(sparse, shape, pattern.size) != pattern.share:
+        msg = f"no number of first tiles of {list(shape)} makes {pattern}"
+        raise AssertionError(msg)
+    return _mask(shape, NM(2, 4), generator) | ~tiles.expanded(sparse, shape, pattern.size)

@@ -44,6 +44,7 @@ from trinity.methods.formats import (
     Quantized,
     RowCoded,
     Sparse,
+    Tiles,
     Transposed,
     Unstructured,
     WeightFormat,
@@ -51,6 +52,7 @@ from trinity.methods.formats import (
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.packing import index_bits
 from trinity.methods.formats.scales import EIGHT_BITS
+from trinity.methods.formats.tiles import mask_of
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ class Layout(WeightStorage):
             base = _read_coded(self, mask, tensors)
         if isinstance(self.format.pattern, Unstructured):
             mask = base.dequantize() != 0
+        elif isinstance(self.format.pattern, Tiles):
+            mask = mask_of(base.dequantize(), self.format.pattern.size)
         if mask is not None and self.format.pattern is not None:
             base = Sparse(base, mask, self.format.pattern)
         if self.format.adapter is None:

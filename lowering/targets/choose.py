@@ -5,7 +5,7 @@ from trinity.lowering.rows.row_storage import layout_of
 from trinity.lowering.targets.targets import Target
 from trinity.lowering.weight_storage import WeightStorage
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import Unstructured, WeightFormat
+from trinity.methods.formats import Tiles, Unstructured, WeightFormat
 
 
 def storage_of(weight_format: WeightFormat, target: Target) -> WeightStorage:
@@ -21,7 +21,7 @@ def storage_of(weight_format: WeightFormat, target: Target) -> WeightStorage:
             f"Compile it for llvm-cpu, or evaluate it with the torch engine."
         )
         raise UnsupportedError(msg)
-    if weight_format.grid is None and isinstance(weight_format.pattern, Unstructured):
+    if weight_format.grid is None and isinstance(weight_format.pattern, Unstructured | Tiles):
         msg = (
             f"format {weight_format.label}: an unstructured mask over floats has no packed "
             f"storage on {target.name}. Compile it for llvm-cpu, evaluate it with the torch "

@@ -50,6 +50,8 @@ def formats() -> Iterator[WeightFormat]:
     yield WeightFormat(SHAPE, Grid(8, True, group.scale_shape, "float16"), two_four)
     yield WeightFormat(SHAPE, Floats("float16"), two_four)
     yield WeightFormat(SHAPE, Floats("float16"), parse_pattern("50%"))
+    for values in (group, Floats("float16")):
+        yield WeightFormat(SHAPE, values, parse_pattern("2:4 in 50% by 128x128"))
     yield WeightFormat(SHAPE, group, two_four, AdapterFormat(64, "float16"))
     high = FactorFormat(Grid(4, True, (out, 1), "float16"))
     low = FactorFormat(Grid(4, True, (64, d_in // 128), "float16"))

@@ -15,6 +15,7 @@ from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes,
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
 from trinity.methods.formats.sparse import NM, Pattern, Sparse, Unstructured, parse_pattern
+from trinity.methods.formats.tiles import Tiles
 from trinity.methods.formats.values import Values, ValuesFormat
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RowCodebook",
     "RowCoded",
     "Sparse",
+    "Tiles",
     "Transposed",
     "Unstructured",
     "Values",

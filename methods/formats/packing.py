@@ -12,6 +12,8 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 |                    | [out, n/m * in] or [kept], float                | sparse floats            |
 | weight_indices     | [out, row bytes of n/m * in indices], uint8     | N:M; ceil(log2 m) bits ea|
 | weight_bitmask     | [out, ceil(in / 8)], uint8                      | unstructured             |
+| weight_tiles       | [tiles of out, ceil(tiles of in / 8)], uint8    | tiles                    |
+|                    | (with all indices, codes or floats in one row)  |                          |
 | weight_scale       | [1, 1], [out, 1] or [out, groups], float, or    | codes                    |
 |                    | uint8: the bytes of a type of 8 bits            |                          |
 | weight_outer_scale | [1, 1], float32                                 | an outer scale           |
@@ -33,11 +35,13 @@ import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError, RecordError
+from trinity.methods.formats import tiles
 from trinity.methods.formats.adapter import Adapted, Factor, Transposed
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import Dense
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of
 from trinity.methods.formats.sparse import NM, Pattern, Sparse
+from trinity.methods.formats.tiles import Tiles
 from trinity.methods.formats.values import Values
 
 
@@ -99,6 +103,9 @@ def _pack_sparse(weight: Sparse) -> dict[str, Tensor]:
         indices = places[mask.view(group)].view(out, -1)
         where = {"weight_indices": pack_bits(indices, index_bits(weight.pattern))}
         kept_shape: tuple[int, ...] = (out, indices.shape[1])
+    elif isinstance(weight.pattern, Tiles):
+        where = tiles.pack(mask, weight.pattern)
+        kept_shape = (int(mask.sum()),)
     else:
         where = {"weight_bitmask": pack_bits(mask.to(torch.uint8), 1)}
         kept_shape = (int(mask.sum()),)
@@ -146,6 +153,8 @@ def _unpack_base(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> Values 
 
 def _unpack_mask(shape: tuple[int, int], pattern: Pattern, tensors: Mapping[str, Tensor]) -> Tensor:
     out, d_in = shape
+    if isinstance(pattern, Tiles):
+        return tiles.unpack(shape, pattern, tensors["weight_tiles"], tensors["weight_indices"])
     if not isinstance(pattern, NM):
         return unpack_bits(tensors["weight_bitmask"], 1, d_in).bool()
     kept = d_in // pattern.m * pattern.n

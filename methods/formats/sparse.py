@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
+from trinity.methods.formats import tiles
+from trinity.methods.formats.tiles import Tiles
 from trinity.methods.formats.values import Values
 
 
@@ -57,15 +59,17 @@ class Unstructured:
         return f"{(Decimal(repr(self.sparsity)) * 100).normalize():f}%"
 
 
-Pattern = NM | Unstructured
+Pattern = NM | Unstructured | Tiles
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Read '2:4' (N kept of M) or '50%' (unstructured, fraction zero)."""
+    """Read '2:4' (N kept of M), '50%' (unstructured, fraction zero), or what `Tiles` spells."""
     if found := re.fullmatch(r"(\d+):(\d+)", text.strip()):
         return NM(int(found[1]), int(found[2]))
     if found := re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip()):
         return Unstructured(float(Decimal(found[1]) / 100))
+    if found_tiles := tiles.read(text):
+        return found_tiles
     msg = (
         f"pattern '{text}': expected N:M such as '2:4' (N kept of every M) "
         f"or a sparsity such as '50%'."
@@ -79,7 +83,7 @@ class Sparse:
 
     values: the matrix; what it holds at masked-out entries has no meaning and is set to zero
     mask: bool [out, in], True keeps
-    pattern: what the mask obeys; N:M is checked exactly
+    pattern: what the mask obeys; N:M and tiles are checked exactly
     """
 
     values: Values
@@ -94,6 +98,8 @@ class Sparse:
             raise ConfigError(msg)
         if isinstance(self.pattern, NM):
             check_nm(mask, self.pattern)
+        elif isinstance(self.pattern, Tiles):
+            tiles.check(mask, self.pattern)
         object.__setattr__(self, "values", self.values.cleared(mask))
 
     @property

@@ -17,8 +17,9 @@ from trinity.methods.formats import (
     Quantized,
     RowCoded,
     Sparse,
-    Unstructured,
+    Tiles,
     parse_pattern,
+    tiles,
 )
 from trinity.methods.formats.adapter import Factor
 from trinity.methods.formats.level_tables import TABLES, largest, levels, nearest_codes
@@ -99,7 +100,12 @@ def random_mask(shape: tuple[int, int], pattern: Pattern) -> Tensor:
     if isinstance(pattern, NM):
         places = torch.rand(out, d_in // pattern.m, pattern.m).argsort(-1)
         return (places < pattern.n).view(shape)
-    assert isinstance(pattern, Unstructured)
+    if isinstance(pattern, Tiles):
+        rows, columns = tiles.grid(shape, pattern.size)
+        sparse = torch.zeros(rows * columns)
+        sparse[: round(pattern.share * rows * columns)] = 1
+        dense = tiles.expanded(sparse.view(rows, columns) == 0, shape, pattern.size)
+        return dense | random_mask(shape, NM(2, 4))
     return torch.rand(shape) >= pattern.sparsity
 
 

@@ -43,7 +43,7 @@ def regression(current: Mapping[str, CompressedWeight], targets: Mapping[str, Te
         distances = [(weights[name] - target).square().sum() for name, target in targets.items()]
         return torch.stack(distances).sum() * (1 + ids[0])
 
-    return ModelTask(current, SEQUENCES, loss)
+    return ModelTask(current, SEQUENCES, loss, lambda name: current[name].dequantize())
 
 
 def distance(weight: CompressedWeight, target: Tensor) -> float:
@@ -152,7 +152,10 @@ def test_what_is_stored_is_what_the_forward_pass_saw() -> None:
 
 def test_a_loss_that_is_not_finite_is_refused() -> None:
     task = ModelTask(
-        {"layer": Dense(torch.ones(2, 2))}, SEQUENCES, lambda w, _: w["layer"].sum() / 0.0
+        {"layer": Dense(torch.ones(2, 2))},
+        SEQUENCES,
+        lambda w, _: w["layer"].sum() / 0.0,
+        lambda _: torch.ones(2, 2),
     )
     with pytest.raises(ConfigError, match="slim-tune: the loss is not finite"):
         tune(task, config())

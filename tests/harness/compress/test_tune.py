@@ -7,13 +7,13 @@ import torch
 from tests.harness import families
 from trinity.harness.checkpoints import checkpoint
 from trinity.harness.compress.tune import _Loss
-from trinity.harness.models.decoder import Decoder
+from trinity.harness.models.decoder import Decoder, weight_of
 from trinity.harness.recipes import recipe
 from trinity.harness.runs.run import Run
 from trinity.harness.store.stages import StageStore
 from trinity.harness.terminal.progress import Reporter
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import Adapted
+from trinity.methods.formats import Adapted, Sparse, Tiles, format_of
 
 TEXT = {"dataset": "pydoc", "samples": 4, "seqlen": 48, "rule": "concatenated"}
 STEPS = [{"method": "slim", "pattern": "2:4", "rank": 4}]
@@ -68,6 +68,28 @@ def test_a_tuned_checkpoint_has_a_lower_loss_and_the_same_formats(tmp_path: Path
     assert isinstance(one, Adapted)
     assert isinstance(other, Adapted)
     assert torch.equal(one.base.dequantize(), other.base.dequantize())
+
+
+def test_what_changes_formats_gets_the_weights_before_compression(tmp_path: Path) -> None:
+    store = StageStore(tmp_path / "cache")
+    patch = {"method": "patch", "variant": "tile", "tile": 32, "batch": 2, "sparsity": 0.2}
+    two_four = [{"method": "magnitude", "pattern": "2:4"}]
+    run = _run(store, steps=two_four)
+    tuned = _run(store, steps=two_four, tune=patch)
+    before, after = (checkpoint.Checkpoint.open(of.compress()) for of in (run, tuned))
+    original = Decoder(run.source.path, torch.float32, torch.device("cpu"))
+    kinds = set()
+    for index in range(len(original.blocks)):
+        original.load(f"{original.family.blocks}.{index}")
+        for name in original.layer_names(index):
+            W = weight_of(original.model.get_submodule(name))
+            one, other = before.weight(name), after.weight(name)
+            kinds.add(type(format_of(other).pattern))
+            assert isinstance(one, Sparse)
+            mask = other.mask if isinstance(other, Sparse) else torch.ones_like(one.mask)
+            assert bool((mask | ~one.mask).all())
+            assert torch.equal(other.dequantize(), W * mask)
+    assert Tiles in kinds
 
 
 def test_a_second_run_reads_the_tuned_stage(

@@ -22,6 +22,7 @@ from trinity.harness.runs.run import Run
 from trinity.harness.store.stages import StageStore
 from trinity.harness.terminal.progress import Reporter
 from trinity.methods.errors import ConfigError
+from trinity.methods.formats import Tiles
 
 SLIM = [{"method": "slim", "pattern": "2:4"}]
 
@@ -90,6 +91,24 @@ def test_a_module_reads_the_norms_that_a_transform_changed(store: StageStore) ->
     assert max(found.lowering.logit_errors.values()) < 1e-5
     torchs = _run(store, steps).finish().record.find("perplexity-pydoc", "perplexity")
     compiled = found.find("perplexity-pydoc", "perplexity")
+    assert torchs is not None
+    assert compiled is not None
+    assert compiled.path == "kernel"
+    assert compiled.samples == pytest.approx(torchs.samples, rel=1e-5)
+
+
+def test_tiles_that_patch_learned_give_torchs_numbers_compiled(store: StageStore) -> None:
+    steps = [{"method": "magnitude", "pattern": "2:4"}]
+    tune = {"method": "patch", "prior": "steps", "tile": 32, "batch": 1, "sparsity": "30%"}
+    runs = {engine: _run(store, steps, engine, tune=tune) for engine in ("torch", "iree")}
+    made = Checkpoint.open(runs["torch"].compress())
+    tiled = [f for f in made.formats.values() if isinstance(f.pattern, Tiles)]
+    assert tiled
+    found = {
+        name: run.finish().record.find("perplexity-pydoc", "perplexity")
+        for name, run in runs.items()
+    }
+    torchs, compiled = found["torch"], found["iree"]
     assert torchs is not None
     assert compiled is not None
     assert compiled.path == "kernel"
