@@ -112,7 +112,10 @@ class Kfac(torch.optim.Optimizer):
             if not seen:
                 continue
             tokens = sum(count for _, _, count in seen)
-            new = sum(a for a, _, _ in seen) / tokens, sum(g for _, g, _ in seen) / tokens
+            new = (
+                torch.stack([a for a, _, _ in seen]).sum(0) / tokens,
+                torch.stack([g for _, g, _ in seen]).sum(0) / tokens,
+            )
             old = self.factors.get(name, new)
             keep = self.options.decay
             A, G = (keep * o + (1 - keep) * n for o, n in zip(old, new, strict=True))

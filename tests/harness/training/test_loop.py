@@ -171,7 +171,7 @@ def test_a_checkpointed_block_is_computed_twice(tmp_path: Path) -> None:
         job = pretrain.SlopeJob(model, spec, torch.Generator())
         model.train()
         seen: list[int] = []
-        model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_, s=seen: s.append(1))
+        model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_, s=seen: s.append(1))
         job.loss(model, torch.zeros(1, 8, dtype=torch.int64)).backward()
         calls[checkpointing] = len(seen)
     assert calls == {"none": 1, "blocks": 2}
@@ -213,6 +213,7 @@ def test_windows_follow_from_the_seed_alone() -> None:
 
 
 def test_the_numbers_of_the_process_are_left_as_they_were(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "llama")
     before = torch.get_rng_state()
     _train(tmp_path, steps=1)
     assert torch.equal(torch.get_rng_state(), before)
