@@ -197,6 +197,7 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
     made = Plan(steps, order=spec.order, inputs=inputs, tune=tuned)
     if spec.order == "true-sequential":
         _check_layerwise(made)
+    _check_whole_model(made)
     return made
 
 
@@ -214,6 +215,17 @@ def _check_layerwise(plan: Plan) -> None:
         msg = (
             f"compress.order true-sequential: method {', '.join(whole)} compresses all linears of "
             f"a block together. Use `order: block`, or methods that take one layer at a time."
+        )
+        raise ConfigError(msg)
+
+
+def _check_whole_model(plan: Plan) -> None:
+    """A tuned model runs with the norms that it had, and its weights are asked for as they were."""
+    changing = {s.name for steps in plan.steps.values() for s in steps if s.transforms}
+    if changing and plan.tune and isinstance(plan.tune.method, ModelMethod):
+        msg = (
+            f"compress.tune: {plan.tune.name} runs the whole model with the norms that it had, and "
+            f"{', '.join(sorted(changing))} changes them. Leave one of the two out."
         )
         raise ConfigError(msg)
 

@@ -145,3 +145,11 @@ def test_weights_that_a_source_reads_are_not_tuned() -> None:
     tuned = {"method": "slim-tune", "data": {"dataset": "pydoc"}}
     with pytest.raises(ConfigError, match=r"compress\.tune: slope reads weights"):
         _plan(steps=[{"method": "slope"}], tune=tuned)
+
+
+@pytest.mark.parametrize("tune", ["slim-tune", "patch"])
+def test_a_whole_model_is_not_tuned_after_its_norms_were_changed(tune: str) -> None:
+    steps = ({"method": "smoothquant"}, {"method": "rtn"})
+    spec = CompressSpec.model_validate({"steps": steps, "tune": {"method": tune}})
+    with pytest.raises(ConfigError, match=f"{tune} runs the whole model .* smoothquant changes"):
+        plan.make(spec, {"model.layers.0.mlp.down_proj": (128, 256)})
