@@ -23,6 +23,7 @@ if os.environ.get("HF_HUB_OFFLINE") != "0":
         os.environ.pop(_name, None)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(_HF_HOME)}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("TRINITY_CACHE_URL", None)  # a store of others
 
 import pytest  # noqa: E402  the variables above come first
 import torch  # noqa: E402  as above

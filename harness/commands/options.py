@@ -90,6 +90,13 @@ Ray = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="A Ray cluster that does it: auto, or HOST:PORT."),
 ]
+Slurm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OPTIONS",
+        help="Jobs of SLURM that do it, e.g. timeout_min=240,partition=NAME,account=NAME.",
+    ),
+]
 
 
 def set_threads(threads: int | None) -> None:
@@ -110,10 +117,11 @@ def start(quiet: bool) -> "Reporter":
 
 def store(fresh: bool = False) -> "StageStore":
     """The stage store of this machine's user, no larger than it may be."""
+    from trinity.harness.store import remote
     from trinity.harness.store.contents import keep_bounded
     from trinity.harness.store.stages import StageStore, default_root
 
-    found = StageStore(default_root(), fresh=fresh)
+    found = StageStore(default_root(), fresh=fresh, behind=remote.of_environment())
     keep_bounded(found)
     return found
 

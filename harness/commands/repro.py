@@ -13,6 +13,7 @@ from trinity.harness.commands.options import (
     Quiet,
     Ray,
     Results,
+    Slurm,
     Threads,
     set_threads,
     show_tables,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from trinity.harness.repro.repro import Reproduced
     from trinity.harness.repro.rows import Lost
     from trinity.harness.store.stages import StageStore
+    from trinity.harness.sweeps.cluster import Cluster
     from trinity.harness.terminal.progress import Reporter
 
 
@@ -52,6 +54,7 @@ def repro(
     out: Results = None,
     threads: Threads = None,
     ray: Ray = None,
+    slurm: Slurm = None,
     fresh: Fresh = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -59,14 +62,17 @@ def repro(
 ) -> None:
     """Regenerate a paper's tables.
 
-    Rows run one after the other, or with --threads or --ray as `trinity sweep` runs them.
+    Rows run one after the other, or with --threads, --ray or --slurm as `trinity sweep` runs them.
     """
     from trinity.harness.repro.repro import Selection, default_out, incomplete, reproduce
+    from trinity.harness.sweeps.cluster import Cluster
 
-    if fresh and (threads is not None or ray is not None):
+    cluster = Cluster.named(ray, slurm)
+    at_once = threads is not None or cluster is not None
+    if fresh and at_once:
         msg = (
-            "--fresh makes stages again in this process alone. With --threads or --ray, set "
-            "TRINITY_CACHE to an empty folder instead."
+            "--fresh makes stages again in this process alone. With --threads, --ray or --slurm, "
+            "set TRINITY_CACHE to an empty folder instead."
         )
         raise ConfigError(msg)
     folder = out or default_out(profile)
@@ -76,8 +82,8 @@ def repro(
     try:
         with start(quiet) as reporter:
             stages, beforehand = store(fresh), None
-            if threads is not None or ray is not None:
-                beforehand = partial(_sweep, ray, folder, stages, reporter)
+            if at_once:
+                beforehand = partial(_sweep, cluster, folder, stages, reporter)
             for result in reproduce(paper, asked, folder, stages, reporter, beforehand):
                 results.append(result)
     finally:
@@ -89,12 +95,16 @@ def repro(
 
 
 def _sweep(
-    ray: str | None, out: Path, stages: "StageStore", reporter: "Reporter", runs: "list[Recipe]"
+    cluster: "Cluster | None",
+    out: Path,
+    stages: "StageStore",
+    reporter: "Reporter",
+    runs: "list[Recipe]",
 ) -> "Lost":
     """Do rows as a sweep; what says why one of them has no record."""
     from trinity.harness.sweeps.sweeping import Sweeping  # loads torch, as running rows does
 
-    with Sweeping(ray, out, stages, reporter) as sweeping:
+    with Sweeping(cluster, out, stages, reporter) as sweeping:
         return sweeping.run(sweeping.plan(runs)).lost
 
 

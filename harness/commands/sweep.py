@@ -11,6 +11,7 @@ from trinity.harness.commands.options import (
     Out,
     Quiet,
     Ray,
+    Slurm,
     Threads,
     set_threads,
     show_grid,
@@ -27,6 +28,7 @@ def sweep(
     ] = False,
     threads: Threads = None,
     ray: Ray = None,
+    slurm: Slurm = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -35,8 +37,10 @@ def sweep(
     from trinity.harness.recipes import sweep as sweeps
     from trinity.harness.runs import requests
     from trinity.harness.store.writing import check_writable
+    from trinity.harness.sweeps.cluster import Cluster
 
     runs = sweeps.read(file)
+    cluster = Cluster.named(ray, slurm)
     set_threads(threads)
     for each in runs:
         requests.check(each)
@@ -44,7 +48,7 @@ def sweep(
     # Loads torch and transformers: after what can be wrong without them.
     from trinity.harness.sweeps.sweeping import Sweeping
 
-    with start(quiet) as reporter, Sweeping(ray, out, store(), reporter) as sweeping:
+    with start(quiet) as reporter, Sweeping(cluster, out, store(), reporter) as sweeping:
         planned = sweeping.plan(runs)
         if dry_run:
             at_once = sweeping.pool.at_once

@@ -27,7 +27,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import platformdirs
 
@@ -87,6 +87,18 @@ def _sha256_of(path: Path, _state: tuple[int, ...]) -> str:
     return file_sha256(path)
 
 
+class Behind(Protocol):
+    """Where stages are too that are not on this disk: `harness/store/remote.py`."""
+
+    def fetch(self, kind: str, key: str, stage: Path) -> bool:
+        """Fill an empty folder with a stage, whole; False if it is not there."""
+        ...
+
+    def send(self, kind: str, key: str, stage: Path) -> None:
+        """Put a stage there."""
+        ...
+
+
 class StageStore:
     """Folders of results under `root`, one for each (kind, inputs).
 
@@ -94,14 +106,16 @@ class StageStore:
     Keep the store while its stages are read: what others replace meanwhile is kept for it.
     """
 
-    def __init__(self, root: Path, *, fresh: bool = False) -> None:
+    def __init__(self, root: Path, *, fresh: bool = False, behind: Behind | None = None) -> None:
         """root: made if missing.  fresh: make every stage that this process asks for again, once.
+
+        behind: asked for what is missing here, and given what is made here
 
         MachineError if there is no root and none can be made.
         """
         self.root = root
         self.spent = Spent()
-        self._fresh = fresh
+        self._fresh, self._behind = fresh, behind
         self._made: set[Path] = set()
         self._whole: dict[Path, tuple[tuple[str, int, int, int], ...]] = {}
         self.made = 0  # stages that were computed here
@@ -144,9 +158,11 @@ class StageStore:
             if _version(place) != before and damage(place) is None:
                 # Made meanwhile by another process: as fresh as ours would be.
                 self._made.add(place)
-            else:
+            elif not self._fetched(kind, place):
                 with self.spent.making(kind):
                     self._make(kind, inputs, write, place)
+                if self._behind is not None:
+                    self._behind.send(kind, place.name, place)
         return place
 
     def _is_usable(self, place: Path) -> bool:
@@ -177,6 +193,28 @@ class StageStore:
             )
             raise MachineError(msg) from error
 
+    def _fetched(self, kind: str, place: Path) -> bool:
+        """Whether what is behind this store had the stage, which is in its place now."""
+        if self._behind is None or self._fresh:
+            return False
+        with self._beside(place) as stage:
+            if not self._behind.fetch(kind, place.name, stage):
+                return False
+            finish(stage)
+            self._settle(stage, place)
+        return True
+
+    @contextlib.contextmanager
+    def _beside(self, place: Path) -> Iterator[Path]:
+        """An empty folder, to be filled and settled in its place."""
+        with writing(self.root, REMEDY):
+            for folder in (place.parent, self._scratch):
+                folder.mkdir(parents=True, exist_ok=True)
+            with scratch(self._scratch, "") as own:
+                stage = own / "stage"
+                stage.mkdir()
+                yield stage
+
     def _make(
         self,
         kind: str,
@@ -184,29 +222,24 @@ class StageStore:
         write: Callable[[Path], None],
         place: Path,
     ) -> None:
-        with writing(self.root, REMEDY):
-            for folder in (place.parent, self._scratch):
-                folder.mkdir(parents=True, exist_ok=True)
-            with scratch(self._scratch, "") as own:
-                stage = own / "stage"
-                stage.mkdir()
-                try:
-                    write(stage)
-                except FileNotFoundError as error:
-                    self._check_there(error)
-                    raise
-                hashes = {
-                    str(path.relative_to(stage)): file_sha256(path)
-                    for path in sorted(stage.rglob("*"))
-                    if path.is_file()
-                }
-                manifest = {"kind": kind, "inputs": dict(inputs), "files": hashes}
-                # From which the code's hash follows: `trinity cache` asks whether it still does.
-                modules = getattr(inputs.get("code"), "modules", None)
-                manifest |= {"modules": list(modules)} if modules else {}
-                write_json(stage / MANIFEST, manifest)
-                finish(stage)
-                self._settle(stage, place)
+        with self._beside(place) as stage:
+            try:
+                write(stage)
+            except FileNotFoundError as error:
+                self._check_there(error)
+                raise
+            hashes = {
+                str(path.relative_to(stage)): file_sha256(path)
+                for path in sorted(stage.rglob("*"))
+                if path.is_file()
+            }
+            manifest = {"kind": kind, "inputs": dict(inputs), "files": hashes}
+            # From which the code's hash follows: `trinity cache` asks whether it still does.
+            modules = getattr(inputs.get("code"), "modules", None)
+            manifest |= {"modules": list(modules)} if modules else {}
+            write_json(stage / MANIFEST, manifest)
+            finish(stage)
+            self._settle(stage, place)
         self._made.add(place)
         self.made += 1
 

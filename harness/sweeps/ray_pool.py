@@ -23,6 +23,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trinity.harness.sweeps import worker
+from trinity.harness.sweeps.same_kind import differ, kind_of
 from trinity.harness.sweeps.schedule import Needs, Places
 from trinity.harness.sweeps.worker import Outcome, Work
 from trinity.harness.terminal.hush import hush_libraries
@@ -83,20 +84,14 @@ class RayPool:
     def check(self, places: Places) -> None:
         """MachineError where machines lack the shared folders, or would get other numbers."""
         kinds: dict[str, str] = {}
-        asked = ray.remote(_kind_of)
+        asked = ray.remote(kind_of)
         for node, resources in self._machines.items():
             if resources.get("CPU", 0) >= self.threads:
                 here = NodeAffinitySchedulingStrategy(node, soft=False)
                 options = {"scheduling_strategy": here, "num_cpus": self.threads}
                 kinds[node] = ray.get(asked.options(**options).remote(places))
         if len(set(kinds.values())) > 1:
-            differ = "; ".join(dict.fromkeys(kinds.values()))
-            msg = (
-                f"the machines of the Ray cluster differ ({differ}), and the parts of one record "
-                f"must not. Give each kind of machine a cluster of its own, on one shared file "
-                f"system with the same version of this project."
-            )
-            raise MachineError(msg)
+            raise MachineError(differ("the Ray cluster", set(kinds.values())))
 
     def start(self, work: Work, needs: Needs) -> "Future[Outcome]":
         """Hand a part to the cluster."""
@@ -151,20 +146,3 @@ def _done_by(do: Callable[[Work], Outcome], work: Work) -> Outcome:
     """On a machine of the cluster."""
     hush_libraries()
     return do(work)
-
-
-def _kind_of(places: Places) -> str:
-    """Of the machine where this runs: all that the numbers of a part depend on, besides it."""
-    # Imported here: they load torch, whose variables are the cluster's.
-    import torch
-
-    from trinity.harness.records.environment import machine_name, numerics
-    from trinity.harness.runs import run
-    from trinity.harness.store import own_code
-
-    for folder in (places.folder, places.store):
-        if not folder.is_dir():
-            return f"one has no {folder}"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = ", ".join(f"{name} {value}" for name, value in numerics(device).items())
-    return f"{machine_name()}, {kind}, code {own_code.sha256(run)[:12]}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.store.stages import StageStore
 from trinity.harness.sweeps import graph, plan, schedule
+from trinity.harness.sweeps.cluster import Cluster
 from trinity.harness.sweeps.ended import Ended
 from trinity.harness.sweeps.plan import Plan
 from trinity.harness.sweeps.schedule import Places
@@ -17,18 +18,21 @@ from trinity.methods.errors import MachineError
 if TYPE_CHECKING:
     from trinity.harness.sweeps.local_pool import LocalPool
     from trinity.harness.sweeps.ray_pool import RayPool
+    from trinity.harness.sweeps.slurm_pool import SlurmPool
 
-EXTRA = "pip install 'compression-trinity[ray]'"
+EXTRA = "pip install 'compression-trinity[{}]'"
 
 
 class Sweeping:
-    """Runs on a pool of processes here, or on a Ray cluster.  Use it in a `with`."""
+    """Runs on a pool of processes here, or on a cluster.  Use it in a `with`."""
 
-    def __init__(self, ray: str | None, out: Path, store: StageStore, reporter: Reporter) -> None:
-        """ray: address of a cluster, None for this machine   out: of results"""
+    def __init__(
+        self, cluster: Cluster | None, out: Path, store: StageStore, reporter: Reporter
+    ) -> None:
+        """cluster: None for this machine   out: of results"""
         self.out, self.store, self.reporter = out, store, reporter
         self.places = Places(Path.cwd(), store.root, out.absolute())
-        self.pool = _pool(ray, self.places)
+        self.pool = _pool(cluster, self.places)
 
     def __enter__(self) -> "Sweeping":
         """Nothing is started yet."""
@@ -49,19 +53,25 @@ class Sweeping:
         return Ended(parts, done)
 
 
-def _pool(ray: str | None, places: Places) -> "LocalPool | RayPool":
+def _pool(cluster: Cluster | None, places: Places) -> "LocalPool | RayPool | SlurmPool":
     # Imported here: they load torch, whose variables are set by then.
     import torch
 
     from trinity.harness.sweeps import local_pool
 
-    if ray is None:
+    if cluster is None:
         return local_pool.of_this_machine()
-    try:
-        from trinity.harness.sweeps import ray_pool  # an optional extra
+    threads = torch.get_num_threads()
+    try:  # optional extras
+        if cluster.kind == "slurm":
+            from trinity.harness.sweeps.slurm_pool import SlurmPool
+
+            return SlurmPool(cluster.named_by, threads, places)
+        from trinity.harness.sweeps.ray_pool import RayPool
     except ImportError as error:
-        msg = f"--ray needs the package ray, which is missing. Run {EXTRA}."
+        needed = EXTRA.format(cluster.kind)
+        msg = f"--{cluster.kind} needs the package {error.name}, which is missing. Run {needed}."
         raise MachineError(msg) from error
-    found = ray_pool.RayPool(ray, torch.get_num_threads())
+    found = RayPool(cluster.named_by, threads)
     found.check(places)
     return found

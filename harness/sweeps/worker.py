@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from trinity.harness.recipes.recipe import Recipe
+from trinity.harness.store import remote
 from trinity.harness.store.spent import NOTHING, Seconds, since
 from trinity.harness.store.stages import StageStore
 from trinity.harness.terminal.hush import hush_libraries
@@ -147,7 +148,7 @@ def _do(work: Work, store: StageStore, reporter: Reporter) -> str:
 @cache
 def _store(root: Path) -> StageStore:
     """One for all parts of this process: what it has read and found whole is not hashed again."""
-    return StageStore(root)
+    return StageStore(root, behind=remote.of_environment())
 
 
 class _Kept(Reporter):

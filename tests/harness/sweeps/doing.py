@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+from trinity.harness.sweeps.schedule import Places
 from trinity.harness.sweeps.worker import Outcome, Work
 
 WAIT_S = 20.0
@@ -73,3 +74,27 @@ def fail(work: Work) -> Outcome:
     """Raise an error that is nobody's but its own."""
     msg = "on purpose"
     raise ValueError(msg)
+
+
+def kept(work: Work) -> Outcome:
+    """Leave a file."""
+    (work.folder / f"kept-{work.recipe.name}").touch()
+    return Outcome(0.0)
+
+
+def hang_once(work: Work) -> Outcome:
+    """Of all parts, the first try of the first hangs, and says of which job of SLURM it is."""
+    if work.recipe.name == "p0":
+        try:
+            (work.folder / "hung").mkdir()
+        except FileExistsError:
+            return Outcome(0.0)
+        (work.folder / "hangs.new").write_text(os.environ["SLURM_JOB_ID"], encoding="utf-8")
+        (work.folder / "hangs.new").rename(work.folder / "hangs")
+        time.sleep(600)
+    return Outcome(0.0)
+
+
+def kind(places: Places) -> str:
+    """Every machine is of it."""
+    return "one processor"
