@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trinity.harness.accuracy import suites
-from trinity.harness.accuracy.suite import TextSuite
+from trinity.harness.accuracy.suite import Suite, TextSuite
 from trinity.harness.latency.ceilings import Ceilings
 from trinity.harness.recipes.recipe import BenchSpec, CompressSpec, Recipe
+from trinity.harness.runs import tuning
 from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER
 from trinity.methods import registry
 from trinity.methods.contract import Statistic
@@ -120,7 +121,8 @@ def of_row(recipe: Recipe, size: Size, limits: Ceilings) -> Estimate:
     rate = limits.products(recipe.model.dtype)
     lowering = (COMPILE_S + COMPILE_BLOCK_S * size.blocks) if recipe.lower else 0.0
     seconds = {
-        COMPRESS: _compress_s(recipe, size, rate, limits.products("float32")),
+        COMPRESS: _compress_s(recipe, size, rate, limits.products("float32"))
+        + _tune_s(recipe, size, rate, limits.read),
         LOWER: lowering,
         EVALUATE: _forwards_s(size, _evaluated_tokens(recipe), rate),
         BENCH: _bench_s(recipe.bench, size, rate, limits.read) if recipe.bench else 0.0,
@@ -138,18 +140,25 @@ def _evaluated_tokens(recipe: Recipe, *, only_compared: bool = False) -> int:
 
     only_compared: of suites that compare with the dense model, which reads as much
     """
+    asked = _asked(recipe, only_compared)
+    others = sum(suite.tokens() for suite in asked if not isinstance(suite, TextSuite))
+    return others + text_tokens(recipe, only_compared=only_compared)
+
+
+def text_tokens(recipe: Recipe, *, only_compared: bool = False) -> int:
+    """Of the windows of texts that are read, each once."""
     windows: dict[tuple[str, str, int], int] = {}
-    others = 0
-    for spec in recipe.evaluate.suites if recipe.evaluate else ():
-        suite = suites.resolve(spec)
-        if only_compared and not suite.needs_dense:
-            continue
+    for suite in _asked(recipe, only_compared):
         if isinstance(suite, TextSuite):
             text = (suite.corpus, suite.split, suite.seqlen)
             windows[text] = max(windows.get(text, 0), suite.tokens())
-        else:
-            others += suite.tokens()
-    return others + sum(windows.values())
+    return sum(windows.values())
+
+
+def _asked(recipe: Recipe, only_compared: bool) -> list[Suite]:
+    """The suites, or those that compare with the dense model."""
+    found = [suites.resolve(spec) for spec in recipe.evaluate.suites] if recipe.evaluate else []
+    return [suite for suite in found if suite.needs_dense or not only_compared]
 
 
 def _forwards_s(size: Size, tokens: int, rate: float) -> float:
@@ -179,6 +188,15 @@ def _compress_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> fl
     return (
         stored + layers + forwards / (SHARE * rate) + (statistics + reports + solving) / in_floats
     )
+
+
+def _tune_s(recipe: Recipe, size: Size, rate: float, bandwidth: float) -> float:
+    """rate: of products in the model's type"""
+    work = tuning.work(recipe)
+    if work is None:
+        return 0.0
+    weights = size.in_blocks if work.by_block else size.weights
+    return tuning.seconds(work, weights, size.in_blocks, SHARE * rate, bandwidth)
 
 
 def _bench_s(spec: BenchSpec, size: Size, rate: float, bandwidth: float) -> float:

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from trinity.harness.accuracy import suites
+from trinity.harness.checkpoints.dequantized import KEPT_BYTES
 from trinity.harness.compress.hidden import SHARE_IN_MEMORY
+from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.records import available
-from trinity.harness.runs import estimate, run_checks
+from trinity.harness.runs import estimate, run_checks, tuning
 from trinity.harness.runs.run import Run
 from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER
 from trinity.lowering.geometry import Geometry
@@ -52,7 +54,7 @@ def peaks(run: Run, here: int) -> list[Peak]:
     recipe, model = run.recipe, run.decoder.model
     libraries = {"libraries": here + AT_WORK}
     outside = sum(p.nbytes for p in _outside(run))
-    moments = _compressing(run, outside)
+    moments = [*_compressing(run, outside), *_tuning(run)]
     fullest = max(moments, key=lambda moment: sum(moment[1].values()))
     found = [Peak(COMPRESS, fullest[0], libraries | fullest[1])]
     whole = {"the model in torch": _size(model.parameters())}
@@ -71,8 +73,9 @@ def peaks(run: Run, here: int) -> list[Peak]:
     if recipe.evaluate:
         windows = [suites.resolve(suite).window or 0 for suite in recipe.evaluate.suites]
         logits = 3 * max(windows, default=0) * model.config.vocab_size * FLOAT
-        row = whole if recipe.evaluate.engine == "torch" else module
+        row = whole if _in_torch(recipe) else module
         held = {**libraries, **row, **dense, "logits and their logarithms": logits}
+        held["logits that are remembered"] = _remembered(run, bool(dense))
         found.append(Peak(EVALUATE, "reading a window", held))
     if recipe.bench:
         spec, geometry = recipe.bench, Geometry.of(model.config)
@@ -89,7 +92,7 @@ def check(found: Sequence[Peak], device: torch.device) -> None:
     """MachineError, before the work, where compression surely takes more than there is.
 
     Other parts, and a compression that a GPU does, are planned but never refused: what was said of
-    them was not compared with measured runs.
+    them was compared with few measured runs, or with none.
     """
     total = available.total_bytes()
     for peak in found:
@@ -109,6 +112,18 @@ def _stored(run: Run, outside: int) -> int:
     """Bytes of the parameters that a module reads, pages of a file that the system may drop."""
     numbers = sum(prod(shape) for shape in run.decoder.layer_shapes().values())
     return numbers * estimate.bits(run.recipe.compress) // 8 + outside
+
+
+def _remembered(run: Run, compares: bool) -> int:
+    """Bytes of what torch's models said of windows, kept for the next suite or row."""
+    recipe, vocabulary = run.recipe, run.decoder.model.config.vocab_size
+    row = estimate.text_tokens(recipe) if _in_torch(recipe) else 0
+    dense = estimate.text_tokens(recipe, only_compared=True) if compares else 0
+    return sum(min(KEPT_BYTES, tokens * vocabulary * FLOAT) for tokens in (row, dense))
+
+
+def _in_torch(recipe: Recipe) -> bool:
+    return recipe.evaluate is not None and recipe.evaluate.engine == "torch"
 
 
 def _outside(run: Run) -> Iterator[nn.Parameter]:
@@ -160,6 +175,18 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
         held["what the methods compute"] = max(map(prod, group)) * FLOAT * WORK_COPIES
         moments.append(("solving", held))
     return moments
+
+
+def _tuning(run: Run) -> list[tuple[str, dict[str, int]]]:
+    """The moment of tuning a block.  What tuning a whole model takes is not counted."""
+    work = tuning.work(run.recipe)
+    if work is None or not work.by_block:
+        return []
+    shapes = run.decoder.layer_shapes()
+    linears = [shapes[name] for name in run.decoder.layer_names(0)]
+    width = run.decoder.model.config.hidden_size
+    held = tuning.held(work, linears, width, _bytes(run))
+    return [("tuning a block", {f"a block in {run.recipe.model.dtype}": _block(run), **held})]
 
 
 def _groups(run: Run) -> list[tuple[str, ...]]:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import large_model
-from trinity.harness.latency import memory
+from trinity.harness.latency import ceilings, memory
 from trinity.harness.recipes import recipe
 from trinity.harness.records import available
 from trinity.harness.runs import memory_plan
@@ -149,3 +150,56 @@ def test_the_measured_peak_of_compression_is_what_was_planned(tmp_path: Path) ->
     assert peak is not None
     assert peak == pytest.approx(plan.total, rel=memory_plan.WITHIN)
     assert peak - here - memory_plan.AT_WORK < 1.5 * size  # all of it in float32 is twice
+
+
+def _compressed(folder: Path, dtype: str, **sections: Any) -> Run:
+    """A run whose checkpoint is there, of a model that stands out of what libraries take."""
+    config = large_model.sized(blocks=4, hidden=1024, inner=2816, vocabulary=8192)
+    large_model.make(folder / "model", config)
+    data = {
+        "name": "r",
+        "model": {"id": str(folder / "model"), "dtype": dtype},
+        "compress": {"steps": [{"method": "rtn", "bits": 4, "group_size": 128}]},
+        **sections,
+    }
+    run = Run(recipe.parse(data, "test"), StageStore(folder / "store"), Reporter(quiet=True))
+    run.compress()
+    ceilings.kept(run.store)  # a buffer of its own, once for a machine
+    return run
+
+
+def _compared(run: Run, part: str, do: Callable[[], object]) -> tuple[int, int]:
+    """(planned, measured) bytes."""
+    if not memory.reset_peak():
+        pytest.skip("this system cannot reset a process's peak")
+    memory.give_back()
+    plans = {peak.part: peak for peak in memory_plan.peaks(run, memory.resident_bytes())}
+    _, peak = memory.peak_during(do)
+    assert peak is not None
+    return plans[part].total, peak
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("suite", ["perplexity-pydoc", "fidelity-pydoc"])
+def test_the_measured_peak_of_evaluating_is_what_was_planned(
+    suite: str, dtype: str, tmp_path: Path
+) -> None:
+    suites = {"suites": [{"suite": suite, "seqlen": 128, "windows": 2}]}
+    run = _compressed(tmp_path, dtype, evaluate=suites)
+    spec = run.recipe.evaluate
+    assert spec is not None
+    planned, peak = _compared(run, "evaluate", lambda: run.make_measuring().evaluate(spec))
+    assert peak == pytest.approx(planned, rel=memory_plan.WITHIN)
+
+
+@pytest.mark.parametrize("baseline", [None, "dense"])
+def test_the_measured_peak_of_timing_is_what_was_planned(
+    baseline: str | None, tmp_path: Path
+) -> None:
+    bench = {"suites": ["decode"], "prompt": 16, "new": 2, "repeats": 1, "baseline": baseline}
+    run = _compressed(tmp_path, "float32", bench=bench)
+    spec = run.recipe.bench
+    assert spec is not None
+    engines = run.recipe.engines
+    planned, peak = _compared(run, "bench", lambda: run.make_measuring().bench(spec, engines))
+    assert peak == pytest.approx(planned, rel=memory_plan.WITHIN)

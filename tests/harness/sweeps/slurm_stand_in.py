@@ -36,6 +36,8 @@ for id in $(ls $STATES); do echo "$id|$(cat $STATES/$id/state)|here"; done
     "scancel": """
 echo CANCELLED > $STATES/$1/state
 kill -- -$(cat $STATES/$1/pid)
+sleep 0.2 # SLURM waits for half a minute, and submitit lets the first signal pass
+kill -9 -- -$(cat $STATES/$1/pid) 2> /dev/null
 """,
     "scontrol": """
 echo REQUEUED > $STATES/$2/state
