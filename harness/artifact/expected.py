@@ -11,7 +11,7 @@ from trinity.harness.runs.attempts import Attempt
 from trinity.harness.statistics.comparison import SIZES, SPEEDUP
 
 EXACT, INTERVAL, RATIO = "exact", "interval", "ratio"
-SPEED_SHARE = 0.25  # how much a speed-up may differ on a machine of the same kind
+SPEED_SHARE = 0.25  # how much a speed-up may differ on a machine of the same kind, beside its noise
 RULES = {
     EXACT: "counts of bytes and bits must be the same",
     INTERVAL: (
@@ -19,8 +19,8 @@ RULES = {
         "of processor it is the same number"
     ),
     RATIO: (
-        f"a speed-up over the dense model, timed in turn with it, may differ by "
-        f"{SPEED_SHARE:.0%}; absolute times are told and never judged"
+        f"the 95% interval of a speed-up over the dense model, timed in turn with it, must come "
+        f"within {SPEED_SHARE:.0%} of the record's; absolute times are told and never judged"
     ),
 }
 
@@ -59,7 +59,8 @@ def _entry(m: Measurement) -> dict[str, Any] | None:
     if m.metric in ACCURACY and m.interval is not None:
         return {**known, "rule": INTERVAL, "low": m.interval.low, "high": m.interval.high}
     if m.metric == SPEEDUP and m.path != "simulated":
-        low, high = m.value * (1 - SPEED_SHARE), m.value * (1 + SPEED_SHARE)
+        ends = (m.interval.low, m.interval.high) if m.interval else (m.value, m.value)
+        low, high = ends[0] * (1 - SPEED_SHARE), ends[1] * (1 + SPEED_SHARE)
         return {**known, "rule": RATIO, "low": low, "high": high}
     return None
 

@@ -59,26 +59,28 @@ def run(recipe: Path, out: Path) -> dict[str, Any] | None:
 
 def judge(entry: dict[str, Any], record: dict[str, Any]) -> tuple[str, object]:
     """Whether a number agrees with what is expected, and the number."""
-    value = value_of(entry, record)
-    if value is None:
+    if entry["name"] == "checkpoint":
+        value = record["checkpoint"]["bits_per_weight"]
+        return ("agrees" if value == entry["value"] else "differs"), value
+    measured = measured_again(entry, record)
+    value = measured and measured["value"]
+    if measured is None or value is None:
         return "missing", None
     if entry["rule"] == "exact":
         return ("agrees" if value == entry["value"] else "differs"), value
-    return ("agrees" if entry["low"] <= value <= entry["high"] else "differs"), value
+    low = high = value
+    if entry["rule"] == "ratio" and measured.get("interval"):
+        # A speed is noisy both times.
+        low, high = measured["interval"]["low"], measured["interval"]["high"]
+    agrees = low <= entry["high"] and high >= entry["low"]
+    return ("agrees" if agrees else "differs"), value
 
 
-def value_of(entry: dict[str, Any], record: dict[str, Any]) -> object:
-    """The number of a record that an expected one is about."""
-    if entry["name"] == "checkpoint":
-        return record["checkpoint"]["bits_per_weight"]
+def measured_again(entry: dict[str, Any], record: dict[str, Any]) -> dict[str, Any] | None:
+    """What a record holds of the number that an expected one is about."""
     key = (entry["name"], entry["metric"], entry["engine"])
     return next(
-        (
-            m["value"]
-            for m in record["measurements"]
-            if (m["name"], m["metric"], m["engine"]) == key
-        ),
-        None,
+        (m for m in record["measurements"] if (m["name"], m["metric"], m["engine"]) == key), None
     )
 
 

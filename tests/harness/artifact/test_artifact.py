@@ -118,7 +118,7 @@ def test_counts_are_expected_exactly_and_accuracies_within_their_interval(made: 
     piqa = by["rtn", "piqa", "acc"]
     assert (piqa["rule"], piqa["low"] < piqa["value"] < piqa["high"]) == (expected.INTERVAL, True)
     speedup = by["rtn", "decode", "speedup"]
-    assert (speedup["low"], speedup["high"]) == pytest.approx((3.0, 5.0))
+    assert (speedup["low"], speedup["high"]) == pytest.approx((2.7, 5.5))  # of [3.6, 4.4]
     assert not any(e["metric"] in ("tokens_per_s", "tpot_s") for e in found)
 
 
@@ -208,3 +208,19 @@ def test_the_script_judges_by_the_rule_of_each_number(made: Path) -> None:
         moved = {**entry, "value": -1.0, "low": -2.0, "high": -1.0}
         assert script["judge"](moved, held)[0] == "differs"
         assert script["judge"]({**entry, "name": "absent"}, held)[0] == "missing"
+
+
+def test_a_speed_is_judged_with_its_noise(made: Path) -> None:
+    script = runpy.run_path(str(made / artifact.SCRIPT), run_name="script")
+    entry = {
+        **{"name": "decode", "metric": "speedup", "engine": "iree", "rule": expected.RATIO},
+        **{"value": 2.0, "low": 1.5, "high": 2.5},
+    }
+
+    def judged(value: float, low: float, high: float) -> str:
+        again = {**entry, "value": value, "interval": {"low": low, "high": high}}
+        verdict: str = script["judge"](entry, {"measurements": [again]})[0]
+        return verdict
+
+    assert judged(1.4, 1.2, 1.6) == judged(2.7, 2.4, 3.0) == "agrees"
+    assert judged(1.4, 1.3, 1.45) == judged(2.7, 2.6, 2.8) == "differs"
