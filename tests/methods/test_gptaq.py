@@ -40,7 +40,7 @@ def stats_of(X: Tensor, dense: Tensor, dtype: torch.dtype = torch.float32) -> La
 def compressed(
     W: Tensor, stats: LayerStats, current: CompressedWeight | None = None, **options: Any
 ) -> CompressedWeight:
-    config = GptaqConfig.model_validate({"group_size": 16, **options})
+    config = GptaqConfig.model_validate({"group_size": 16, "share": 1.0, **options})
     return GPTAQ.compress(W, current or Dense(W), stats, config)
 
 
@@ -108,7 +108,7 @@ def test_the_whole_correction_is_the_least_squares_fit_to_the_outputs_of_the_den
     W, (X, dense) = torch.randn(6, 48), streams()
     stats = stats_of(X, dense, torch.float64)
     config = GptaqConfig.model_validate(
-        {"residual": "whole", "damping": 0.0, "act_order": act_order, **DOUBLE}
+        {"residual": "whole", "share": 1.0, "damping": 0.0, "act_order": act_order, **DOUBLE}
     )
     found = solve.factor(stats, config, 16, act_order=act_order, method="gptaq")
     added = gptaq.moves(stats, found, config)
