@@ -61,8 +61,8 @@ def _values(weight_format: WeightFormat, generator: torch.Generator) -> Values:
         return start.rounded(torch.randn(shape, generator=generator))
     if isinstance(values, RowCodebook):
         levels = torch.randn(values.tables, 2**values.bits, generator=generator)
-        start = torch.randint(2**values.bits, shape, generator=generator).to(torch.uint8)
-        return RowCoded(start, levels.to(getattr(torch, values.dtype)))
+        codes = torch.randint(2**values.bits, shape, generator=generator).to(torch.uint8)
+        return RowCoded(codes, levels.to(getattr(torch, values.dtype)))
     if not isinstance(values, Grid):
         msg = f"no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)

@@ -82,7 +82,7 @@ class WidenedTerm(CodeTerm):
         byte = kernel.constant(255, WORDS)
         lanes = [kernel.bitcast(code, BYTES, WORDS) for code in codes]
         for place in range(WORD):
-            values = []
+            values: list[str] = []
             for lane, zero in zip(lanes, zeros, strict=True):
                 by = kernel.constant(8 * place, WORDS)
                 part = kernel.value(f"arith.shrui {lane}, {by} : {WORDS}")
