@@ -292,7 +292,8 @@ def example_format(method: Registered) -> WeightFormat | None:
 def _format_of_block(
     method: BlockMethod[MethodConfig], config: MethodConfig
 ) -> WeightFormat | None:
-    task = block_task(needed(method, config))
+    # Wide enough that a group of 128 is not the whole row.
+    task = block_task(needed(method, config), (256, 256))
     try:
         made = next(iter(method.compress_block(task, config).values()))
         return format_of(made.weight if isinstance(made, Reported) else made)
