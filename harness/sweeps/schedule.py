@@ -115,7 +115,7 @@ class _Running:
                 self.after[before].append(key)
         # By their numbers, the least first: a run is finished before the next begins, if it can be.
         self.ready = [self.order[key] for key, before in self.waiting.items() if not before]
-        self.running = 0
+        self.running: dict[str, Future[Outcome]] = {}
         self.ended: queue.SimpleQueue[tuple[str, Future[Outcome]]] = queue.SimpleQueue()
         self.spent: dict[str, Mapping[str, Seconds]] = {}  # by the run that a part is accounted to
         self.done = Done()
@@ -127,13 +127,14 @@ class _Running:
             self._start_what_fits()
             assert self.running  # an executor that does nothing takes any part
             key, future = self.ended.get()
-            self.running -= 1
+            del self.running[key]
             self._end(key, self._outcome(future))
         return self.done
 
     def _start_what_fits(self) -> None:
         unfit = []
-        while self.ready and self.executor.has_room:
+        # Where a part has ended, what follows it comes first, and is ready once that is noticed.
+        while self.ready and self.executor.has_room and not self._has_ended():
             number = heapq.heappop(self.ready)
             key = self.keys[number]
             if key in self.done.outcomes or key in self.done.left:  # refused beforehand
@@ -143,11 +144,14 @@ class _Running:
             if future is None:
                 unfit.append(number)
                 continue
-            self.running += 1
+            self.running[key] = future
             self.watcher.begun(part)
             future.add_done_callback(partial(self._tell, key))
         for number in unfit:
             heapq.heappush(self.ready, number)
+
+    def _has_ended(self) -> bool:
+        return any(future.done() for future in self.running.values())
 
     def _tell(self, key: str, future: "Future[Outcome]") -> None:
         """In whichever thread a part ends."""

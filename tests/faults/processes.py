@@ -21,7 +21,8 @@ from trinity.harness.store import stages, writing
 TIMES = int(os.environ.get("TRINITY_FAULTS", "1"))
 SEED = int(os.environ.get("TRINITY_FAULTS_SEED", "0"))
 OUR_OWN = ("locks", "scratch", "here", "replaced", "gate")
-CLOCKS = ("timing.json", "stage.json")  # hold seconds, or hashes of such files
+# They hold seconds, or hashes of such files.
+CLOCKS = ("timing.json", "stage.json", "training-runs.jsonl")
 FOLDERS = ("compressed", "exported", "lowered")
 
 

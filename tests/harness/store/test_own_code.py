@@ -23,7 +23,7 @@ from trinity.harness.runs import recording
 from trinity.harness.store import own_code
 from trinity.harness.training import pretrain
 from trinity.methods import plugins, registry
-from trinity.methods.contract import Registered
+from trinity.methods.declarations import Registered
 
 ENTRIES: dict[str, tuple[object, ...]] = {
     "block": (Walk,),

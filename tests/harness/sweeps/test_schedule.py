@@ -38,14 +38,15 @@ class Simulated:
         self.began.append(work)
         self.running[name] = needs.is_alone
         self.beside.append(set(self.running))
-        return self.threads.submit(self._do, name, self.rng.uniform(0, 0.002))
+        future = self.threads.submit(self._do, name, self.rng.uniform(0, 0.002))
+        future.add_done_callback(lambda _: self.running.pop(name))
+        return future
 
     def failure(self, error: BaseException) -> str | None:
         return "its machine is gone" if isinstance(error, ConnectionError) else None
 
     def _do(self, name: str, seconds: float) -> Outcome:
         time.sleep(seconds)
-        del self.running[name]
         if name in self.bad:
             return Outcome(1.0, failure=Failure("it broke", 2))
         if f"lost {name}" in self.bad:
@@ -107,6 +108,21 @@ def test_one_at_a_time_a_run_is_finished_before_the_next_begins() -> None:
     done, watching = _run(_graph(edges), Simulated(1))
     assert watching.of("begun") == list(edges)
     assert list(done.outcomes) == list(edges)
+
+
+def test_what_follows_a_part_that_ended_meanwhile_comes_before_another_run() -> None:
+    class Instant(Simulated):
+        def start(self, work: Work, needs: Needs) -> Future[Outcome] | None:
+            future = super().start(work, needs)
+            assert future is not None
+            future.result()
+            while self.running:  # its room is free before anybody has noticed
+                time.sleep(0.001)
+            return future
+
+    edges = {"a": "", "b": "a", "R": "b", "c": "", "d": "c", "S": "d"}
+    _, watching = _run(_graph(edges), Instant(1))
+    assert watching.of("begun") == list(edges)
 
 
 def test_a_failed_part_leaves_out_what_needs_it_and_no_other() -> None:
