@@ -27,6 +27,7 @@ from trinity.harness.terminal.progress import Reporter
 from trinity.harness.texts import corpora
 from trinity.harness.training import loop
 from trinity.harness.training.workers import alone
+from trinity.methods.errors import ConfigError
 from trinity.methods.training.kfac import Kfac, KfacOptions
 from trinity.methods.training.lamb import Lamb
 from trinity.methods.training.mkor import Mkor, MkorOptions
@@ -154,7 +155,7 @@ def trained(kind: str, name: str, lr: float, seed: int, steps: int, ids: Tensor)
         losses = loop.run(
             job, ids, spec, generator, alone(torch.device("cpu")), Reporter(quiet=True)
         ).losses
-    except Exception as error:
+    except ConfigError as error:
         if "the loss of step" not in str(error):
             raise
         losses = []  # diverged

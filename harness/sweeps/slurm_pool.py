@@ -56,7 +56,7 @@ class SlurmPool:
         """
         self.places, self.do, self.kind_of = places, do, kind_of
         asked = parsed(options)
-        self.at_once = int(asked.pop("at_once", AT_ONCE))
+        self.at_once: int = asked.pop("at_once", AT_ONCE)
         try:
             self._executor = submitit.SlurmExecutor(places.store / "slurm", TIME_LIMITS)
             named = {"time" if k == "timeout_min" else k: v for k, v in asked.items()}
@@ -217,5 +217,9 @@ def parsed(options: str) -> dict[str, Any]:
             f"--slurm {options}: says no timeout_min, the minutes after which SLURM ends a job. "
             f"Give for example {EXAMPLE}."
         )
+        raise ConfigError(msg)
+    at_once = found.get("at_once", AT_ONCE)
+    if not isinstance(at_once, int) or at_once < 1:
+        msg = f"--slurm {options}: at_once is '{at_once}', and must be a number of jobs, 1 or more."
         raise ConfigError(msg)
     return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.harness import families
+from tests.harness.compress import stopped
 from trinity.harness.checkpoints.block import load_block
 from trinity.harness.compress import plan
 from trinity.harness.compress.walk import Walk
@@ -85,21 +86,7 @@ def test_a_killed_run_goes_on_with_both_streams(tmp_path: Path) -> None:
     families.save("llama", tmp_path / "model")
     steps = [{"method": "gptaq", "bits": 4, "group_size": 16}]
 
-    def walked(store: str, stop_after: int) -> list[Path]:
-        decoder = Decoder(tmp_path / "model", torch.float32, torch.device("cpu"))
-        spec = CompressSpec.model_validate({"steps": steps})
-        made = plan.make(spec, decoder.layer_shapes())
-
-        def progress(done: int, of: int) -> None:
-            if done == stop_after:
-                raise KeyboardInterrupt
-
-        return Walk(decoder, made, IDS, StageStore(tmp_path / store), {}).run(progress)
-
-    whole = walked("one", 0)
-    with pytest.raises(KeyboardInterrupt):
-        walked("other", 1)
-    again = walked("other", 0)
+    whole, again = stopped.whole_and_resumed(tmp_path, steps, IDS)
     for one, other in zip(whole, again, strict=True):
         files = [folder / "block.safetensors" for folder in (one, other)]
         assert files[0].read_bytes() == files[1].read_bytes()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.harness import families
+from tests.harness.compress import stopped
 from trinity.harness.checkpoints import checkpoint
 from trinity.harness.checkpoints.block import LAYERS, SCALES, load_block
 from trinity.harness.checkpoints.checkpoint import Checkpoint
@@ -156,21 +157,7 @@ def test_a_killed_run_goes_on_with_the_scales_of_finished_blocks(tmp_path: Path)
     families.save("llama", tmp_path / "model")
     steps = [AWQ, {"method": "awq-clip", "bits": 4, "group_size": 16}]
 
-    def walked(store: str, stop_after: int) -> list[Path]:
-        decoder = Decoder(tmp_path / "model", torch.float32, torch.device("cpu"))
-        spec = CompressSpec.model_validate({"steps": steps})
-        made = plan.make(spec, decoder.layer_shapes())
-
-        def progress(done: int, of: int) -> None:
-            if done == stop_after:
-                raise KeyboardInterrupt
-
-        return Walk(decoder, made, IDS, StageStore(tmp_path / store), {}).run(progress)
-
-    whole = walked("one", 0)
-    with pytest.raises(KeyboardInterrupt):
-        walked("other", 1)
-    again = walked("other", 0)
+    whole, again = stopped.whole_and_resumed(tmp_path, steps, IDS)
     for one, other in zip(whole, again, strict=True):
         for file in ("block.safetensors", SCALES):
             assert (one / file).read_bytes() == (other / file).read_bytes()

@@ -157,6 +157,8 @@ def test_what_runs_at_the_end_is_cancelled(states: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ("timeout_min=9,at_once=many", "at_once is 'many', and must be a number of jobs"),
+        ("timeout_min=9,at_once=0", "at_once is '0'"),
         ("partition=small", "says no timeout_min"),
         ("timeout_min", "'timeout_min' is no KEY=VALUE"),
         ("timeout_min=5,colour=red", "colour"),
