@@ -46,6 +46,7 @@ class Statistic(Flag):
     HELD_OUT = auto()
     DRIFT = auto()
     X_MAX_ABS = auto()
+    FISHER = auto()
 
 
 STATISTICS: Mapping[Statistic, str] = {
@@ -56,6 +57,7 @@ STATISTICS: Mapping[Statistic, str] = {
     Statistic.HELD_OUT: "H_held_out",
     Statistic.DRIFT: "H_drift",
     Statistic.X_MAX_ABS: "x_max_abs",
+    Statistic.FISHER: "fisher",
 }
 """Where `LayerStats` has what was asked for."""
 COSTS: Mapping[Statistic, str] = {
@@ -67,6 +69,8 @@ COSTS: Mapping[Statistic, str] = {
     Statistic.HELD_OUT: "a second matrix [in, in]",
     Statistic.DRIFT: "a second matrix [in, in], a second run of every block (as it was before "
     "compression) on the calibration text, and its hidden states",
+    Statistic.FISHER: "a run of the whole model forwards and backwards before, a block at a time; "
+    "on disk, what enters every block and a number for each weight",
 }
 """What collecting it takes, in words, beyond running the text through the blocks once."""
 T = TypeVar("T")
@@ -89,6 +93,9 @@ class LayerStats:
     H_drift: [in, in], float32, 2/tokens * (X~ - X)^T X, where X~ [tokens, in] is what the model
         before compression gives the layer at the same tokens
     x_max_abs: [in], float32, the largest |x| of all tokens
+    fisher: [out, in], float32, mean over sequences of the squared gradient, by this layer's weight,
+        of the mean next-token loss of the model before compression; of the layer and not of its
+        input, so linears with one input have objects of their own, which share what is `shared`
     """
 
     tokens: int = 0
@@ -100,6 +107,7 @@ class LayerStats:
     H_held_out: Tensor | None = None
     H_drift: Tensor | None = None
     x_max_abs: Tensor | None = None
+    fisher: Tensor | None = None
     _made: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -118,6 +126,19 @@ class LayerStats:
             if need not in needs:
                 object.__setattr__(kept, name, None)
         return kept
+
+    def with_fisher(self, fisher: Tensor) -> "LayerStats":
+        """The same with a layer's own squared gradients; what is shared stays shared.
+
+        fisher: [out, in]
+        """
+        made = copy(self)
+        object.__setattr__(made, "fisher", fisher)
+        return made
+
+    def shares_with(self, other: "LayerStats") -> bool:
+        """Whether what is `shared` is the same: of linears with one input."""
+        return self._made is other._made
 
     def forget(self) -> None:
         """Free what `shared` keeps; the walker calls it when it leaves these linears."""

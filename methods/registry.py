@@ -43,6 +43,8 @@ BUILT_IN = {
     "slope": "trinity.methods.slope:SLOPE",
     "smoothquant": "trinity.methods.smoothquant:SMOOTHQUANT",
     "sparsegpt": "trinity.methods.sparsegpt:SPARSEGPT",
+    "spqr": "trinity.methods.spqr:SPQR",
+    "squeezellm": "trinity.methods.squeezellm:SQUEEZELLM",
     "wanda": "trinity.methods.wanda:WANDA",
 }
 

@@ -33,8 +33,10 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
     Quantized,
+    RowCoded,
     Sparse,
     WeightFormat,
+    WithOutliers,
     format_of,
 )
 from trinity.methods.planning import PlanMethod
@@ -99,28 +101,31 @@ def layers(shape: tuple[int, int], needs: Statistic) -> Iterator[Sample]:
     """
     d_in = shape[1]
     W, X = torch.randn(shape), torch.randn(TOKENS + d_in, d_in)
-    stats = statistics(X, needs)
+    out = shape[0]
+    stats = statistics(X, needs, out)
     yield Sample(RANDOM, W, stats)
     dead, X_dead = W.clone(), X.clone()
     dead[0], X_dead[:, 0] = 0, 0
-    yield Sample("a zero row and a dead input", dead, statistics(X_dead, needs))
+    yield Sample("a zero row and a dead input", dead, statistics(X_dead, needs, out))
     yield Sample("a transposed weight", torch.randn(d_in, shape[0]).T, stats)
     yield Sample("all weights zero", torch.zeros(shape), stats)
     yield Sample("all weights equal", torch.full(shape, 0.25), stats)
     if shape not in NUMERIC_SHAPES:
         return
-    few = statistics(X[: d_in // 4], needs)
+    few = statistics(X[: d_in // 4], needs, out)
     yield Sample("fewer tokens than inputs", W, few, may_refuse=True)
-    yield Sample("one calibration token", W, statistics(X[:1], needs), may_refuse=True)
-    nothing = statistics(torch.zeros_like(X), needs)
+    yield Sample("one calibration token", W, statistics(X[:1], needs, out), may_refuse=True)
+    nothing = statistics(torch.zeros_like(X), needs, out)
     yield Sample("every input dead", W, nothing, may_refuse=True)
     for dtype in (torch.bfloat16, torch.float16):
         kind = f"{str(dtype).removeprefix('torch.')} weights"
         yield Sample(kind, W.to(dtype), stats, may_refuse=True)
 
 
-def statistics(X: Tensor, needs: Statistic) -> LayerStats:
-    """Only what a method asks for: it must not count on more."""
+def statistics(X: Tensor, needs: Statistic, out: int) -> LayerStats:
+    """Only what a method asks for: it must not count on more.  X: [tokens, in], of a layer with
+    `out` outputs
+    """
     held_out = X[::4]
     dense = X + 0.1 * X.roll(1, 0)  # what the model before compression would have given
     return LayerStats(
@@ -132,8 +137,17 @@ def statistics(X: Tensor, needs: Statistic) -> LayerStats:
         X=X if Statistic.ACTIVATIONS in needs else None,
         H_held_out=second_moment(held_out) if Statistic.HELD_OUT in needs else None,
         x_max_abs=X.abs().amax(0) if Statistic.X_MAX_ABS in needs else None,
+        fisher=fisher_like(X, out) if Statistic.FISHER in needs else None,
         H_drift=2 / len(X) * (dense - X).T @ X if Statistic.DRIFT in needs else None,
     )
+
+
+def fisher_like(X: Tensor, out: int) -> Tensor:
+    """Squared gradients as layers have them: an input that is never there has none.
+
+    X: [tokens, in]  ->  [out, in]
+    """
+    return torch.linspace(0.5, 2, out)[:, None] * X.square().mean(0)
 
 
 def second_moment(X: Tensor) -> Tensor:
@@ -162,6 +176,9 @@ def currents(W: Tensor) -> Iterator[CompressedWeight]:
         yield Sparse(quantized, mask, NM(2, 4))
     nf4 = torch.randint(0, 16, (out, d_in), dtype=torch.uint8)
     yield Coded(nf4, torch.full((1, 1), 0.1), "nf4")
+    by_row = RowCoded(nf4 % 8, torch.linspace(-1, 1, 8).repeat(out, 1))
+    yield by_row
+    yield WithOutliers(by_row, torch.zeros(out, 1, dtype=torch.int16), torch.full((out, 1), 2.0))
 
 
 def blocks(needs: Statistic) -> Iterator[BlockSample]:
@@ -214,7 +231,7 @@ def block_task(
     return BlockTask(
         weights=weights,
         current={name: Dense(W) for name, W in weights.items()},
-        stats={name: statistics(x, needs) for name, x in seen.items()},
+        stats={name: statistics(x, needs, sizes[name][0]) for name, x in seen.items()},
         inputs=inputs,
         forward=forward,
     )

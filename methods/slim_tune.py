@@ -23,7 +23,7 @@ from torch import Tensor
 
 from trinity.methods.contract import MethodConfig, ModelTask
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import Adapted, CompressedWeight, Dense, Transposed
+from trinity.methods.formats import Adapted, CompressedWeight, Dense, Transposed, WithOutliers
 from trinity.methods.training.straight_through import decoded, like, straight_through
 
 
@@ -75,8 +75,8 @@ class Tuned:
         values = [parameter.detach() for parameter in self.parameters]
         if isinstance(self.weight, Adapted):
             B, A = like(self.weight.B, values[0]), like(self.weight.A, values[1])
-            assert not isinstance(B, Dense)
-            assert not isinstance(A, Dense)
+            assert not isinstance(B, (Dense, WithOutliers))
+            assert not isinstance(A, (Dense, WithOutliers))
             return Adapted(self.weight.base, B, A)
         found = like(self.weight, values[0])
         assert not isinstance(found, (Tensor, Transposed))

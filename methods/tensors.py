@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import NM, Adapted, CompressedWeight, Dense, Pattern, Quantized, Sparse
+from trinity.methods.formats import (
+    NM,
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Pattern,
+    Quantized,
+    Sparse,
+    WithOutliers,
+)
 from trinity.methods.formats.quantized import nearest_codes
 from trinity.methods.formats.values import Values
 
@@ -71,7 +80,7 @@ def pattern_problem(shape: tuple[int, int], pattern: Pattern) -> str | None:
 
 def masked(current: CompressedWeight, mask: Tensor, pattern: Pattern, method: str) -> Sparse:
     """The current weight with a mask on top; refused where it is sparse or adapted already."""
-    if not isinstance(current, (Sparse, Adapted)):
+    if not isinstance(current, (Sparse, WithOutliers, Adapted)):
         return Sparse(current, mask, pattern)
     msg = (
         f"{method}: an earlier step already made this weight {type(current).__name__.lower()}. "

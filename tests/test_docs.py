@@ -18,7 +18,14 @@ import torch
 
 from trinity.harness.compress.activations import collected
 from trinity.methods import options, registry, tensors
-from trinity.methods.contract import STATISTICS, Statistic
+from trinity.methods.catalogue import CATALOGUE
+from trinity.methods.contract import (
+    STATISTICS,
+    BlockMethod,
+    CheckpointSource,
+    ModelMethod,
+    Statistic,
+)
 from trinity.methods.formats import (
     NM,
     Adapted,
@@ -27,7 +34,10 @@ from trinity.methods.formats import (
     Sparse,
     Transposed,
     Unstructured,
+    WithOutliers,
 )
+from trinity.methods.planning import PlanMethod
+from trinity.methods.transforms import TransformMethod
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -259,8 +269,9 @@ def test_the_page_lists_every_statistic_as_the_walker_gives_it() -> None:
         with result.dense():
             linear(torch.randn(2, 5, 6))
         linear(torch.randn(2, 5, 6))
-    stats, listed = result()["fc"], {}
-    sizes = {"in": 6, "tokens": stats.tokens}
+    # Gradients are of a whole model, and come from a pass of their own.
+    stats, listed = result()["fc"].with_fisher(torch.zeros(4, 6)), {}
+    sizes = {"out": 4, "in": 6, "tokens": stats.tokens}
     for row in ROWS:
         if len(row) == 5 and row[0].strip("`") in Statistic.__members__ and row[1]:
             need, name, shape, dtype = (cell.strip("`") for cell in row[:4])
@@ -297,5 +308,27 @@ def test_the_page_lists_every_field_of_every_format() -> None:
         if len(row) == 3 and re.fullmatch(r"`\w+`", row[1]):
             name = row[0].strip("`") or name
             listed.setdefault(name, []).append(row[1].strip("`"))
-    for kind in (Dense, Quantized, Sparse, Adapted, Transposed, NM, Unstructured):
+    for kind in (Dense, Quantized, Sparse, WithOutliers, Adapted, Transposed, NM, Unstructured):
         assert listed[kind.__name__] == [field.name for field in fields(kind)]
+
+
+def test_the_index_places_every_method() -> None:
+    page = (PROJECT_ROOT / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in page.splitlines()]
+    found = {row[0]: row[1:] for row in rows if len(row) == 7 and row[0].startswith("[")}
+    assert list(found) == [f"[{name}]({name}.md)" for name in sorted(registry.BUILT_IN)]
+    words = {
+        BlockMethod: "block",
+        TransformMethod: "scales",
+        PlanMethod: "plan",
+        ModelMethod: "model",
+        CheckpointSource: "checkpoint",
+    }
+    for name, entry in CATALOGUE.items():
+        sees, needs, makes, trains, paper, verdict = found[f"[{name}]({name}.md)"]
+        kinds = [word for kind, word in words.items() if isinstance(registry.get(name), kind)]
+        assert (sees, needs, makes) == ("".join(kinds) or "layer", entry.needs, entry.format)
+        assert entry.paper in paper
+        assert trains in {"yes", "no"}
+        assert trains == "yes" or sees != "model"
+        assert verdict

@@ -147,7 +147,11 @@ def resized(weight_format: WeightFormat, shape: tuple[int, int]) -> WeightFormat
             made = _resized_values(low.values, weight_format.shape[1], (rank, shape[1]))
             low = replace(low, values=made)
         adapter = replace(adapter, rank=rank, B=high, A=low)
-    return replace(weight_format, shape=shape, values=values, adapter=adapter)
+    outliers = weight_format.outliers
+    if outliers:
+        room = max(1, round(outliers.room * shape[1] / weight_format.shape[1]))
+        outliers = replace(outliers, room=room)
+    return replace(weight_format, shape=shape, values=values, adapter=adapter, outliers=outliers)
 
 
 def _resized_values(values: ValuesFormat, d_in: int, shape: tuple[int, int]) -> ValuesFormat:

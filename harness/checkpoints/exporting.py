@@ -159,10 +159,10 @@ def gptq_settings(found: Checkpoint, version: Version) -> dict[str, Any]:
 
 
 def _grid(name: str, layout: WeightFormat) -> Grid:
-    if layout.grid is None or layout.adapter is not None:
+    if layout.grid is None or layout.adapter is not None or layout.outliers is not None:
         msg = (
             f"{name}: is {layout.label}, and the GPTQ format holds quantized weights without "
-            f"adapters only. Export as huggingface for plain floats."
+            f"adapters and outliers only. Export as huggingface for plain floats."
         )
         raise UnsupportedError(msg)
     return layout.grid

@@ -69,3 +69,30 @@ def _recorded(
         for block in blocks:
             del block.forward
     raise AssertionError("a model that does not call every block once")
+
+
+def logits_after(model: nn.Module, blocks: nn.ModuleList, ids: Tensor, hidden: Tensor) -> Tensor:
+    """The model's logits if its blocks had made these hidden states; differentiable in them.
+
+    Blocks need no weights for it.  ids: int64 [batch, seq]   hidden: [batch, seq, width]
+    -> [batch, seq, vocabulary]
+    """
+    for given in (hidden, (hidden,)):
+
+        def instead(entering: Tensor, *args: Any, to: object = given, **kwargs: Any) -> object:
+            if entering.shape != hidden.shape:
+                raise _TakesFirstError
+            return to
+
+        for block in blocks:
+            block.forward = instead  # as in `_recorded`
+        try:
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        except _TakesFirstError:
+            continue
+        finally:
+            for block in blocks:
+                del block.forward
+        if logits.ndim == hidden.ndim:
+            return logits
+    raise AssertionError("a model that takes neither hidden states nor a tuple of its blocks")

@@ -221,7 +221,15 @@ def _check_layerwise(plan: Plan) -> None:
 
 def _check_whole_model(plan: Plan) -> None:
     """A tuned model runs with the norms that it had, and its weights are asked for as they were."""
-    changing = {s.name for steps in plan.steps.values() for s in steps if s.transforms}
+    every = [step for steps in plan.steps.values() for step in steps]
+    asking = {step.name for step in every if Statistic.FISHER in step.needs}
+    changing = {step.name for step in every if step.transforms}
+    if changing and asking:
+        msg = (
+            f"compress.steps: {', '.join(sorted(asking))} asks for gradients of the model as it "
+            f"was, and {', '.join(sorted(changing))} changes its weights. Leave one of the two out."
+        )
+        raise ConfigError(msg)
     if changing and plan.tune and isinstance(plan.tune.method, ModelMethod):
         msg = (
             f"compress.tune: {plan.tune.name} runs the whole model with the norms that it had, and "

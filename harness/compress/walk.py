@@ -29,6 +29,7 @@ from trinity.harness.compress import contracts, transforming
 from trinity.harness.compress.activations import EnoughError, collected, ended_early
 from trinity.harness.compress.dense_stream import DenseStream
 from trinity.harness.compress.entering import Entering
+from trinity.harness.compress.gradients import load_gradients
 from trinity.harness.compress.plan import Plan, PlannedStep
 from trinity.harness.compress.transforming import Transformed
 from trinity.harness.latency import memory
@@ -57,12 +58,17 @@ class Walk:
         calibration: Tensor | None,
         store: StageStore,
         inputs: Mapping[str, Any],
+        gradients: Path | None = None,
     ) -> None:
-        """calibration: int64 [samples, seqlen], or None.  inputs: what all stages depend on."""
+        """calibration: int64 [samples, seqlen], or None.  inputs: what all stages depend on.
+
+        gradients: the stage that has them, where a method asks for them
+        """
         self.decoder, self.plan, self.calibration = decoder, plan, calibration
         self.store, self.inputs = store, inputs
         self._entering: Entering | None = None
         self._dense: DenseStream | None = None  # only where a method asks for it
+        self._gradients = gradients
         self._watch = Stopwatch()
 
     @torch.no_grad()
@@ -80,6 +86,8 @@ class Walk:
                 # Later blocks see what earlier ones put out.
                 "before": str(finished[-1].name) if finished else None,
             }
+            if self._gradients is not None:
+                inputs["gradients"] = self._gradients.name
             finished.append(self.store.fill("block", inputs, self._writer(index, finished)))
             self.decoder.fold(index, load_scales(finished[-1], self.decoder.folds(index)))
             progress(index + 1, count)
@@ -162,6 +170,7 @@ class Walk:
             for part in self._parts(index, names):
                 memory.give_back()
                 own = {name: stats.pop(name) for name in part}
+                own = self._with_gradients(index, own)
                 weights |= self._compress_part(index, part, own, report)
         for name, found in report.items():
             before = [said[name] for said in told if name in said]
@@ -199,6 +208,13 @@ class Walk:
                 self._dense.keep(modules[name])
             set_weight(modules[name], kept, self.decoder.dtype)
         return current
+
+    def _with_gradients(self, index: int, stats: Mapping[str, LayerStats]) -> dict[str, LayerStats]:
+        """Statistics with each layer's own squared gradients, where a method asks for them."""
+        if self._gradients is None:
+            return dict(stats)
+        found = load_gradients(self._gradients, index, self.decoder.device)
+        return {name: of.with_fisher(found[name]) for name, of in stats.items()}
 
     def _parts(self, index: int, names: list[str]) -> list[list[str]]:
         """Linears of a round whose weights are in memory together: those that a method of blocks
@@ -244,7 +260,7 @@ class Walk:
             if isinstance(step.method, (TransformMethod, PlanMethod)):
                 continue  # done before, to the whole block or the whole model
             # Linears with one input follow each other; what they shared is not needed after them.
-            if before is not None and before is not stats[name]:
+            if before is not None and not before.shares_with(stats[name]):
                 before.forget()
             before = stats[name]
             if isinstance(step.method, BlockMethod):

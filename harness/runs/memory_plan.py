@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trinity.harness.accuracy import suites
-from trinity.harness.checkpoints.dequantized import may_be_kept
+from trinity.harness.checkpoints.dequantized import KEPT_BYTES
 from trinity.harness.compress.hidden import SHARE_IN_MEMORY
 from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.records import available
@@ -119,7 +119,7 @@ def _remembered(run: Run, compares: bool) -> int:
     recipe, vocabulary = run.recipe, run.decoder.model.config.vocab_size
     row = estimate.text_tokens(recipe) if _in_torch(recipe) else 0
     dense = estimate.text_tokens(recipe, only_compared=True) if compares else 0
-    return sum(min(may_be_kept(), tokens * vocabulary * FLOAT) for tokens in (row, dense))
+    return sum(min(KEPT_BYTES, tokens * vocabulary * FLOAT) for tokens in (row, dense))
 
 
 def _in_torch(recipe: Recipe) -> bool:
@@ -158,8 +158,14 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
             sums += kept
         held = {**block, "X^T X of its inputs": sums, "one sequence": sequence}
         moments.append(("collecting statistics", held))
+    squared = sum(sizes) * FLOAT if plan.needs & Statistic.FISHER else 0
+    if squared and drawn is not None:
+        # A gradient of each weight, its square's sum, and the weights in float32.
+        moments.insert(1, ("gradients of a block", {**block, "gradients": 3 * squared}))
     for index, group in enumerate(groups):
         held = dict(block)
+        if squared:
+            held["squared gradients"] = squared
         # In float32 a weight, its copy for the first step and the model's own are one tensor.
         copies = 0 if run.recipe.model.dtype == "float32" else FLOAT + _bytes(run)
         held["weights of one input"] = sizes[index] * copies

@@ -20,6 +20,7 @@ from trinity.harness.checkpoints import checkpoint
 from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.compress import calibration, plan, tune
 from trinity.harness.compress.block_tuning import BlockTuning
+from trinity.harness.compress.gradients import Gradients
 from trinity.harness.compress.imported import check_same_shapes, import_checkpoint
 from trinity.harness.compress.planning import Planning
 from trinity.harness.compress.walk import Walk
@@ -50,6 +51,7 @@ from trinity.harness.texts import corpora, default_text
 from trinity.lowering.lowerable import check_lowerable
 from trinity.lowering.targets import targets
 from trinity.methods import plugins, registry
+from trinity.methods.contract import Statistic
 from trinity.methods.plugins import Owner
 
 
@@ -184,6 +186,7 @@ class Run:
         # Of a model that nothing is done to, no text is a part: rows and seeds share it.
         spec = None if self._is_dense else self.recipe.calibration
         drawn = self.draw_calibration() if spec else None
+        text = drawn[0] if drawn else None
         inputs = {
             "model": self.source.sha256,
             "dtype": self.recipe.model.dtype,
@@ -193,11 +196,9 @@ class Run:
             "code": own_code.sha256(Walk, methods=self.plan.methods),
         }
         self._say_unused()
-        if self.plan.planners:
-            own = {**inputs, "code": own_code.sha256(Planning, methods=self.plan.methods)}
-            planning = Planning(self.decoder, drawn[0] if drawn else None, self.store, own)
-            self.plan = planning.run(self.plan, lambda at, of: self._step("plan, blocks", at, of))
-        walk = Walk(self.decoder, self.plan, drawn[0] if drawn else None, self.store, inputs)
+        self._let_steps_plan(text, inputs)
+        gradients = self._gradients(text, inputs)
+        walk = Walk(self.decoder, self.plan, text, self.store, inputs, gradients)
         blocks = walk.run(lambda done, of: self._step("compress, blocks", done, of))
         last, tuned = blocks[-1].name, None
         if self.plan.tune is not None:
@@ -228,6 +229,20 @@ class Run:
                 inputs=self.plan.inputs,
             ),
         )
+
+    def _let_steps_plan(self, text: Tensor | None, inputs: Mapping[str, Any]) -> None:
+        if self.plan.planners:
+            own = {**inputs, "code": own_code.sha256(Planning, methods=self.plan.methods)}
+            planning = Planning(self.decoder, text, self.store, own)
+            self.plan = planning.run(self.plan, lambda at, of: self._step("plan, blocks", at, of))
+
+    def _gradients(self, text: Tensor | None, inputs: Mapping[str, Any]) -> Path | None:
+        """The stage that has squared gradients, where a method asks for them."""
+        if Statistic.FISHER not in self.plan.needs:
+            return None
+        own = {**inputs, "code": own_code.sha256(Gradients)}
+        passed = Gradients(self.decoder, text, self.store, own)
+        return passed.run(lambda at, of: self._step("gradients, blocks", at, of))
 
     def _tuned(self, blocks: list[Path]) -> tuple[str, list[Path], dict[str, Any]]:
         """The stage of the tuned model, its blocks, and what was done on which text."""

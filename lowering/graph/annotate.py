@@ -6,6 +6,8 @@
   constant table of levels that they are looked up in (`nf4`, i4).  Scales of 8 bits have their own
   types too (`f8E4M3FN`, `f8E8M0FNU`).
 - Values of a row's own table: integer codes, and all rows' levels that they are looked up in.
+- Outliers: two operands beside the weight, which input each is of and its value, in a sum of their
+  own (`tensor.extract`): the sparse dialect has no level of at most so many entries a row.
 - N:M: `#sparse_tensor.encoding<... structured[n, m]>`; unstructured: a compressed level.
 - Both: the sparse dialect takes no element type but plain integers of 8 bits and more and floats
   (`tensor<..x!quant.uniform<..>, #sparse>` and `tensor<..xi4, #sparse>` do not parse), so the
@@ -26,7 +28,7 @@ from trinity.lowering.mlir.builder import (
     widen,
 )
 from trinity.lowering.mlir.calls import PackedCall
-from trinity.lowering.rows.linalg import add_adapter, linear_function, rounded_input
+from trinity.lowering.rows.linalg import add_adapter, add_outliers, linear_function, rounded_input
 from trinity.lowering.rows.row_storage import Layout, layout_of
 from trinity.lowering.targets.choose import storage_of
 from trinity.lowering.targets.targets import Target
@@ -47,6 +49,8 @@ def function_name(weight_format: WeightFormat, rows: int) -> str:
         words.insert(1, weight_format.row_codebook.dtype)
     if weight_format.grid:
         words.insert(2, str(weight_format.grid.input_scale or ""))
+    if weight_format.outliers:
+        words.insert(1, f"outliers {weight_format.outliers.dtype}")
     if weight_format.adapter:
         words.insert(1, "adapter " + " ".join(_factor_dtypes(weight_format)))
     return "linear_" + re.sub(r"\W+", "_", " ".join(words))
@@ -133,6 +137,8 @@ def annotated_function(layout: Layout, rows: int) -> str:
     if weight_format.inputs:
         x = rounded_input(build, rows, x, d_in, weight_format.inputs)
     result = _contraction(build, layout, rows, x, _dense_weight(build, weight_format))
+    if weight_format.outliers:
+        result = add_outliers(build, weight_format, rows, x, result)
     if weight_format.adapter:
         result = add_adapter(build, layout, rows, x, result)
     return build.function(

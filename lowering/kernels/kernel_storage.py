@@ -27,6 +27,7 @@ from trinity.methods.formats import (
     RowCoded,
     Sparse,
     Tiles,
+    WithOutliers,
     format_of,
 )
 from trinity.methods.formats.tiles import mask_of
@@ -94,6 +95,14 @@ class KernelStorage(WeightStorage):
     def unpack_codes(self, tensors: Mapping[str, Tensor]) -> Codes:
         """Inverse of `pack_codes`."""
 
+    def pack_outliers(self, weight: WithOutliers) -> dict[str, Tensor]:
+        """The stored tensors of outliers; a kernel without a place for them has refused them."""
+        raise AssertionError(self.format.label)
+
+    def unpack_outliers(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Inverse of `pack_outliers`.  -> columns, values: [out, room]"""
+        raise AssertionError(self.format.label)
+
     def shapes(self) -> Shapes:
         """See `WeightStorage`."""
         return self.part_shapes()
@@ -126,7 +135,9 @@ class KernelStorage(WeightStorage):
             msg = f"{kind} of {self.format.label} cannot hold a weight of {format_of(weight).label}"
             raise ConfigError(msg)
         base = weight.base if isinstance(weight, Adapted) else weight
-        mask = None
+        mask, beside = None, dict[str, Tensor]()
+        if isinstance(base, WithOutliers):
+            beside, base = self.pack_outliers(base), base.base
         if isinstance(base, Sparse):
             mask, base = base.mask, base.values
         if isinstance(base, Dense):
@@ -137,6 +148,7 @@ class KernelStorage(WeightStorage):
             found = self.pack_codes(base, mask)
             if isinstance(base, Quantized) and base.input_scale is not None:
                 found["input_scale"] = base.input_scale
+        found |= beside
         if isinstance(weight, Adapted):
             for name, factor in self.factors.items():
                 values = getattr(weight, name)
@@ -146,7 +158,7 @@ class KernelStorage(WeightStorage):
 
     def unpack_parts(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
         """Inverse of `pack_parts`."""
-        base: Dense | Numbers | Sparse
+        base: Dense | Numbers | Sparse | WithOutliers
         if self.format.dtype:
             values, mask = self.unpack_values(tensors)
             base = Dense(values)
@@ -156,6 +168,8 @@ class KernelStorage(WeightStorage):
         if pattern := self.format.pattern:
             mask = _mask_of(base.dequantize(), pattern) if mask is None else mask
             base = Sparse(base, mask, pattern)
+        if self.format.outliers:
+            base = WithOutliers(base, *self.unpack_outliers(tensors))
         if not self.factors:
             return base
         return Adapted(base, *(self._unpack_factor(name, tensors) for name in FACTORS))

@@ -61,6 +61,8 @@ def refusal(weight_format: WeightFormat) -> str | None:
     """Why strips cannot hold a format, or None."""
     if weight_format.codebook or weight_format.row_codebook:
         return "values of a table"
+    if weight_format.outliers:
+        return "outliers"
     for name in FACTORS if weight_format.adapter else ():
         strips = Strips(weight_format.factor(name))
         if name == "B" and strips.groups > 1 and strips.group % BLOCK:

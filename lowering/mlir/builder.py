@@ -12,6 +12,7 @@ MLIR_TYPES = {
     torch.bfloat16: "bf16",
     torch.uint8: "i8",
     torch.int8: "i8",
+    torch.int16: "i16",
     torch.int32: "i32",
     torch.int64: "i64",
     torch.bool: "i1",

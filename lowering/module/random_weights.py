@@ -16,6 +16,7 @@ from trinity.methods.formats import (
     Factor,
     Floats,
     Grid,
+    OutlierFormat,
     Pattern,
     Quantized,
     RowCodebook,
@@ -24,6 +25,7 @@ from trinity.methods.formats import (
     Tiles,
     Values,
     WeightFormat,
+    WithOutliers,
     format_of,
     tiles,
 )
@@ -36,9 +38,12 @@ def random_weight(weight_format: WeightFormat) -> CompressedWeight:
     generator = torch.Generator().manual_seed(0)
     shape = weight_format.shape
     values = _values(weight_format, generator)
-    base: Values | Sparse = values
+    base: Values | Sparse | WithOutliers = values
     if weight_format.pattern:
         base = Sparse(values, _mask(shape, weight_format.pattern, generator), weight_format.pattern)
+    if found := weight_format.outliers:
+        assert not isinstance(base, WithOutliers)
+        base = _with_outliers(base, found, generator)
     made: CompressedWeight = base
     if weight_format.adapter:
         made = Adapted(base, *(_factor(weight_format.factor(name)) for name in ("B", "A")))
@@ -67,6 +72,16 @@ def _values(weight_format: WeightFormat, generator: torch.Generator) -> Values:
         msg = f"no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)
     return _codes(shape, values, generator)
+
+
+def _with_outliers(
+    base: Values | Sparse, found: OutlierFormat, generator: torch.Generator
+) -> WithOutliers:
+    """As many as there is room for, in every row."""
+    out, d_in = base.shape
+    columns = torch.rand(out, d_in, generator=generator).argsort(-1)[:, : found.room]
+    values = torch.randn(columns.shape, generator=generator)
+    return WithOutliers(base, columns, values.to(getattr(torch, found.dtype)))
 
 
 def _codes(shape: tuple[int, int], grid: Grid, generator: torch.Generator) -> Quantized:

@@ -21,8 +21,8 @@ from trinity.lowering.mlir.builder import (
     tensor_type,
     widen,
 )
-from trinity.lowering.rows.row_storage import Layout, Stream
-from trinity.methods.formats import InputFormat
+from trinity.lowering.rows.row_storage import Layout, Stream, outlier_shapes
+from trinity.methods.formats import InputFormat, WeightFormat
 from trinity.methods.formats.inputs import INT8_LARGEST
 
 CONTRACT_ROWS = 8  # largest M for which unpacking once a row beats writing the dense weight
@@ -39,6 +39,8 @@ def linear_function(name: str, layout: Layout, rows: int) -> str:
     if layout.format.inputs:
         x = rounded_input(build, rows, x, d_in, layout.format.inputs)
     result = product_of(build, layout, rows, x, "")
+    if layout.format.outliers:
+        result = add_outliers(build, layout.format, rows, x, result)
     if layout.format.adapter:
         result = add_adapter(build, layout, rows, x, result)
     return build.function(name, arguments, result, tensor_type((rows, out), "f32"))
@@ -74,6 +76,24 @@ def rounded_input(build: Builder, rows: int, x: str, d_in: int, inputs: InputFor
     output = Operand("out", build.zeros(shape), ("m", "g", "k"), shape, "f32")
     found = build.generic("m g k", [source, scale], output, "", body)
     return build.collapse(found, whole, "f32")
+
+
+def add_outliers(
+    build: Builder, weight_format: WeightFormat, rows: int, x: str, result: str
+) -> str:
+    """Result + x S^T, where S is stored by index.  x: [rows, in], result: [rows, out]"""
+    (out, d_in), operands = weight_format.shape, []
+    for name, (shape, dtype) in outlier_shapes(weight_format).items():
+        operands.append(Operand(name, f"%arg_{name}", ("n", "k"), shape, MLIR_TYPES[dtype]))
+    columns, values = operands
+    body = [
+        "%row = linalg.index 0 : index",
+        f"%place = arith.index_cast %in_outlier_columns : {columns.dtype} to index",
+        f"%x = tensor.extract {x}[%row, %place] : {tensor_type((rows, d_in), 'f32')}",
+    ]
+    body += multiply_add("%x", widen("outlier_values", values.dtype, body))
+    output = Operand("out", result, ("m", "n"), (rows, out), "f32")
+    return build.generic("m n k", operands, output, "k", body)
 
 
 def add_adapter(build: Builder, layout: Layout, rows: int, x: str, result: str) -> str:

@@ -48,8 +48,10 @@ from trinity.methods.formats import (
     Transposed,
     Unstructured,
     WeightFormat,
+    WithOutliers,
 )
 from trinity.methods.formats.bits import pack_bits, unpack_bits
+from trinity.methods.formats.outliers import index_dtype
 from trinity.methods.formats.packing import index_bits
 from trinity.methods.formats.scales import EIGHT_BITS
 from trinity.methods.formats.tiles import mask_of
@@ -146,6 +148,7 @@ class Layout(WeightStorage):
                 found["zero_point"] = (grid.scale_shape, torch.uint8)
             if grid.input_scale:
                 found["input_scale"] = (self.format.shape[1:], getattr(torch, grid.input_scale))
+        found |= outlier_shapes(self.format)
         for name, factor in self.factor_layouts.items():
             stored = factor.shapes()
             if is_plain(factor.format):
@@ -175,10 +178,13 @@ class Layout(WeightStorage):
     def pack(self, weight: CompressedWeight) -> dict[str, Tensor]:
         """See `WeightStorage`."""
         base = weight.base if isinstance(weight, Adapted) else weight
+        tensors: dict[str, Tensor] = {}
+        if isinstance(base, WithOutliers):
+            tensors = {"outlier_columns": base.columns, "outlier_values": base.values}
+            base = base.base
         mask = None
         if isinstance(base, Sparse):
             mask, base = base.mask, base.values
-        tensors: dict[str, Tensor] = {}
         if isinstance(base, Dense):
             tensors["values"] = _arrange(base.values, mask, self)
         else:
@@ -201,7 +207,7 @@ class Layout(WeightStorage):
         values.
         """
         mask = _read_mask(self, tensors)
-        base: Dense | Quantized | Coded | RowCoded | Sparse
+        base: Dense | Quantized | Coded | RowCoded | Sparse | WithOutliers
         if self.format.code_bits is None:
             base = Dense(_restore(tensors["values"][..., : self.positions], mask, self))
         else:
@@ -212,6 +218,8 @@ class Layout(WeightStorage):
             mask = mask_of(base.dequantize(), self.format.pattern.size)
         if mask is not None and self.format.pattern is not None:
             base = Sparse(base, mask, self.format.pattern)
+        if self.format.outliers is not None:
+            base = WithOutliers(base, tensors["outlier_columns"], tensors["outlier_values"])
         if self.format.adapter is None:
             return base
         return Adapted(base, *(_read_factor(self, name, tensors) for name in ("B", "A")))
@@ -221,6 +229,18 @@ def layout_of(weight_format: WeightFormat) -> Layout:
     """The storage of a format; UnsupportedError if modules cannot hold it packed."""
     check_held(weight_format)
     return Layout(weight_format)
+
+
+def outlier_shapes(weight_format: WeightFormat) -> Shapes:
+    """What is stored of outliers, row by row; {} without."""
+    found, (out, d_in) = weight_format.outliers, weight_format.shape
+    if found is None:
+        return {}
+    shape = (out, found.room)
+    return {
+        "outlier_columns": (shape, index_dtype(d_in)),
+        "outlier_values": (shape, getattr(torch, found.dtype)),
+    }
 
 
 def is_plain(weight_format: WeightFormat) -> bool:

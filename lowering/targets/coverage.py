@@ -14,6 +14,7 @@ from trinity.methods.formats import (
     Floats,
     Grid,
     InputFormat,
+    OutlierFormat,
     RowCodebook,
     WeightFormat,
     parse_pattern,
@@ -45,6 +46,9 @@ def formats() -> Iterator[WeightFormat]:
     yield WeightFormat(SHAPE, Codebook("e4m3", (out, 1), "float32"))
     yield WeightFormat(SHAPE, Codebook("nf4", (out, d_in // 64), "float16"), two_four)
     yield WeightFormat(SHAPE, RowCodebook(4, out, "float16"))
+    some = OutlierFormat(8, "float16")
+    yield WeightFormat(SHAPE, group, outliers=some)
+    yield WeightFormat(SHAPE, RowCodebook(4, out, "float16"), outliers=some)
     for pattern in ("1:4", "2:4", "4:8", "50%"):
         yield WeightFormat(SHAPE, group, parse_pattern(pattern))
     yield WeightFormat(SHAPE, Grid(8, True, group.scale_shape, "float16"), two_four)

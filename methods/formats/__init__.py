@@ -11,6 +11,8 @@ from trinity.methods.formats.codebook import Codebook, Coded
 from trinity.methods.formats.dense import Dense, Floats
 from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of, sparsity_of
+from trinity.methods.formats.nested_grid import Nested, NestedGrid
+from trinity.methods.formats.outliers import OutlierFormat, WithOutliers, with_outliers
 from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes, unpack
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
@@ -31,6 +33,9 @@ __all__ = [
     "Floats",
     "Grid",
     "InputFormat",
+    "Nested",
+    "NestedGrid",
+    "OutlierFormat",
     "Pattern",
     "Quantized",
     "RowCodebook",
@@ -42,6 +47,7 @@ __all__ = [
     "Values",
     "ValuesFormat",
     "WeightFormat",
+    "WithOutliers",
     "bits_per_weight",
     "format_of",
     "pack",
@@ -49,4 +55,5 @@ __all__ = [
     "sparsity_of",
     "stored_bytes",
     "unpack",
+    "with_outliers",
 ]

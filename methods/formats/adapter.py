@@ -6,6 +6,7 @@ from torch import Tensor
 
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats.dense import Floats, check_float_matrix
+from trinity.methods.formats.outliers import WithOutliers
 from trinity.methods.formats.quantized import Grid
 from trinity.methods.formats.sparse import Pattern, Sparse
 from trinity.methods.formats.values import Values, ValuesFormat
@@ -85,7 +86,7 @@ class Adapted:
         one type in both.
     """
 
-    base: Values | Sparse
+    base: Values | Sparse | WithOutliers
     B: Factor
     A: Factor
 

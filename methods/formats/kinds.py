@@ -7,6 +7,8 @@ from trinity.methods.errors import RecordError
 from trinity.methods.formats.adapter import Adapted
 from trinity.methods.formats.codebook import Codebook, Coded
 from trinity.methods.formats.dense import Dense, Floats
+from trinity.methods.formats.nested_grid import Nested, NestedGrid
+from trinity.methods.formats.outliers import WithOutliers
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
 from trinity.methods.formats.sparse import Sparse
@@ -20,8 +22,12 @@ BUILT_IN: Mapping[str, type[ValuesFormat]] = {
     "grid": Grid,
     "codebook": Codebook,
     "row_codebook": RowCodebook,
+    "nested_grid": NestedGrid,
 }
-TAKEN = ("shape", "label", "pattern", "adapter", "inputs", "transposed", "rank", "A", "B")
+TAKEN = (
+    *("shape", "label", "pattern", "outliers", "adapter", "inputs"),
+    *("transposed", "rank", "A", "B"),
+)
 """Keys of a format's JSON that name something else, and no kind can have."""
 
 _PLUGINS = Group(
@@ -60,12 +66,12 @@ def read(data: Mapping[str, Any]) -> ValuesFormat:
     return get(found[0]).from_json(data[found[0]])
 
 
-def is_weight(found: object) -> TypeGuard[Values | Sparse | Adapted]:
+def is_weight(found: object) -> TypeGuard[Values | Sparse | WithOutliers | Adapted]:
     """Whether something is a compressed weight, all of whose values are of kinds that are known.
 
     Not isinstance: a subclass's own decode would be lost when the weight is stored.
     """
-    if type(found) is Adapted:
+    if type(found) is Adapted or type(found) is WithOutliers:
         return is_weight(found.base)
     if type(found) is Sparse:
         return is_values(found.values)
@@ -74,7 +80,7 @@ def is_weight(found: object) -> TypeGuard[Values | Sparse | Adapted]:
 
 def is_values(found: object) -> TypeGuard[Values]:
     """Whether something is the numbers of a kind that is known."""
-    if type(found) in (Dense, Quantized, Coded, RowCoded):
+    if type(found) in (Dense, Quantized, Coded, RowCoded, Nested):
         return True
     layout = getattr(found, "values_format", None)
     kind = getattr(type(layout), "kind", None)

@@ -10,12 +10,13 @@ from trinity.methods.formats.adapter import Adapted, AdapterFormat, FactorFormat
 from trinity.methods.formats.codebook import Codebook
 from trinity.methods.formats.dense import Floats
 from trinity.methods.formats.inputs import InputFormat
+from trinity.methods.formats.outliers import OutlierFormat, WithOutliers
 from trinity.methods.formats.quantized import Grid
 from trinity.methods.formats.row_codebook import RowCodebook
 from trinity.methods.formats.sparse import Pattern, Sparse, parse_pattern
 from trinity.methods.formats.values import Values, ValuesFormat
 
-CompressedWeight = Values | Sparse | Adapted
+CompressedWeight = Values | Sparse | WithOutliers | Adapted
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class WeightFormat:
     shape: (out, in)   values: what the values are: all that storage, label and JSON ask of them
     inputs: what a product rounds its inputs to, where the model declares that; a property of the
         model and not of the weight, so no weight's own format has it
+    outliers: entries of every row that are added to the values
     """
 
     shape: tuple[int, int]
@@ -33,6 +35,7 @@ class WeightFormat:
     pattern: Pattern | None = None
     adapter: AdapterFormat | None = None
     inputs: InputFormat | None = None
+    outliers: OutlierFormat | None = None
 
     @property
     def dtype(self) -> str | None:
@@ -70,6 +73,8 @@ class WeightFormat:
         """A reader's words: '2:4 int4 group 64 + rank 57'.  The shape is left out."""
         words = [str(self.pattern)] if self.pattern else []
         words += self.values.words(self.shape[1])
+        if self.outliers:
+            words.append(self.outliers.label)
         if self.adapter:
             words.append(f"+ rank {self.adapter.rank}")
             words += self._factor_words()
@@ -106,6 +111,8 @@ class WeightFormat:
         data[self.values.kind] = self.values.to_json()
         if self.pattern:
             data["pattern"] = str(self.pattern)
+        if self.outliers:
+            data["outliers"] = self.outliers.to_json()
         if self.adapter:
             data["adapter"] = _adapter_json(self.adapter)
         if self.inputs:
@@ -120,7 +127,9 @@ class WeightFormat:
             adapter = _read_adapter(data["adapter"]) if "adapter" in data else None
             pattern = parse_pattern(data["pattern"]) if "pattern" in data else None
             inputs = InputFormat.from_json(data["inputs"]) if "inputs" in data else None
-            return WeightFormat((out, d_in), kinds.read(data), pattern, adapter, inputs)
+            outliers = OutlierFormat.from_json(data["outliers"]) if "outliers" in data else None
+            values = kinds.read(data)
+            return WeightFormat((out, d_in), values, pattern, adapter, inputs, outliers)
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             msg = (
                 f"weight format {data}: cannot be read ({error!r}). "
@@ -156,16 +165,19 @@ def _read_factor(data: Mapping[str, Any]) -> FactorFormat:
 
 def format_of(weight: CompressedWeight) -> WeightFormat:
     """The format of a weight."""
-    adapter = pattern = None
+    adapter = pattern = outliers = None
     base = weight
     if isinstance(base, Adapted):
         adapter, base = base.adapter_format, base.base
+    if isinstance(base, WithOutliers):
+        outliers, base = base.outlier_format, base.base
     if isinstance(base, Sparse):
         pattern, base = base.pattern, base.values
-    return WeightFormat(weight.shape, base.values_format, pattern, adapter)
+    return WeightFormat(weight.shape, base.values_format, pattern, adapter, outliers=outliers)
 
 
 def sparsity_of(weight: CompressedWeight) -> float:
-    """Fraction of the base weight (the adapter apart) that is zero and not stored."""
+    """Fraction of the base weight (adapter and outliers apart) that is zero and not stored."""
     base = weight.base if isinstance(weight, Adapted) else weight
+    base = base.base if isinstance(base, WithOutliers) else base
     return base.sparsity if isinstance(base, Sparse) else 0.0

@@ -18,9 +18,16 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 |                    | uint8: the bytes of a type of 8 bits            |                          |
 | weight_outer_scale | [1, 1], float32                                 | an outer scale           |
 | weight_levels      | [1 or out, 2^bits], float                       | a table for each row     |
+| weight_scale_codes | [out, row bytes of groups codes], uint8; also   | scales that are codes    |
+|                    | weight_zero_codes                               |                          |
+| weight_scale_low   | [ceil(out / rows), groups], float; also _step,  | the same                 |
+|                    | weight_zero_low, weight_zero_step               |                          |
 | weight_zero_point  | uint8 bytes of bit-packed points                | quantized, asymmetric    |
 | weight_g_idx       | [in], int32                                     | groups by index          |
 | weight_input_scale | [in], float                                     | quantized, scaled inputs |
+| outlier_counts     | [out], int16 (int32 for more than 32768 inputs) | outliers                 |
+| outlier_columns    | [outliers], the same type: row after row        | outliers                 |
+| outlier_values     | [outliers], float                               | outliers                 |
 | lora_A.weight      | [rank, in], float                               | adapter                  |
 | lora_B.weight      | [out, rank], float                              | adapter                  |
 
@@ -35,11 +42,12 @@ import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError, RecordError
-from trinity.methods.formats import tiles
+from trinity.methods.formats import outliers, tiles
 from trinity.methods.formats.adapter import Adapted, Factor, Transposed
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import Dense
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of
+from trinity.methods.formats.outliers import WithOutliers
 from trinity.methods.formats.sparse import NM, Pattern, Sparse
 from trinity.methods.formats.tiles import Tiles
 from trinity.methods.formats.values import Values
@@ -53,13 +61,18 @@ def pack(weight: CompressedWeight) -> dict[str, Tensor]:
     if isinstance(weight, Adapted):
         factors = _pack_factor("lora_A", weight.A) | _pack_factor("lora_B", weight.B)
         return pack(weight.base) | factors
+    if isinstance(weight, WithOutliers):
+        return pack(weight.base) | outliers.stored(weight)
     return _pack_sparse(weight) if isinstance(weight, Sparse) else weight.stored()
 
 
 def unpack(layout: WeightFormat, tensors: Mapping[str, Tensor]) -> CompressedWeight:
     """Rebuild a weight from its stored tensors; RecordError says what is missing or not fitting."""
     try:
-        base = _unpack_base(layout, tensors)
+        found = _unpack_base(layout, tensors)
+        base: Values | Sparse | WithOutliers = found
+        if layout.outliers is not None:
+            base = outliers.restored(found, layout.outliers, tensors)
         weight: CompressedWeight = base
         if layout.adapter is not None:
             B, A = _unpack_factor(layout, "B", tensors), _unpack_factor(layout, "A", tensors)

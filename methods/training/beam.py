@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import Adapted, CompressedWeight, Dense, Transposed
+from trinity.methods.formats import Adapted, CompressedWeight, Dense, Transposed, WithOutliers
 from trinity.methods.training.straight_through import Stored, decoded, like, straight_through
 
 Zeros = Literal["all", "pattern"]
@@ -63,8 +63,8 @@ class Tunable:
         assert not isinstance(base, (Tensor, Transposed))
         if len(made) == 1:
             return base
-        assert not isinstance(made[1], Dense)
-        assert not isinstance(made[2], Dense)
+        assert not isinstance(made[1], (Dense, WithOutliers))
+        assert not isinstance(made[2], (Dense, WithOutliers))
         return Adapted(base, made[1], made[2])
 
     def hold_zeros(self) -> None:

@@ -8,9 +8,9 @@ Scales, zero points and masks stay, codes move.
 import torch
 from torch import Tensor
 
-from trinity.methods.formats import Dense, Factor, Sparse, Transposed
+from trinity.methods.formats import Dense, Factor, Sparse, Transposed, WithOutliers
 
-Stored = Factor | Dense
+Stored = Factor | Dense | WithOutliers
 
 
 def like(stored: Stored, x: Tensor) -> Stored:
@@ -19,6 +19,10 @@ def like(stored: Stored, x: Tensor) -> Stored:
         return x.to(stored.dtype)
     if isinstance(stored, Transposed):
         return Transposed(stored.values.rounded(x.T))
+    if isinstance(stored, WithOutliers):  # which stay as they are
+        base = like(stored.base, x - stored.term())
+        assert not isinstance(base, (Tensor, Transposed, WithOutliers))
+        return WithOutliers(base, stored.columns, stored.values)
     if isinstance(stored, Sparse):
         return Sparse(stored.values.rounded(x), stored.mask, stored.pattern)
     return stored.rounded(x)

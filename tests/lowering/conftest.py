@@ -18,6 +18,8 @@ from trinity.methods.formats import (
     RowCoded,
     Sparse,
     Tiles,
+    Values,
+    WithOutliers,
     parse_pattern,
     tiles,
 )
@@ -34,13 +36,14 @@ def random_weight(
     pattern: str | None = None,
     rank: int = 0,
     scale_dtype: torch.dtype = torch.float32,
+    outliers: int = 0,
 ) -> CompressedWeight:
     """kind: 'float16' and the like, or 'int4 tensor', 'int3 channel asymmetric', 'int4 group
     16', or of a table: 'nf4 group 64', 'e2m1 group 32 e8m0', 'e2m1 group 16 e4m3 outer',
     or of a row's own 2^3: 'rows of 3'.
     """
     out, d_in = shape
-    base: Dense | Quantized | Coded | RowCoded | Sparse
+    base: Dense | Quantized | Coded | RowCoded | Sparse | WithOutliers
     if kind.startswith("int"):
         base = random_codes(shape, kind.split(), scale_dtype)
     elif kind.startswith("rows of"):
@@ -54,9 +57,20 @@ def random_weight(
     if pattern:
         parsed = parse_pattern(pattern)
         base = Sparse(base, random_mask(shape, parsed), parsed)
+    if outliers:
+        base = random_outliers(base, outliers, scale_dtype)
     if rank:
         return Adapted(base, torch.randn(out, rank).half(), torch.randn(rank, d_in).half())
     return base
+
+
+def random_outliers(base: Values | Sparse, room: int, dtype: torch.dtype) -> WithOutliers:
+    """Some entries of every row, and in a row none."""
+    out, d_in = base.shape
+    columns = torch.rand(out, d_in).argsort(-1)[:, :room]
+    values = torch.randn(columns.shape) * (torch.rand(columns.shape) < 0.7)
+    values[0] = 0
+    return WithOutliers(base, columns, values.to(dtype))
 
 
 def random_codes(shape: tuple[int, int], words: list[str], scale_dtype: torch.dtype) -> Quantized:
@@ -231,6 +245,10 @@ def small(weight: CompressedWeight) -> CompressedWeight:
         base = small(weight.base)
         assert not isinstance(base, Adapted)
         return Adapted(base, weight.B * 0.1, weight.A * 0.1)
+    if isinstance(weight, WithOutliers):
+        base = small(weight.base)
+        assert not isinstance(base, Adapted | WithOutliers)
+        return WithOutliers(base, weight.columns, weight.values * 0.1)
     if isinstance(weight, Sparse):
         values = small(weight.values)
         assert isinstance(values, Dense | Quantized | Coded)

@@ -11,6 +11,7 @@ from trinity.methods.formats import (
     Coded,
     CompressedWeight,
     Dense,
+    Nested,
     Pattern,
     Quantized,
     RowCoded,
@@ -82,6 +83,22 @@ def random_row_coded(out: int, d_in: int, bits: int, dtype: torch.dtype, tables:
     """Codes over tables of random levels."""
     codes = torch.randint(0, 2**bits, (out, d_in)).to(torch.uint8)
     return RowCoded(codes, torch.randn(tables, 2**bits).to(dtype))
+
+
+def random_nested(out: int, d_in: int, bits: int, groups: int, rows: int = 16) -> Nested:
+    """Codes over whole grids, whose scales and zero points are codes too."""
+    second = (-(-out // rows), groups)
+    return Nested(
+        torch.randint(0, 2**bits, (out, d_in)).to(torch.uint8),
+        torch.randint(0, 8, (out, groups)).to(torch.uint8),
+        torch.randint(0, 8, (out, groups)).to(torch.uint8),
+        (torch.rand(second) + 0.1).half(),
+        torch.rand(second).half(),
+        torch.randn(second).half(),
+        torch.rand(second).half(),
+        bits,
+        rows=rows,
+    )
 
 
 def random_mask(out: int, d_in: int, pattern: Pattern) -> torch.Tensor:

@@ -32,7 +32,7 @@ def block(widths: tuple[int, int] = (32, 64)) -> TransformTask:
     weights = {name: W / 2 for name, W in task.weights.items()}
     hidden = [torch.nn.functional.gelu(x @ weights["mlp.up"].T) for x in X]
     stats = {
-        name: sample_layers.statistics(torch.cat(x), BOTH)
+        name: sample_layers.statistics(torch.cat(x), BOTH, 1)
         for name, x in (("mlp.up", X), ("mlp.down", hidden))
     }
     given = BlockTask(weights, {}, stats, tuple(X), task.forward)

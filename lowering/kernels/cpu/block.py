@@ -17,6 +17,7 @@ from trinity.lowering.kernels.cpu.code_terms import prepared
 from trinity.lowering.kernels.cpu.instructions import Instructions, for_rows
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.cpu.linear import of_factor
+from trinity.lowering.kernels.cpu.outlier_term import OutlierTerm
 from trinity.lowering.kernels.cpu.panels import INPUT_SCALE, Panels, aligned
 from trinity.lowering.kernels.cpu.phases import LINE, Part, Phases, phased_function
 from trinity.lowering.kernels.cpu.product import product_grid, write_product
@@ -43,6 +44,8 @@ def _linear_refusal(
     padded = panels.panels * panels.rows != weight_format.shape[0]
     if padded and (name in block.biases or name in (QKVO[-1], MLP[-1])):
         return "its outputs are padded"
+    if weight_format.inputs and weight_format.outliers:
+        return "its inputs are rounded, and its outliers are multiplied as floats"
     if weight_format.inputs and not (panels.rounded_blocks and instructions.dots):
         return "its inputs are rounded as floats"
     for part in (panels, *(f for key, f in panels.factors.items() if key == "A")):
@@ -260,7 +263,9 @@ class _Writer:
         weight = kernel.argument()
         x_base = x.of(panels, scale, element)
         base = Stored.of(kernel, weight, panels, None)
-        terms = [term_of(kernel, base, x_base, self.instructions)]
+        terms: list[Term] = [term_of(kernel, base, x_base, self.instructions)]
+        if panels.format.outliers:
+            terms.append(OutlierTerm(kernel, base, x.floats, self.instructions))
         low = None
         if panels.factors:
             a, b = (Stored.of(kernel, weight, panels, factor) for factor in ("A", "B"))

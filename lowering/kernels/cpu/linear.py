@@ -10,6 +10,7 @@ from trinity.lowering.kernels.cpu.amx_floats import FloatTiles, FloatTiling, pre
 from trinity.lowering.kernels.cpu.code_terms import digits_of, prepared
 from trinity.lowering.kernels.cpu.instructions import INSTRUCTIONS, Instructions, for_rows
 from trinity.lowering.kernels.cpu.kernel_text import Buffer, Kernel
+from trinity.lowering.kernels.cpu.outlier_term import OutlierTerm
 from trinity.lowering.kernels.cpu.panels import INPUT_SCALE, Panels
 from trinity.lowering.kernels.cpu.product import product_grid, write_product
 from trinity.lowering.kernels.cpu.product_terms import term_of
@@ -32,18 +33,25 @@ def linear_kernels(name: str, panels: Panels, rows: int, instructions: Instructi
     writer, made = _Writer(name, rows), for_rows(instructions, rows)
     (out, d_in), adapter = panels.format.shape, panels.factors
     arguments = linear_arguments(d_in, rows, panels.shapes())
-    base = writer.use(panels, None, made)
+    base, start = writer.use(panels, None, made), None
+    terms = [base]
+    if panels.format.outliers:
+        outliers = writer.outliers(panels, made)
+        if base.tiled:  # matrix units add to what is there, and take no other terms of floats
+            start = writer.product("S_", [outliers])
+        else:
+            terms.append(outliers)
     if adapter:
         low = writer.product("A_", [writer.use(panels, "A", made)])
         rank = adapter["A"].panels * adapter["A"].rows
         high = _Use(panels, "B", low, rank, of_factor(made, rows).of(adapter["B"]))
         beside = base.tiled and base.integers and not high.codes and not high.tiled
         if rows <= FUSED_ROWS or beside:
-            result = writer.product("", [base, high])
+            result = writer.product("", [*terms, high], start)
         else:
-            result = writer.product("B_", [high], writer.product("", [base]))
+            result = writer.product("B_", [high], writer.product("", terms, start))
     else:
-        result = writer.product("", [base])
+        result = writer.product("", terms, start)
     result = writer.first_columns(result, panels.panels * panels.rows, out)
     kind = tensor_type((rows, out), "f32")
     function = writer.build.function(name, arguments, result, kind)
@@ -60,6 +68,7 @@ class _Use:
     """A weight in the function's arguments, or a factor of it, and its input, `x: [rows, stride]`.
 
     stride: the panels' inputs, and perhaps zeros behind them
+    outliers: whether it is the weight's outliers that are used, and nothing else of it
     """
 
     weight: Panels
@@ -67,6 +76,7 @@ class _Use:
     x: str
     stride: int
     instructions: Instructions
+    outliers: bool = False
 
     @property
     def panels(self) -> Panels:
@@ -76,19 +86,19 @@ class _Use:
     @property
     def tiled(self) -> bool:
         """Whether matrix units multiply it."""
-        if not self.instructions.matrix:
+        if not self.instructions.matrix or self.outliers:
             return False
         return self.integers or (self.panels.as_floats and min(self.panels.format.shape) > NARROW)
 
     @property
     def integers(self) -> bool:
         """Whether its entries are codes that are integers."""
-        return self.panels.integers is not None
+        return self.panels.integers is not None and not self.outliers
 
     @property
     def codes(self) -> bool:
         """Whether its entries are codes."""
-        return self.panels.codes
+        return self.panels.codes and not self.outliers
 
 
 class _Writer:
@@ -108,6 +118,13 @@ class _Writer:
         if inputs and not (use.instructions.dots and part.rounded_blocks):
             use = replace(use, x=rounded_input(self.build, self.rows, use.x, d_in, inputs))
         return use
+
+    def outliers(self, weight: Panels, made: Instructions) -> "_Use":
+        """Of the function's own input, as floats, rounded if it is."""
+        x, d_in, inputs = "%arg_x", weight.format.shape[1], weight.format.inputs
+        if inputs:
+            x = rounded_input(self.build, self.rows, x, d_in, inputs)
+        return _Use(weight, None, x, d_in, made, outliers=True)
 
     def product(self, prefix: str, uses: Sequence[_Use], start: str | None = None) -> str:
         """The sum of products with parts of one weight, and `start`.  -> [rows, padded out]"""
@@ -129,7 +146,9 @@ class _Writer:
         y = kernel.output(shape, "f32")
         each = list(zip(stored, found, uses, strict=True))
         terms = [
-            term_of(kernel, part, x, use.instructions) for part, x, use in each if not use.tiled
+            (OutlierTerm if use.outliers else term_of)(kernel, part, x, use.instructions)
+            for part, x, use in each
+            if not use.tiled
         ]
         if not uses[0].tiled:
             grid = product_grid(terms, self.rows)

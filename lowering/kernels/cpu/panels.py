@@ -18,6 +18,8 @@ an integer dot product.
 | panel_outer_scale    | [1, 1], float32                              | an outer scale            |
 | panel_levels         | [panels, 2^bits, rows], float                | a row's own table         |
 | panel_zero_point     | shape of panel_scale, uint8                  | asymmetric                |
+| panel_outlier_columns | [panels, room, rows], int16 or int32        | outliers                  |
+| panel_outlier_values | [panels, room, rows], float                  | outliers                  |
 | B_..., A_...         | those of the adapter's factors               | adapter                   |
 
 They stand one behind another in the bytes of one tensor, `panels` or `picked_panels`: a kernel of
@@ -72,9 +74,9 @@ from trinity.lowering.kernels.cpu.panel_geometry import (
     PanelGeometry,
 )
 from trinity.lowering.kernels.kernel_storage import Codes, Numbers
-from trinity.lowering.rows.row_storage import raw_codes
+from trinity.lowering.rows.row_storage import outlier_shapes, raw_codes
 from trinity.lowering.weight_storage import Shapes
-from trinity.methods.formats import Codebook, Coded, CompressedWeight, Grid, RowCoded
+from trinity.methods.formats import Codebook, Coded, CompressedWeight, Grid, RowCoded, WithOutliers
 from trinity.methods.formats.scales import EIGHT_BITS
 
 ALIGNMENT = 64  # bytes, of a vector and of a cache line
@@ -166,7 +168,21 @@ class Panels(PanelGeometry):
                 found["panel_zero_point"] = (shape, torch.uint8)
             if isinstance(coded, Codebook) and coded.outer_scale:
                 found["panel_outer_scale"] = ((1, 1), torch.float32)
+        for name, ((_, room), dtype) in outlier_shapes(self.format).items():
+            found[f"panel_{name}"] = ((self.panels, room, self.rows), dtype)
         return found
+
+    def pack_outliers(self, weight: WithOutliers) -> dict[str, Tensor]:
+        """See `KernelStorage`."""
+        parts = {"columns": weight.columns, "values": weight.values}
+        return {f"panel_outlier_{name}": self._by_panel(of) for name, of in parts.items()}
+
+    def unpack_outliers(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See `KernelStorage`."""
+        columns, values = (
+            self._from_panels(tensors[f"panel_outlier_{name}"]) for name in ("columns", "values")
+        )
+        return columns, values
 
     def pack_values(self, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""

@@ -47,6 +47,8 @@ def refusal(weight_format: WeightFormat) -> str | None:
     """Why tiles cannot hold a format, or None."""
     if weight_format.inputs:
         return "inputs of 8 bits"
+    if weight_format.outliers:
+        return "outliers"
     for name in FACTORS if weight_format.adapter else ():
         factor = Tiles(weight_format.factor(name))
         reason = _refusal(factor.format)

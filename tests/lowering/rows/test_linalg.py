@@ -97,6 +97,12 @@ def test_declared_eight_bit_inputs_are_rounded_on_vulkan(make_weight: Make, rows
     assert check.linear_error(weight, vulkan, rows, inputs=InputFormat("int8", 16)) < 2e-6
 
 
+@pytest.mark.parametrize("inputs", [None, InputFormat("int8", 16)])
+def test_outliers_are_added_to_the_product(make_weight: Make, inputs: InputFormat | None) -> None:
+    weight = make_weight((24, 64), "int4 group 16", "2:4", 3, torch.float16, 4)
+    assert worst_error(weight, inputs) < 1e-6
+
+
 def test_declared_eight_bit_inputs_compile_for_cuda(make_weight: Make) -> None:
     weight, cuda = make_weight((24, 48), "int4 channel", "2:4", 5), targets.get("cuda")
     declared = replace(format_of(weight), inputs=InputFormat("int8", 16))

@@ -56,6 +56,15 @@ def test_unpack_inverts_pack_exactly(
     assert all(torch.equal(repacked[key], value) for key, value in layout.pack(weight).items())
 
 
+@pytest.mark.parametrize("kind", ["int4 group 8", "rows of 3", "bfloat16"])
+def test_outliers_come_back_exactly(make_weight: Make, kind: str) -> None:
+    weight = make_weight((4, 24), kind, None, 2, torch.float16, 3)
+    layout = row_storage.layout_of(format_of(weight))
+    again = layout.unpack(layout.pack(weight))
+    assert format_of(again) == format_of(weight)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+
+
 @pytest.mark.parametrize("kind", ["int4 group 8", "int4 group 8 asymmetric", "nf4 group 8"])
 def test_an_unstructured_mask_over_codes_becomes_codes_that_mean_zero(
     make_weight: Make, kind: str

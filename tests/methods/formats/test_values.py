@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.samples import GridCase, indexed, random_coded, random_quantized
+from tests.methods.samples import (
+    GridCase,
+    indexed,
+    random_coded,
+    random_nested,
+    random_quantized,
+    random_row_coded,
+)
 from trinity.methods.formats import Dense
 from trinity.methods.formats.values import Values
 
@@ -25,6 +32,8 @@ def kinds() -> list[Values]:
         random_coded(OUT, IN, "nf4", 3, torch.float16),
         random_coded(OUT, IN, "e2m1", 3, torch.float8_e4m3fn, outer=True),
         random_coded(OUT, IN, "e4m3", 1, torch.float8_e8m0fnu),
+        random_row_coded(OUT, IN, 3, torch.float16, OUT),
+        random_nested(OUT, IN, 3, 3, rows=4),
     ]
 
 

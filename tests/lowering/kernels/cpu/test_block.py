@@ -19,7 +19,13 @@ from trinity.lowering.module.check import relative_error
 from trinity.lowering.module.invoke import Loaded
 from trinity.lowering.targets import targets
 from trinity.lowering.targets.targets import Target
-from trinity.methods.formats import CompressedWeight, InputFormat, Quantized, format_of
+from trinity.methods.formats import (
+    CompressedWeight,
+    InputFormat,
+    Quantized,
+    WithOutliers,
+    format_of,
+)
 
 Make = Callable[..., CompressedWeight]
 CPU = targets.get("llvm-cpu")
@@ -48,6 +54,8 @@ def scaled(weight: CompressedWeight) -> CompressedWeight:
     """The same weight with entries small enough that a block does not blow up."""
     if isinstance(weight, Quantized):
         return replace(weight, scale=weight.scale / 2**weight.bits / 3)
+    if isinstance(weight, WithOutliers):
+        return replace(weight, base=scaled(weight.base), values=weight.values / 9)
     if hasattr(weight, "base"):
         return replace(weight, base=scaled(weight.base), B=weight.B / 9, A=weight.A / 9)
     if hasattr(weight, "mask"):
@@ -172,6 +180,23 @@ def test_formats_may_differ_within_a_block(make_weight: Make, flavour: Flavour) 
     weights["self_attn.k_proj"] = scaled(make_weight(SHAPES["k_proj"], "bfloat16"))
     weights["mlp.up_proj"] = scaled(make_weight(SHAPES["up_proj"], "int8 tensor", None, 3))
     assert Case(weights, flavour).error(9) < 1e-5
+
+
+def test_outliers_are_part_of_their_linear(make_weight: Make, flavour: Flavour) -> None:
+    weights = weights_of(make_weight, "int4 group 32", None, 0, torch.float32, 3)
+    weights["mlp.up_proj"] = scaled(
+        make_weight(SHAPES["up_proj"], "int4 group 32", "2:4", 3, torch.float32, 2)
+    )
+    assert Case(weights, flavour).error(9) < 1e-5
+
+
+def test_outliers_and_rounded_inputs_are_refused(make_weight: Make) -> None:
+    weights = weights_of(make_weight, "int4 group 32", None, 0, torch.float32, 3)
+    rounding = InputFormat("int8", 32)
+    formats = {n: replace(format_of(w), inputs=rounding) for n, w in weights.items()}
+    heads = Heads(HEADS, KV_HEADS, WIDTH, LONGEST, None, WIDTH**-0.5)
+    found = block_refusal(BlockFormat(HIDDEN, heads, 1e-6, formats), INSTRUCTIONS["avx2"])
+    assert "its outliers are multiplied as floats" in str(found)
 
 
 def test_scaled_inputs_are_scaled_for_their_linear_only(

@@ -117,6 +117,40 @@ def test_a_kernel_is_the_float64_product_of_its_weight(
 
 
 @pytest.mark.parametrize(
+    ("shape", "kind", "pattern", "rank", "outliers"),
+    [
+        ((70, 172), "int4 tensor", None, 3, 2),
+        ((600, 256), "int4 group 64", "2:4", 60, 5),
+        ((40, 600), "rows of 3", None, 0, 6),
+        ((130, 192), "nf4 group 64", None, 0, 1),
+        ((5, 70), "float16", "50%", 3, 3),
+        ((128, 128), "bfloat16", None, 0, 4),
+    ],
+)
+def test_outliers_are_a_term_of_their_own(
+    make_weight: Make,
+    flavour: Flavour,
+    shape: tuple[int, int],
+    kind: str,
+    pattern: str | None,
+    rank: int,
+    outliers: int,
+) -> None:
+    weight = make_weight(shape, kind, pattern, rank, torch.float16, outliers)
+    panels = Panels(format_of(weight))
+    x = torch.randn(max(ROWS), shape[1])
+    assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["int4 group 64", "rows of 4"])
+def test_outliers_meet_the_rounded_inputs(make_weight: Make, flavour: Flavour, kind: str) -> None:
+    weight = make_weight((70, 128), kind, None, 0, torch.float16, 3)
+    panels = Panels(replace(format_of(weight), inputs=InputFormat("int8", 64)))
+    x = torch.randn(max(ROWS), 128)
+    assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
+
+
+@pytest.mark.parametrize(
     ("shape", "kind", "pattern", "rank"),
     [
         ((70, 172), "int4 tensor", None, 0),
