@@ -1,5 +1,6 @@
 """One model at hand: its accuracy, its latency and memory."""
 
+import re
 from pathlib import Path
 
 from trinity.harness.checkpoints.checkpoint import Checkpoint
@@ -43,12 +44,19 @@ def measuring_of(
             lambda: _dense_of(opened, model.dense, lower, store, reporter),
         )
     data = {
-        "name": "dense",
+        "name": _called(model),
         "model": model.model_dump(),
         "lower": lower.model_dump() if lower else None,
         "evaluate": evaluate.model_dump() if evaluate else None,
     }
     return Run(recipe.parse(data, model.id), store, reporter).make_measuring()
+
+
+def _called(model: recipe.ModelSpec) -> str:
+    """A plain model's name in progress: 'dense' is the one that others are compared with."""
+    if model.dense in (None, model.id):
+        return "dense"
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", Path(model.id).resolve().name)
 
 
 def _dense_of(

@@ -86,19 +86,23 @@ def compare(
 def _as_folder(path: Path, dense: ModelFolder, store: StageStore) -> Path:
     """The checkpoint as plain floats, with the dense model's tokenizer: both read the same tokens.
 
-    The folder is of the store.
+    The folder is of the store, and called like the checkpoint: progress lines say its name.
     """
+    called = path.resolve().name  # of '.' too
     inputs = {
+        "name": called,
         "checkpoint": known_sha256(path) if path.is_file() else sources.folder_sha256(path),
         "dense": dense.sha256,
         "code": own_code.sha256(plain),
     }
 
-    def fill(place: Path) -> None:
+    def fill(stage: Path) -> None:
+        place = stage / called
+        place.mkdir()
         plain.write(place, path)
         copy_companions(dense.path, place)
 
-    return store.fill("audited", inputs, fill)
+    return store.fill("audited", inputs, fill) / called
 
 
 def grids(found: Against) -> list[Grid]:

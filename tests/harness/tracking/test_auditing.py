@@ -79,6 +79,15 @@ def test_a_layer_that_only_the_dense_model_shows_to_be_wrong_ends_with_1(
     assert "On text" in out
 
 
+def test_progress_says_which_of_the_two_models_is_at_work(
+    audit: Any, dense: Path, tmp_path: Path
+) -> None:
+    path, _ = llamas.save("pack-quantized", tmp_path / "packed", llamas.dense_weights())
+    _, _, err = audit(str(path), "--dense", str(dense), *SIZES)
+    for whose in ("packed", "dense"):
+        assert f" {whose}: perplexity-pydoc" in err
+
+
 def test_a_fault_that_leaves_no_model_is_said_all_the_same(
     audit: Any, dense: Path, tmp_path: Path
 ) -> None:
