@@ -114,11 +114,16 @@ def measured_with(run: Run, weights: Mapping[str, Tensor]) -> list[Measurement]:
     return [m for spec in run.recipe.evaluate.suites for m in suites.run(spec, engine, tokenizer)]
 
 
-def models(folder: Path, package: str, case: str) -> tuple[dict[str, Any], list[comparison.Pair]]:
-    """Agreement by layer and measurements of a whole model of both, and the pairs to be judged."""
-    run = run_of(case)
+def models(
+    folder: Path, package: str, case: str, seed: int = 0
+) -> tuple[dict[str, Any], list[comparison.Pair]]:
+    """Agreement by layer and measurements of a whole model of both, and the pairs to be judged.
+
+    seed: of the calibration windows, which the folder was made with
+    """
+    run = run_of(case, seed)
     if not torch.equal(tokens_of(run), load_file(folder / "given" / "ids.safetensors")["ids"]):
-        msg = f"{folder}: was made from other calibration tokens. Run given.py again."
+        msg = f"{folder}: was made from other calibration tokens. Run given.py again (seed {seed})."
         raise ConfigError(msg)
     finished: Finished = run.finish()
     weights = weights_of(folder / package / "models" / case)

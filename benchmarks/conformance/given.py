@@ -1,6 +1,6 @@
 """What every implementation starts from: a model, calibration tokens, and real layers.
 
-    python benchmarks/conformance/given.py FOLDER [--seed N]
+    python benchmarks/conformance/given.py FOLDER [--seed N] [--no-layers]
 
 Runs in an environment that has the project.  Writes FOLDER/given: `model`, a link to the embedded
 model as Hugging Face reads it; `ids.safetensors`, the calibration tokens of the papers' embedded
@@ -75,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
+    parser.add_argument("--no-layers", action="store_true", help="only the model and the tokens")
     options = parser.parse_args()
     hush_libraries()
     run = run_of(None, options.seed)
@@ -83,7 +84,8 @@ def main() -> None:
     given.mkdir(parents=True)
     (given / "model").symlink_to(run.source.path, target_is_directory=True)
     save_file({"ids": ids}, given / "ids.safetensors")
-    save_file(layers_of(run.source.path, ids[: len(ids) // 2]), given / "layers.safetensors")
+    if not options.no_layers:
+        save_file(layers_of(run.source.path, ids[: len(ids) // 2]), given / "layers.safetensors")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,9 @@ def main() -> None:
     given, out = folder / "given", folder / "llmcompressor"
     for kind in ("layers", "models"):
         (out / kind).mkdir(parents=True)
-    layers = load_file(given / "layers.safetensors")
+    # `given.py --no-layers` writes none, for many calibration seeds of whole models.
+    path = given / "layers.safetensors"
+    layers = load_file(path) if path.is_file() else {}
     ids = load_file(given / "ids.safetensors")["ids"]
     for case in sys.argv[2:] or CASES:
         (step,) = CASES[case]
@@ -138,7 +140,8 @@ def main() -> None:
             for key, weight in layers.items()
             if key.endswith(".W")
         }
-        save_file(made, out / "layers" / f"{case}.safetensors")
+        if made:
+            save_file(made, out / "layers" / f"{case}.safetensors")
         found = whole_model(given / "model", ids, step)
         save_file(found, out / "models" / f"{case}.safetensors")
     versions = [f"{name} {version(name)}" for name in ("llmcompressor", "transformers", "torch")]
