@@ -135,7 +135,8 @@ class KernelStorage(WeightStorage):
             msg = f"{kind} of {self.format.label} cannot hold a weight of {format_of(weight).label}"
             raise ConfigError(msg)
         base = weight.base if isinstance(weight, Adapted) else weight
-        mask, beside = None, dict[str, Tensor]()
+        mask = None
+        beside: dict[str, Tensor] = {}
         if isinstance(base, WithOutliers):
             beside, base = self.pack_outliers(base), base.base
         if isinstance(base, Sparse):
@@ -180,7 +181,7 @@ class KernelStorage(WeightStorage):
         found = factor.unpack_parts(parts)
         if isinstance(found, Dense):
             return found.values
-        assert not isinstance(found, Adapted)  # a factor has no adapter
+        assert not isinstance(found, Adapted | WithOutliers)  # a factor has neither
         return found
 
     def _coded(self, found: Codes, input_scale: Tensor | None) -> Numbers:

@@ -102,7 +102,7 @@ def _codes(shape: tuple[int, int], grid: Grid, generator: torch.Generator) -> Qu
 
 def _factor(weight_format: WeightFormat) -> Factor:
     found = random_weight(weight_format)
-    assert not isinstance(found, Adapted)  # a factor has no adapter
+    assert not isinstance(found, Adapted | WithOutliers)  # a factor has neither
     return found.values if isinstance(found, Dense) else found
 
 

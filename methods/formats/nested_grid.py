@@ -18,6 +18,7 @@ from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import FLOAT_DTYPES
 
 BITS = (2, 3, 4)
+OF = ("scale", "zero")
 SECOND = ("scale_low", "scale_step", "zero_low", "zero_step")
 
 
@@ -79,12 +80,22 @@ class NestedGrid:
         return self._restored(codes, tensors)
 
     def _restored(self, codes: Tensor, tensors: Mapping[str, Tensor]) -> "Nested":
-        first = (
+        scale, zero = (
             unpack_bits(tensors[f"weight_{name}_codes"], self.second_bits, self.groups)
-            for name in ("scale", "zero")
+            for name in OF
         )
-        second = (tensors[f"weight_{name}"] for name in SECOND)
-        return Nested(codes, *first, *second, self.bits, self.second_bits, self.rows)
+        return Nested(
+            codes,
+            scale,
+            zero,
+            tensors["weight_scale_low"],
+            tensors["weight_scale_step"],
+            tensors["weight_zero_low"],
+            tensors["weight_zero_step"],
+            self.bits,
+            self.second_bits,
+            self.rows,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +129,8 @@ class Nested:
             msg = f"codes: expected [out, in] of {groups} groups, found {list(codes.shape)}."
             raise ConfigError(msg)
         for name, bits in (("codes", self.bits), *((f"{of}_codes", self.second_bits) for of in OF)):
-            found, shape = getattr(self, name), (codes.shape[0], groups)
-            shape = tuple(codes.shape) if name == "codes" else shape
+            found, columns = getattr(self, name), codes.shape[1] if name == "codes" else groups
+            shape = (codes.shape[0], columns)
             if found.dtype != torch.uint8 or tuple(found.shape) != shape:
                 msg = f"{name}: {found.dtype} {list(found.shape)} is not uint8 {list(shape)}."
                 raise ConfigError(msg)
@@ -185,9 +196,6 @@ class Nested:
     def _by_input(self, of: Tensor) -> Tensor:
         """[out, groups] -> [out, in]"""
         return of.repeat_interleave(self.shape[1] // of.shape[1], dim=1)
-
-
-OF = ("scale", "zero")
 
 
 def decoded(codes: Tensor, low: Tensor, step: Tensor, rows: int) -> Tensor:

@@ -13,7 +13,7 @@ from trinity.lowering.kernels.cpu.kernel_text import Buffer, Kernel
 from trinity.lowering.kernels.cpu.outlier_term import OutlierTerm
 from trinity.lowering.kernels.cpu.panels import INPUT_SCALE, Panels
 from trinity.lowering.kernels.cpu.product import product_grid, write_product
-from trinity.lowering.kernels.cpu.product_terms import term_of
+from trinity.lowering.kernels.cpu.product_terms import Term, term_of
 from trinity.lowering.kernels.cpu.tiling import Tiling, prepare_tiles
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
 from trinity.lowering.kernels.kernel_storage import FactorName
@@ -33,8 +33,9 @@ def linear_kernels(name: str, panels: Panels, rows: int, instructions: Instructi
     writer, made = _Writer(name, rows), for_rows(instructions, rows)
     (out, d_in), adapter = panels.format.shape, panels.factors
     arguments = linear_arguments(d_in, rows, panels.shapes())
-    base, start = writer.use(panels, None, made), None
+    base = writer.use(panels, None, made)
     terms = [base]
+    start: str | None = None
     if panels.format.outliers:
         outliers = writer.outliers(panels, made)
         if base.tiled:  # matrix units add to what is there, and take no other terms of floats
@@ -95,6 +96,12 @@ class _Use:
         """Whether its entries are codes that are integers."""
         return self.panels.integers is not None and not self.outliers
 
+    def term(self, kernel: Kernel, part: Stored, x: Buffer) -> Term:
+        """What it is in a sum.  x: as `activation_shape` says"""
+        if self.outliers:
+            return OutlierTerm(kernel, part, x, self.instructions)
+        return term_of(kernel, part, x, self.instructions)
+
     @property
     def codes(self) -> bool:
         """Whether its entries are codes."""
@@ -145,11 +152,7 @@ class _Writer:
             y0 = kernel.binding(shape, "f32")
         y = kernel.output(shape, "f32")
         each = list(zip(stored, found, uses, strict=True))
-        terms = [
-            (OutlierTerm if use.outliers else term_of)(kernel, part, x, use.instructions)
-            for part, x, use in each
-            if not use.tiled
-        ]
+        terms = [use.term(kernel, part, x) for part, x, use in each if not use.tiled]
         if not uses[0].tiled:
             grid = product_grid(terms, self.rows)
             places = kernel.workgroup(0), kernel.workgroup(1) if grid[1] > 1 else None
