@@ -35,6 +35,7 @@ from trinity.methods.formats import (
     Floats,
     Grid,
     InputFormat,
+    OutlierFormat,
     Quantized,
     RowCodebook,
     Tiles,
@@ -43,6 +44,7 @@ from trinity.methods.formats import (
 )
 
 GROUP = 128
+OUTLIERS = 200  # one of so many inputs is one
 
 
 def main() -> None:
@@ -108,6 +110,7 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
     high = FactorFormat(Grid(4, True, (out, 1), "float16"))
     low = FactorFormat(Grid(4, True, (rank, d_in // GROUP), "float16"))
     adapter, inputs = AdapterFormat(rank, None, high, low), InputFormat("int8", GROUP)
+    some = OutlierFormat(max(1, d_in // OUTLIERS), "float16")
     return {
         "int4": WeightFormat(shape, grid),
         "2:4 int4": WeightFormat(shape, grid, NM(2, 4)),
@@ -125,6 +128,10 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
         ),
         "4 bits, levels by row": WeightFormat(shape, RowCodebook(4, out, "float16")),
         "3 bits, levels by row": WeightFormat(shape, RowCodebook(3, out, "float16")),
+        "int4, outliers": WeightFormat(shape, grid, outliers=some),
+        "3 bits, levels by row, outliers": WeightFormat(
+            shape, RowCodebook(3, out, "float16"), outliers=some
+        ),
         "fp8": WeightFormat(shape, Codebook("e4m3", (out, 1), "float32")),
         "float16": WeightFormat(shape, Floats("float16")),
         "2:4 float16": WeightFormat(shape, Floats("float16"), NM(2, 4)),

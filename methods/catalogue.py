@@ -46,7 +46,7 @@ CATALOGUE = {
     "slope": Entry("arXiv:2405.16325", "a checkpoint", "as stored"),
     "smoothquant": Entry("arXiv:2211.10438", "x_max_abs", "-"),
     "sparsegpt": Entry("arXiv:2301.00774", "hessian", "2:4 float32"),
-    "spqr": Entry("arXiv:2306.03078", "hessian", "int4 group 16 int3 scales + 12 outliers"),
+    "spqr": Entry("arXiv:2306.03078", "hessian", "int4 group 16 int3 scales + 4 outliers"),
     "squeezellm": Entry("arXiv:2306.07629", "fisher", "16 levels channel"),
     "wanda": Entry("arXiv:2306.11695", "x_norm", "2:4 float32"),
 }

@@ -61,7 +61,7 @@ def weighted_levels(W: Tensor, F: Tensor, count: int, iterations: int) -> Tensor
 
     W, F: [out, in], float64, F not negative   -> [out, count]
     """
-    x, order = W.sort(dim=1)
+    x, order = W.contiguous().sort(dim=1)
     weight = F.gather(1, order)
     # Of each prefix of a sorted row, the weight and the weighted sum: a cluster is a difference.
     zero = x.new_zeros(len(x), 1)

@@ -92,6 +92,12 @@ def test_a_row_has_as_many_values_as_levels_and_each_weight_the_nearest(bits: in
         assert torch.equal((decoded[row] - W[row]).abs(), distances.amin(1))
 
 
+def test_a_transposed_weight_is_clustered_like_its_copy() -> None:
+    W, F = torch.randn(64, 8).T, torch.rand(64, 8).T
+    found = compressed(W, F).dequantize()
+    assert torch.equal(found, compressed(W.contiguous(), F.contiguous()).dequantize())
+
+
 def test_the_scale_of_the_sensitivities_is_of_no_matter() -> None:
     W, F = torch.randn(4, 64), torch.rand(4, 64)
     assert torch.equal(compressed(W, F).dequantize(), compressed(W, 1024 * F).dequantize())
