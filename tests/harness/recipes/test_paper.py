@@ -23,6 +23,8 @@ PROFILES = [(name, profile) for name, found in PAPERS.items() for profile in fou
 # Shapes of the first layers that each profile meets.
 TINY = {"model.layers.0.self_attn.q_proj": (128, 128), "model.layers.0.mlp.down_proj": (128, 256)}
 OPT = {"model.decoder.layers.0.fc1": (3072, 768)}
+QWEN = {"model.layers.0.self_attn.q_proj": (896, 896), "model.layers.0.mlp.down_proj": (896, 4864)}
+MET = {"smoke": TINY, "embedded": SHAPES, "second-model": QWEN, "small": OPT, "paper": OPT}
 
 
 def _recipes(name: str, profile: str) -> list[Recipe]:
@@ -37,9 +39,8 @@ def _recipes(name: str, profile: str) -> list[Recipe]:
 
 @pytest.mark.parametrize(("name", "profile"), PROFILES)
 def test_every_row_of_every_profile_is_a_valid_recipe(name: str, profile: str) -> None:
-    shapes = {"smoke": TINY, "embedded": SHAPES, "small": OPT, "paper": OPT}[profile]
     for recipe in _recipes(name, profile):
-        plan.make(recipe.compress, TINY if recipe.model.training else shapes)
+        plan.make(recipe.compress, TINY if recipe.model.training else MET[profile])
 
 
 @pytest.mark.parametrize("profile", ["smoke", "embedded"])
