@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +21,7 @@ from trinity.harness.store import stages, writing
 # Ten times as many cases, or another set of them: docs/reliability.md has the commands.
 TIMES = int(os.environ.get("TRINITY_FAULTS", "1"))
 SEED = int(os.environ.get("TRINITY_FAULTS_SEED", "0"))
+ROOT = Path(__file__).parents[2]
 OUR_OWN = ("locks", "scratch", "here", "replaced", "gate")
 # They hold seconds, or hashes of such files.
 CLOCKS = ("timing.json", "stage.json", "training-runs.jsonl")
@@ -31,6 +33,10 @@ def context() -> ForkServerContext:
     os.environ["OMP_NUM_THREADS"] = "1"
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["tests.faults.warmed"])
+    # Python 3.11 does not give that process the path of this one: it finds `tests` where it starts,
+    # or says nothing, and each process imports everything itself.
+    with contextlib.chdir(ROOT):
+        forkserver.ensure_running()
     return found
 
 

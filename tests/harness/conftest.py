@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.harness import tiny
 from tests.hub.fixtures import hub  # noqa: F401  a fixture
 from trinity.harness.latency import ceilings
 
@@ -9,6 +10,5 @@ from trinity.harness.latency import ceilings
 @pytest.fixture(autouse=True)
 def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the machine can do at most is measured on a buffer and matrices of a few bytes."""
-    monkeypatch.setattr(ceilings, "_BUFFER", 1 << 16)
-    monkeypatch.setattr(ceilings, "_SIDES", (4, 8))
-    monkeypatch.setattr(ceilings, "_LEAST_S", 0.0)
+    for name, value in tiny.CEILINGS.items():
+        monkeypatch.setattr(ceilings, name, value)

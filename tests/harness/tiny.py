@@ -1,4 +1,6 @@
-"""The smallest tokenizer and engine there are: bytes, and a table of bigrams."""
+"""The smallest tokenizer and engine there are: bytes, and a table of bigrams; and a machine that is
+measured in no time.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,6 +12,8 @@ from torch import Tensor
 from trinity.harness.records.measurement import MeasurementPath
 
 VOCAB = 256
+# Names of `ceilings`: what the machine can do at most is measured on a few bytes.
+CEILINGS: dict[str, Any] = {"_BUFFER": 1 << 16, "_SIDES": (4, 8), "_LEAST_S": 0.0}
 
 
 class ByteTokenizer:
