@@ -59,6 +59,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The compiler runs once for a text and a command: `compiled_once.py`."""
+    from tests.compiled_once import remembered
+    from trinity.lowering.module import compile as compiling
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "_run", remembered(compiling._run, tmp_path_factory))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     """A failing test fails again: torch's global generator starts every test at the same place."""
