@@ -22,6 +22,8 @@ ELEMENT_TYPES = {
     torch.float32: (rt.HalElementType.FLOAT_32, torch.float32),
     torch.float16: (rt.HalElementType.FLOAT_16, torch.int16),
     torch.bfloat16: (rt.HalElementType.BFLOAT_16, torch.int16),
+    torch.int16: (rt.HalElementType.INT_16, torch.int16),
+    torch.int32: (rt.HalElementType.INT_32, torch.int32),
     torch.int64: (rt.HalElementType.INT_64, torch.int64),
     torch.uint8: (rt.HalElementType.INT_8, torch.int8),
 }
