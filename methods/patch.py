@@ -1,7 +1,7 @@
 """PATCH: learns which tiles of every weight stay dense and which become 2:4 (arXiv:2509.23410).
 
 Weights are frozen.  Differs from the code, beside what the options name:
-- One sample of noise for all sequences of a step; the code draws for each of them.
+- The learning rate follows the number of steps; the code's is for 2,000.
 - The one-shot reference for dense tiles is by magnitude; the 2:4 prior may be any earlier step's.
 - A layer that ends with all tiles 2:4, or none, is stored as that.
 """
@@ -51,6 +51,9 @@ def _read_share(value: Any) -> Any:
 Ends = tuple[PositiveFloat, PositiveFloat]
 Sparsity = Annotated[float, BeforeValidator(_read_share), Field(gt=0, le=0.5)]
 WARMUP, BETAS = 5, (0.9, 0.95)
+# The code's rate times its steps: 1e-3 in 2,000.  A step of Adam is no longer than about the rate,
+# whatever the gradient, so this bounds how far a logit gets; a tile's prior is 0.042 from its turn.
+REACH, HIGHEST_RATE = 2.0, 0.02
 
 
 class PatchConfig(MethodConfig):
@@ -64,6 +67,7 @@ class PatchConfig(MethodConfig):
     strength: of the prior   tile: its outputs and inputs
     regularizer: of the kept norms: 'code', or 'paper' with squares and without decay
     density_weight, magnitude_weight: lambda 1 and 2
+    learning_rate: of Adam; None is 2 / steps, at most 0.02, which are the code's 1e-3 in 2,000
     epochs: passes over the text; the code takes 512,000 sequences once   batch: sequences of a step
     temperature, pattern_scale, tile_scale: at the first and last step
     weight_decay: of Adam; None is 0.1 for 'maskllm' and 0 otherwise
@@ -78,7 +82,7 @@ class PatchConfig(MethodConfig):
     regularizer: Literal["code", "paper"] = "code"
     density_weight: NonNegativeFloat = 7.0
     magnitude_weight: NonNegativeFloat = 10.0
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
     epochs: PositiveInt = 1
     batch: PositiveInt = 256
@@ -92,11 +96,15 @@ class PatchConfig(MethodConfig):
         """Masks are what is learned."""
         return False
 
+    def rate(self, steps: int) -> float:
+        """The highest learning rate of so many steps."""
+        return self.learning_rate or min(REACH / steps, HIGHEST_RATE)
+
 
 def starting(
-    name: str, W: Tensor, current: CompressedWeight, config: PatchConfig, noise: torch.Generator
+    name: str, W: Tensor, current: CompressedWeight, config: PatchConfig, random: torch.Generator
 ) -> Logits:
-    """The logits of a layer before the first step.  W: [out, in]"""
+    """The logits of a layer before the first step.  W: [out, in]   random: of the CPU"""
     shape = (W.shape[0], W.shape[1])
     if shape[1] % 4:
         raise ConfigError(f"{name}: in = {shape[1]} is not a multiple of 4, as 2:4 asks for.")
@@ -108,7 +116,7 @@ def starting(
             msg = f"{name}: is {base.pattern} already. Prune it 2:4, or not at all, before patch."
         raise ConfigError(msg)
     two_four, unstructured = magnitude_masks(W, 1 - config.sparsity)
-    P, T = (logits.to(W.device) for logits in random_logits(shape, config.tile, noise))
+    P, T = (logits.to(W.device) for logits in random_logits(shape, config.tile, random))
     if config.prior != "random":
         P = pattern_prior(before if config.prior == "steps" else two_four, config.strength)  # type: ignore[arg-type]  # told above
         T = tile_prior(unstructured, config.tile, 1 - config.sparsity, config.strength)
@@ -119,6 +127,7 @@ def starting(
         P=P.requires_grad_() if config.variant != "tile" else None,
         T=T.requires_grad_() if config.variant != "maskllm" else None,
         fixed=fixed if config.variant == "tile" else None,
+        started=T.detach() > 0,
     )
 
 
@@ -145,56 +154,40 @@ def regularisers(
 
 @torch.enable_grad()
 def learn(task: ModelTask, config: PatchConfig) -> tuple[dict[str, Logits], dict[str, Tensor]]:
-    """Train the logits.  -> them and the frozen weights, by layer"""
-    noise = torch.Generator("cpu").manual_seed(config.seed)
+    """Train the logits.  -> them and the frozen weights, by layer
+
+    Every sequence of a step has noise of its own.  With one draw for all of them a step's density
+    is off its target by chance, in every tile the same way, and Adam hears little else.
+    """
+    random = torch.Generator("cpu").manual_seed(config.seed)
     weights = {name: task.original(name) for name in task.current}
     logits = {
-        name: starting(name, W, task.current[name], config, noise) for name, W in weights.items()
+        name: starting(name, W, task.current[name], config, random) for name, W in weights.items()
     }
-    default = 0.1 if config.variant == "maskllm" else 0.0
+    noise = torch.Generator(next(iter(weights.values())).device).manual_seed(config.seed + 1)
+    batches = list(torch.split(task.sequences, config.batch)) * config.epochs
+    rate, default = config.rate(len(batches)), 0.1 if config.variant == "maskllm" else 0.0
     optimizer = torch.optim.Adam(
         [p for layer in logits.values() for p in layer.parameters],
-        lr=config.learning_rate,
         betas=BETAS,
         weight_decay=default if config.weight_decay is None else config.weight_decay,
     )
-    batches = list(torch.split(task.sequences, config.batch)) * config.epochs
     for step, batch in enumerate(batches):
         done = step / max(1, len(batches) - 1)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, len(batches))
+            group["lr"] = rate * _schedule(step, len(batches))
         kappas = between(config.pattern_scale, done), between(config.tile_scale, done)
         tau = between(config.temperature, done)
-        masks = {name: soft_mask(layer, kappas, tau, noise) for name, layer in logits.items()}
         optimizer.zero_grad()
-        extra = regularisers(masks, weights, config, step / len(batches))
-        _backward(task, weights, masks, batch, extra)
+        for ids in batch:
+            masks = {name: soft_mask(layer, kappas, tau, noise) for name, layer in logits.items()}
+            loss = task.loss({name: masks[name] * W for name, W in weights.items()}, ids)
+            if not bool(torch.isfinite(loss)):
+                raise ConfigError("patch: the loss is not finite. Does the model overflow?")
+            loss = loss + regularisers(masks, weights, config, step / len(batches))
+            (loss / len(batch)).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         optimizer.step()
     return logits, weights
-
-
-def _backward(
-    task: ModelTask,
-    weights: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    batch: Tensor,
-    extra: Tensor,
-) -> None:
-    """Add up the gradients of a step: sequences add to those of the masked weights.
-
-    batch: int64 [sequences, seqlen]   extra: the regularisers, []
-    """
-    made = {name: masks[name] * W for name, W in weights.items()}
-    leaves = {name: weight.detach().requires_grad_() for name, weight in made.items()}
-    for ids in batch:
-        loss = task.loss(leaves, ids) / len(batch)
-        if not bool(torch.isfinite(loss)):
-            raise ConfigError("patch: the loss is not finite. Does the model overflow?")
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-    used = [name for name, leaf in leaves.items() if leaf.grad is not None]
-    torch.autograd.backward(
-        [*(made[name] for name in used), extra], [*(leaves[name].grad for name in used), None]
-    )
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -214,6 +207,7 @@ def stored(W: Tensor, logits: Logits) -> Reported:
         pattern: NM | Tiles = TWO_FOUR if share == 1 else Tiles(share, logits.size)
         found = Sparse(Dense(W), mask, pattern)
     details = {"sparse_tiles": int(sparse.sum()), "tiles": sparse.numel()}
+    details["turned_tiles"] = logits.turned
     return Reported(found, details | {"sparsity": 1 - float(mask.float().mean())})
 
 

@@ -31,6 +31,7 @@ class Logits:
     P: float32 [out * in / 4, 6], of the patterns of every group, or None where they are `fixed`
     T: float32, as `tiles.grid`, of dense against 2:4, or None where every tile is 2:4
     fixed: bool [out, in], the 2:4 mask where it is not learned
+    started: bool, as `tiles.grid`, which tiles were dense before the first step; as T
     """
 
     shape: tuple[int, int]
@@ -38,6 +39,14 @@ class Logits:
     P: Tensor | None
     T: Tensor | None
     fixed: Tensor | None = None
+    started: Tensor | None = None
+
+    @property
+    def turned(self) -> int:
+        """Tiles that are not what they were before the first step."""
+        if self.T is None or self.started is None:
+            return 0
+        return int(((self.T > 0) != self.started).sum())
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -46,9 +55,9 @@ class Logits:
 
 
 def gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Samples of the standard Gumbel distribution."""
+    """Samples of the standard Gumbel distribution, where the generator is."""
     tiny = torch.finfo(torch.float32).tiny
-    uniform = torch.rand(shape, generator=generator, device="cpu").clamp_min(tiny)
+    uniform = torch.rand(shape, generator=generator, device=generator.device).clamp_min(tiny)
     exponential = -torch.log(uniform)
     return -torch.log(exponential.clamp_min(tiny))
 
@@ -78,7 +87,7 @@ def soft_mask(
 ) -> Tensor:
     """M, differentiable in the logits.  -> [out, in], in [0, 1]
 
-    kappas: of patterns and of tiles   generator: of the noise, None for none
+    kappas: of patterns and of tiles   generator: of the noise, on the logits' device; or None
     """
     if logits.P is None:
         assert logits.fixed is not None
@@ -168,4 +177,4 @@ def magnitude_term(kept: Tensor, whole: Tensor) -> Tensor:
 def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return torch.zeros_like(like)
-    return gumbel(like.shape, generator).to(like.device)
+    return gumbel(like.shape, generator)

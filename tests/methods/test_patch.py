@@ -1,5 +1,6 @@
 """methods/patch.py: masks that a loss teaches, the modes, and what is refused."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import pytest
@@ -47,6 +48,46 @@ def test_the_tiles_that_matter_stay_dense() -> None:
     logits, _ = learn(_task(important)[0], _config(prior="random", magnitude_weight=0.0))
     assert logits["layer"].T is not None
     assert torch.equal(logits["layer"].T > 0, torch.tensor([[False, True], [True, False]]))
+
+
+def _wrong_prior(**changes: object) -> tuple[PatchConfig, ModelTask, Tensor]:
+    """Sixteen tiles, of which the prior keeps the eight dense whose 2:4 costs nothing.
+
+    The third is which tiles 2:4 costs much.
+    """
+    costly = torch.tensor([[True, False] * 2, [False, True] * 2] * 2)
+    wide = costly.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    W = torch.where(wide, 1.0, 1.05) * torch.where(_weight() > 0, 1.0, -1.0)
+
+    def loss(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+        return 10 * ((weights["layer"] - W)[wide]).square().mean()
+
+    options = {"tile": 4, "epochs": 200, "batch": 4, "sparsity": 0.25, "magnitude_weight": 0.0}
+    sequences = torch.zeros(4, 3, dtype=torch.int64)
+    task = ModelTask({"layer": Dense(W)}, sequences, loss, lambda _: W.clone())
+    return PatchConfig.model_validate(options | changes), task, costly
+
+
+@pytest.mark.parametrize("variant", ["joint", "tile"])
+def test_two_hundred_steps_turn_every_tile_that_the_prior_took_wrongly(variant: str) -> None:
+    config, task, costly = _wrong_prior(variant=variant)
+    if variant == "tile":
+        two_four = torch.tensor([True, True, False, False]).repeat(16, 4)
+        current = {"layer": Sparse(Dense(task.original("layer")), two_four, NM(2, 4))}
+        task = dataclasses.replace(task, current=current)
+    logits, W = learn(task, config)
+    layer = logits["layer"]
+    assert layer.T is not None
+    assert torch.equal(layer.T > 0, costly)
+    details = stored(W["layer"], layer).details
+    assert details == {"sparse_tiles": 8, "tiles": 16, "turned_tiles": 16, "sparsity": 0.25}
+
+
+def test_the_rate_of_two_thousand_steps_turns_no_tile_in_a_few() -> None:
+    config, task, _ = _wrong_prior(learning_rate=1e-3, epochs=60)
+    logits, W = learn(task, config)
+    assert stored(W["layer"], logits["layer"]).details["turned_tiles"] == 0
+    assert [PatchConfig().rate(steps) for steps in (2000, 200, 10)] == [1e-3, 1e-2, 2e-2]
 
 
 def test_the_patterns_that_matter_are_kept() -> None:
