@@ -8,6 +8,7 @@ put into the model that ours are in.
 """
 
 import argparse
+import hashlib
 import statistics
 import sys
 from collections.abc import Mapping
@@ -26,11 +27,13 @@ from trinity.harness.engines.engine import TorchEngine
 from trinity.harness.models.decoder import set_weight
 from trinity.harness.models.model_tokenizer import tokenizer_of
 from trinity.harness.recipes import recipe
-from trinity.harness.records.environment import environment
+from trinity.harness.records import measurement
+from trinity.harness.records.environment import environment, numerics
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.report.verdicts import outcome_text
 from trinity.harness.runs.run import Finished, Run
 from trinity.harness.statistics import comparison
+from trinity.harness.store import own_code
 from trinity.harness.store.stages import StageStore, default_root, write_json
 from trinity.harness.terminal.hush import hush_libraries
 from trinity.harness.terminal.progress import Reporter
@@ -105,13 +108,30 @@ def measured_with(run: Run, weights: Mapping[str, Tensor]) -> list[Measurement]:
         odd = sorted(set(weights) ^ set(checkpoint.formats))
         msg = f"the weights are of other layers than the model's: {', '.join(odd[:3])}."
         raise ConfigError(msg)
-    model = checkpoint.load_model()
-    for name, weight in weights.items():
-        set_weight(model.get_submodule(name), weight, torch.float32)
-    engine = TorchEngine(model, checkpoint.context, "simulated")
     assert run.recipe.evaluate is not None
-    tokenizer = tokenizer_of(run.compress())
-    return [m for spec in run.recipe.evaluate.suites for m in suites.run(spec, engine, tokenizer)]
+    specs = run.recipe.evaluate.suites
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+
+    def write(folder: Path) -> None:
+        model = checkpoint.load_model()
+        for name, weight in weights.items():
+            set_weight(model.get_submodule(name), weight, torch.float32)
+        engine = TorchEngine(model, checkpoint.context, "simulated")
+        tokenizer = tokenizer_of(run.compress())
+        found = [m for spec in specs for m in suites.run(spec, engine, tokenizer)]
+        measurement.save(folder, found)
+
+    # A stage, like what is measured of ours: of several seeds, a killed run goes on.
+    inputs = {
+        "checkpoint": run.compress().name,
+        "weights": digest.hexdigest(),
+        "suites": [spec.model_dump(mode="json") for spec in specs],
+        "numerics": numerics(torch.device("cpu")),
+        "code": own_code.sha256(suites, TorchEngine),
+    }
+    return measurement.load(run.store.fill("conformance", inputs, write))
 
 
 def models(

@@ -1,11 +1,13 @@
 """Is a difference between two implementations a shift?  Whole models of several calibration seeds.
 
-    python benchmarks/conformance/seeds.py FOLDER [--seeds 5] [--package P] [--case C] [--json FILE]
+    python benchmarks/conformance/seeds.py FOLDER [--seeds N ...] [--also RECORD] [--package P]
+        [--case C] [--json FILE]
 
 Runs in an environment that has the project.  FOLDER has one folder a seed, seed-0, seed-1, ...,
 each made by `given.py FOLDER/seed-N --seed N --no-layers` and then by the package's `*_weights.py
-FOLDER/seed-N CASE`.  Seeds are the samples: a seed's two models share their calibration tokens, and
-what rounding does to either is a part of the spread.
+FOLDER/seed-N CASE`.  `--also` adds the seed that a record of `compare.py` holds.  Seeds are the
+samples: a seed's two models share their calibration tokens, and what rounding does to either is a
+part of the spread.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from given import run_of
 from scipy.special import stdtr, stdtrit
 
 from trinity.harness.records.environment import environment
-from trinity.harness.store.stages import write_json
+from trinity.harness.store.stages import read_json, write_json
 from trinity.harness.terminal.hush import hush_libraries
 from trinity.methods.errors import ConfigError, TrinityError
 
@@ -42,36 +44,47 @@ def mean_log_ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, package: str, case: str, seeds: int) -> dict[str, Any]:
-    """Both models of every seed, and what they say together."""
-    found, versions = [], set()
-    folders = [folder / f"seed-{seed}" for seed in range(seeds)]
-    for seed, of in enumerate(folders):  # minutes of work must not end at the last one
+def measured(folder: Path, package: str, case: str, seeds: list[int]) -> list[dict[str, Any]]:
+    """Both models of every seed."""
+    found = []
+    folders = [folder / f"seed-{seed}" for seed in seeds]
+    for seed, of in zip(seeds, folders, strict=True):  # before minutes of work, not at the last
         if not (of / package / "versions.txt").is_file():
             msg = (
                 f"{of}: holds no models of {package}. Make them with given.py (--seed {seed} "
                 f"--no-layers) and {package}_weights.py {of} {case}."
             )
             raise ConfigError(msg)
-    for seed, of in enumerate(folders):
+    for seed, of in zip(seeds, folders, strict=True):
         print(f"{package} {case}: seed {seed}", file=sys.stderr)
         one, _ = models(of, package, case, seed)
         drawn = run_of(case, seed).draw_calibration()
-        found.append({"seed": seed, "calibration": drawn[1] if drawn else None, **one})
-        versions.add((of / package / "versions.txt").read_text(encoding="utf-8"))
-    (same,) = versions  # seeds of two versions are no sample of either
-    values = {who: [[m["value"] for m in one[who]] for one in found] for who in ("ours", "theirs")}
-    names = [m["name"] for m in found[0]["ours"]]
+        versions = (of / package / "versions.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        calibration = drawn[1] if drawn else None
+        found.append({"seed": seed, "calibration": calibration, "versions": versions, **one})
+    return found
+
+
+def held(path: Path, package: str, case: str) -> dict[str, Any]:
+    """The same of the seed that a record of `compare.py` holds, and which record that is."""
+    record = read_json(path)
+    one = record["models"][f"{package} {case}"]
     return {
-        "versions": same.split("\n")[:-1],
-        "seeds": found,
-        "outcomes": {
-            name: mean_log_ratio(
-                [row[at] for row in values["ours"]], [row[at] for row in values["theirs"]]
-            )
-            for at, name in enumerate(names)
-        },
+        "seed": record["calibration"]["seed"],
+        "record": path.name,
+        "calibration": record["calibration"],
+        "versions": record["versions"][package],
+        **{key: one[key] for key in ("same", "ours", "theirs")},
     }
+
+
+def together(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The ratio over seeds of every measurement, by name."""
+    outcomes = {}
+    for at, name in enumerate(m["name"] for m in found[0]["ours"]):
+        ours, theirs = ([one[who][at]["value"] for one in found] for who in ("ours", "theirs"))
+        outcomes[name] = mean_log_ratio(ours, theirs)
+    return outcomes
 
 
 def table(found: dict[str, Any]) -> str:
@@ -84,12 +97,13 @@ def table(found: dict[str, Any]) -> str:
                 f"| {one['seed']} | {mine['name']} | {other['value']:.1f} | {mine['value']:.1f} "
                 f"| {ratio:.3f} |"
             )
-    for name, outcome in found["outcomes"].items():
-        low, high = outcome["interval"]
-        lines.append(
-            f"| all | {name} | | | {outcome['ratio']:.3f} [{low:.3f}, {high:.3f}] "
-            f"(p = {outcome['p_value']:.2g}) |"
-        )
+    for which, outcomes in found["outcomes"].items():
+        for name, outcome in outcomes.items():
+            low, high = outcome["interval"]
+            lines.append(
+                f"| {which} | {name} | | | {outcome['ratio']:.3f} [{low:.3f}, {high:.3f}] "
+                f"(p = {outcome['p_value']:.2g}) |"
+            )
     return "\n".join(lines)
 
 
@@ -97,20 +111,28 @@ def main() -> int:
     """A Markdown table on stdout, a record in --json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=5, help="at least 2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
+    parser.add_argument("--also", type=Path, metavar="RECORD", help="one more seed, of compare.py")
     parser.add_argument("--package", choices=PACKAGES, default="llmcompressor")
     parser.add_argument("--case", choices=CASES, default="sparsegpt-2of4")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the record")
     options = parser.parse_args()
-    if options.seeds < 2:
+    if len(options.seeds) < 2:
         parser.error("--seeds: an interval over seeds needs at least 2")
     hush_libraries()
     torch.set_grad_enabled(False)
     try:
-        found = measure(options.folder, options.package, options.case, options.seeds)
+        fresh = measured(options.folder, options.package, options.case, options.seeds)
     except TrinityError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    also = [held(options.also, options.package, options.case)] if options.also else []
+    found = {
+        "seeds": [*also, *fresh],
+        # A seed whose difference was the reason to ask is no fair sample: without it, and with it.
+        "outcomes": {"these seeds": together(fresh)}
+        | ({"with the record's": together([*also, *fresh])} if also else {}),
+    }
     print(table(found))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

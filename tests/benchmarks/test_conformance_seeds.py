@@ -40,8 +40,8 @@ def test_the_table_has_a_row_a_seed_and_one_of_all(seeds: ModuleType) -> None:
         rows = {"ours": ours, "theirs": theirs}
         return {"seed": seed, **{who: [{"name": "p", "value": v}] for who, v in rows.items()}}
 
-    outcomes = {"p": seeds.mean_log_ratio([11.0, 12.0], [10.0, 10.0])}
-    said = seeds.table({"seeds": [one(0, 11, 10), one(1, 12, 10)], "outcomes": outcomes})
+    found = [one(0, 11, 10), one(1, 12, 10)]
+    said = seeds.table({"seeds": found, "outcomes": {"these seeds": seeds.together(found)}})
     assert said.splitlines()[2] == "| 0 | p | 10.0 | 11.0 | 1.100 |"
     assert said.splitlines()[3] == "| 1 | p | 10.0 | 12.0 | 1.200 |"
-    assert said.splitlines()[4].startswith("| all | p | | | 1.149 [")
+    assert said.splitlines()[4].startswith("| these seeds | p | | | 1.149 [")
