@@ -17,7 +17,9 @@ from trinity.harness.engines.engine import Engine, PackingEngine, Tree
 from trinity.methods.errors import ConfigError
 
 LONGEST_TREE = 512  # positions: attention over a tree costs their square
-LONGEST_FORWARD = 1024  # positions of all trees of one forward, unless one alone has more
+# Positions of all trees of one forward, unless one alone has more. Products need some hundreds to
+# be fast; attention reads all pairs, of which those of one tree are few.
+LONGEST_FORWARD = 512
 _ROWS = 256  # rows of logits turned to log-probabilities at once: 50 MB at a vocabulary of 49152
 
 

@@ -14,8 +14,17 @@ from trinity.harness.records import available
 from trinity.harness.records.measurement import MeasurementPath
 from trinity.harness.store.once import once
 
-# Of logits that are remembered: four windows of 1024 positions at a vocabulary of 49152.
-KEPT_BYTES = 1 << 30
+# Of logits that are remembered: 26 windows of 1024 positions at a vocabulary of 49152, which a
+# comparison that resolves two points of agreement reads.
+KEPT_BYTES = 5 << 30
+
+
+def may_be_kept(held: int = 0) -> int:
+    """Bytes of logits that one engine may remember: a quarter of what was free before it held any.
+
+    held: bytes that it remembers already
+    """
+    return min(KEPT_BYTES, (available.available_bytes() + held) // 4)
 
 
 class Remembering:
@@ -35,8 +44,7 @@ class Remembering:
             return self._kept[key]
         found = self.of.logits(ids)
         held = sum(kept.nbytes for kept in self._kept.values())
-        fits = held + found.nbytes <= min(KEPT_BYTES, available.available_bytes() // 4)
-        if fits and finite.are_numbers(found):
+        if held + found.nbytes <= may_be_kept(held) and finite.are_numbers(found):
             self._kept[key] = found
         return found
 

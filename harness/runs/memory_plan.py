@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trinity.harness.accuracy import suites
-from trinity.harness.checkpoints.dequantized import KEPT_BYTES
+from trinity.harness.checkpoints.dequantized import may_be_kept
 from trinity.harness.compress.hidden import SHARE_IN_MEMORY
 from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.records import available
@@ -119,7 +119,7 @@ def _remembered(run: Run, compares: bool) -> int:
     recipe, vocabulary = run.recipe, run.decoder.model.config.vocab_size
     row = estimate.text_tokens(recipe) if _in_torch(recipe) else 0
     dense = estimate.text_tokens(recipe, only_compared=True) if compares else 0
-    return sum(min(KEPT_BYTES, tokens * vocabulary * FLOAT) for tokens in (row, dense))
+    return sum(min(may_be_kept(), tokens * vocabulary * FLOAT) for tokens in (row, dense))
 
 
 def _in_torch(recipe: Recipe) -> bool:
