@@ -38,7 +38,7 @@ def linear_kernels(name: str, panels: Panels, rows: int, instructions: Instructi
     start: str | None = None
     if panels.format.outliers:
         outliers = writer.outliers(panels, made)
-        if base.tiled:  # matrix units add to what is there, and take no other terms of floats
+        if base.tiled and not base.integers:  # those of floats take a sum to begin with, no terms
             start = writer.product("S_", [outliers])
         else:
             terms.append(outliers)

@@ -1,6 +1,7 @@
 """Panel storage: exact both ways, as small as it says, refused by name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,6 +68,19 @@ def test_unpack_inverts_pack_exactly(
     assert format_of(again) == format_of(weight)
     assert torch.equal(again.dequantize(), weight.dequantize())
     assert all(torch.equal(tensor, stored[key]) for key, tensor in panels.pack(again).items())
+
+
+@pytest.mark.parametrize("kind", ["int4 group 32", "rows of 3", "float16"])
+def test_outliers_come_back_and_take_room_for_as_many_in_every_row(
+    make_weight: Make, kind: str
+) -> None:
+    weight = make_weight((64, 128), kind, None, 3, torch.float16, 4)
+    layout = format_of(weight)
+    panels, alone = Panels(layout), Panels(replace(layout, outliers=None))
+    again = panels.unpack(panels.pack(weight))
+    assert format_of(again) == layout
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    assert panels.bits() - alone.bits() == 4 * (16 + 16) / 128
 
 
 @pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), HELD)
