@@ -39,14 +39,22 @@ SHAPES = {
     "up_proj": (INNER, HIDDEN),
     "down_proj": (HIDDEN, INNER),
 }
-FORMATS = [
-    ("int4 group 32", None, 0),
-    ("int4 group 32", "2:4", 5),
-    ("int8 tensor", "50%", 0),
-    ("int3 group 32 asymmetric", None, 0),
-    ("int2 group 16", None, 3),
-    ("bfloat16", None, 7),
-    ("float16", "50%", 3),
+# Each format with one flavour that has dot products and each kind of entry without; that a format's
+# product is right in every flavour is tested of the same text in `test_flavours.py` and
+# `test_product.py`.
+FORMATS: list[tuple[Flavour, str, str | None, int]] = [
+    ("avx512-vnni", "int4 group 32", "2:4", 5),
+    ("avx512-vnni", "int8 tensor", "50%", 0),
+    ("avx512-vnni", "int2 group 16", None, 3),
+    ("avx512-vnni", "float16", "50%", 3),
+    ("avx2", "int4 group 32", None, 0),
+    ("avx2", "int4 group 32", "2:4", 5),
+    ("avx2", "int3 group 32 asymmetric", None, 0),
+    ("avx2", "bfloat16", None, 7),
+    ("plain", "int4 group 32", "2:4", 5),
+    ("plain", "int8 tensor", "50%", 0),
+    ("plain", "int2 group 16", None, 3),
+    ("plain", "float16", "50%", 3),
 ]
 
 
@@ -160,7 +168,7 @@ def weights_of(make_weight: Make, *kind: object) -> dict[str, CompressedWeight]:
     return {name: scaled(make_weight(SHAPES[name.split(".")[1]], *kind)) for name in LINEARS}
 
 
-@pytest.mark.parametrize(("kind", "pattern", "rank"), FORMATS)
+@pytest.mark.parametrize(("flavour", "kind", "pattern", "rank"), FORMATS)
 def test_a_block_is_the_librarys_in_float64(
     make_weight: Make, flavour: Flavour, kind: str, pattern: str | None, rank: int
 ) -> None:
@@ -169,7 +177,8 @@ def test_a_block_is_the_librarys_in_float64(
     assert max(case.error(position) for position in (0, 1, 15, 16, 17, LONGEST - 1)) < 1e-5
 
 
-@pytest.mark.parametrize("window", [1, 7, 64])
+# Attention's text is the same in every flavour.
+@pytest.mark.parametrize(("flavour", "window"), [("avx512-vnni", 1), ("avx2", 7), ("plain", 64)])
 def test_a_window_hides_what_is_before_it(make_weight: Make, flavour: Flavour, window: int) -> None:
     case = Case(weights_of(make_weight, "int8 channel"), flavour, window)
     assert max(case.error(position) for position in (0, 6, 7, 30)) < 1e-5

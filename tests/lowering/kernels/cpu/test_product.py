@@ -10,7 +10,7 @@ import torch
 from tests.lowering.kernels.portable import compiled, for_any_processor, portable
 from trinity.lowering.kernels.calls import with_kernels
 from trinity.lowering.kernels.cpu.flavour import missing_here
-from trinity.lowering.kernels.cpu.instructions import INSTRUCTIONS, Flavour
+from trinity.lowering.kernels.cpu.instructions import INSTRUCTIONS, TILED_ROWS, Flavour
 from trinity.lowering.kernels.cpu.linear import linear_kernels
 from trinity.lowering.kernels.cpu.panels import Panels
 from trinity.lowering.kernels.cpu.product import Tile, shares, tiles
@@ -74,8 +74,12 @@ FORMATS = [
 def load(
     panels: Panels, flavour: Flavour, target: Target, counts: tuple[int, ...] = ROWS
 ) -> Loaded:
-    """One module with a public function for every M."""
-    kernels = [linear_kernels(f"rows_{m}", panels, m, INSTRUCTIONS[flavour]) for m in counts]
+    """One module with a public function for every M.
+
+    Of few rows AMX has no kernels of its own: they are tested as those of AVX-512.
+    """
+    own = [m for m in counts if flavour != "amx" or m >= TILED_ROWS]
+    kernels = [linear_kernels(f"rows_{m}", panels, m, INSTRUCTIONS[flavour]) for m in own]
     text = with_kernels("module {\n}\n", kernels).replace("func.func private", "func.func")
     return Loaded(compiled(text, flavour, target), target)
 
@@ -114,6 +118,16 @@ def test_a_kernel_is_the_float64_product_of_its_weight(
     panels = Panels(format_of(weight))
     x = torch.randn(max(ROWS), shape[1])
     assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
+
+
+@pytest.mark.parametrize(("shape", "kind", "pattern", "rank"), FORMATS)
+def test_kernels_of_few_rows_are_the_same_text_with_and_without_matrix_units(
+    make_weight: Make, shape: tuple[int, int], kind: str, pattern: str | None, rank: int
+) -> None:
+    panels = Panels(format_of(make_weight(shape, kind, pattern, rank, torch.float16)))
+    for m in (1, TILED_ROWS - 1):
+        texts = [linear_kernels("f", panels, m, INSTRUCTIONS[f]) for f in ("amx", "avx512-vnni")]
+        assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(
