@@ -2,7 +2,8 @@
 
 Offline, a block's inputs come from the model before compression, and no tuned block depends on
 another.  Online, they are what the tuned blocks before it put out.  A tuned block is a stage of the
-store, so a killed run resumes at the next one.
+store, so a killed run resumes at the next one; and processes that run the same recipe in one store
+share the blocks of an offline tuning: each takes the next one that no other has in hand.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,14 +46,31 @@ class BlockTuning:
     @torch.no_grad()
     def run(self, blocks: list[Path], progress: Callable[[int, int], None]) -> list[Path]:
         """Folders of the tuned blocks, in order.  blocks: finished stages, in order"""
+        if self.step.mode == "online":
+            return self._in_order(blocks, progress)
+        # Those that another process has in hand come last: by then they may be finished.
+        found: dict[int, Path] = {}
+        for wait in (False, True):
+            for index, block in enumerate(blocks):
+                inputs = self._inputs(index, block, None)
+                if index in found or not (wait or self.store.is_free("tuned-block", inputs)):
+                    continue
+                write = partial(self._write, index=index, block=block, finished=())
+                found[index] = self.store.fill("tuned-block", inputs, write)
+                progress(len(found), len(blocks))
+        return [found[index] for index in range(len(blocks))]
+
+    def _in_order(self, blocks: list[Path], progress: Callable[[int, int], None]) -> list[Path]:
         finished: list[Path] = []
         for index, block in enumerate(blocks):
-            before = finished[-1].name if finished and self.step.mode == "online" else None
-            inputs = {**self.inputs, "index": index, "block": block.name, "before": before}
+            inputs = self._inputs(index, block, finished[-1].name if finished else None)
             write = partial(self._write, index=index, block=block, finished=tuple(finished))
             finished.append(self.store.fill("tuned-block", inputs, write))
             progress(index + 1, len(blocks))
         return finished
+
+    def _inputs(self, index: int, block: Path, before: str | None) -> dict[str, Any]:
+        return {**self.inputs, "index": index, "block": block.name, "before": before}
 
     def _write(self, folder: Path, index: int, block: Path, finished: tuple[Path, ...]) -> None:
         with self._watch.phase("inputs"):
@@ -71,7 +89,8 @@ class BlockTuning:
 
     def _entered(self, index: int, finished: tuple[Path, ...]) -> Entering:
         """What enters block `index`."""
-        if self._entering is None:
+        # It goes forward only: a block that another process gave up is reached from the start.
+        if self._entering is None or self._entering.index > index:
             self._entering = Entering(self.decoder, self.sequences, self.store.root)
         while self._entering.index < index:
             online = self.step.mode == "online"

@@ -165,6 +165,10 @@ class StageStore:
                     self._behind.send(kind, place.name, place)
         return place
 
+    def is_free(self, kind: str, inputs: Mapping[str, Any]) -> bool:
+        """False while another process makes the stage.  It may begin right after."""
+        return locks.is_free(self._locks / self.place(kind, inputs).name)
+
     def _is_usable(self, place: Path) -> bool:
         if self._fresh and place not in self._made:
             return False
@@ -216,11 +220,7 @@ class StageStore:
                 yield stage
 
     def _make(
-        self,
-        kind: str,
-        inputs: Mapping[str, Any],
-        write: Callable[[Path], None],
-        place: Path,
+        self, kind: str, inputs: Mapping[str, Any], write: Callable[[Path], None], place: Path
     ) -> None:
         with self._beside(place) as stage:
             try:

@@ -1,3 +1,4 @@
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trinity.harness.terminal.progress import Reporter
 TEXT = {"dataset": "pydoc", "samples": 4, "seqlen": 24, "rule": "concatenated"}
 STEPS = [{"method": "slim", "pattern": "2:4", "rank": 4}]
 BEAM_STEP = {"method": "beam", "learning_rates": [1e-3], "epochs": 2}
+FORK = multiprocessing.get_context("fork")  # torch is loaded already
 
 
 def _run(store: StageStore, dtype: str = "float32", **compress: Any) -> Run:
@@ -137,5 +139,53 @@ def test_a_run_that_ended_early_goes_on_at_the_next_block(
         _run(store, tune=BEAM_STEP).compress()
     found = _run(store, tune=BEAM_STEP).compress()
     assert tuned == ["model.layers.0", "model.layers.1", "model.layers.1"]
+    for path in expected.glob("*.safetensors"):
+        assert path.read_bytes() == (found / path.name).read_bytes()
+
+
+def _one_of_two(root: Path, both: Any, taken: Any) -> None:
+    """A process that tunes no block before the other has one in hand too."""
+    real = BlockTuning._tuned
+
+    def together(self: BlockTuning, where: str, *given: Any) -> Any:
+        taken.put(where)
+        both.wait(300)
+        return real(self, where, *given)
+
+    BlockTuning._tuned = together  # type: ignore[method-assign]  # this process ends with it
+    _run(StageStore(root), tune=BEAM_STEP).compress()
+
+
+def test_two_processes_share_offline_blocks_and_end_with_the_bytes_of_one(tmp_path: Path) -> None:
+    expected = _run(StageStore(tmp_path / "whole"), tune=BEAM_STEP).compress()
+    root, both, taken = tmp_path / "cache", FORK.Barrier(2), FORK.SimpleQueue()
+    processes = [FORK.Process(target=_one_of_two, args=(root, both, taken)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(taken.get() for _ in range(2)) == ["model.layers.0", "model.layers.1"]
+    assert taken.empty()
+    found = _run(StageStore(root), tune=BEAM_STEP).compress()
+    for path in expected.glob("*.safetensors"):
+        assert path.read_bytes() == (found / path.name).read_bytes()
+
+
+def test_a_block_that_another_process_gave_up_is_tuned_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its inputs are reached from the start again: those of the block after it came before."""
+    expected = _run(StageStore(tmp_path / "whole"), tune=BEAM_STEP).compress()
+    answers, tuned, real = iter([False, True]), [], BlockTuning._tuned
+    monkeypatch.setattr(StageStore, "is_free", lambda *_: next(answers))
+
+    def noted(self: BlockTuning, where: str, *given: Any) -> Any:
+        tuned.append(where)
+        return real(self, where, *given)
+
+    monkeypatch.setattr(BlockTuning, "_tuned", noted)
+    found = _run(StageStore(tmp_path / "cache"), tune=BEAM_STEP).compress()
+    assert tuned == ["model.layers.1", "model.layers.0"]
     for path in expected.glob("*.safetensors"):
         assert path.read_bytes() == (found / path.name).read_bytes()
