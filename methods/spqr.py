@@ -103,7 +103,8 @@ class Spqr:
     def __init__(self, weights: Tensor, strength: Tensor, config: SpqrConfig) -> None:
         """weights: [in, out]   strength: [in], 1 / U_jj"""
         (d_in, out), device = weights.shape, weights.device
-        self.config, self.units, self.strength = config, (config.group_size,), strength
+        self.config, self.strength = config, strength
+        self.units: tuple[int, ...] = (config.group_size,)
         self.theta = config.outlier_threshold * float(
             (weights.var(1, correction=min(1, out - 1)) * strength.square()).mean()
         )
