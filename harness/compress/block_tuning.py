@@ -52,12 +52,14 @@ class BlockTuning:
         found: dict[int, Path] = {}
         for wait in (False, True):
             for index, block in enumerate(blocks):
-                inputs = self._inputs(index, block, None)
-                if index in found or not (wait or self.store.is_free("tuned-block", inputs)):
+                if index in found:
                     continue
+                inputs = self._inputs(index, block, None)
                 write = partial(self._write, index=index, block=block, finished=())
-                found[index] = self.store.fill("tuned-block", inputs, write)
-                progress(len(found), len(blocks))
+                with self.store.claim("tuned-block", inputs) as ours:
+                    if ours or wait:
+                        found[index] = self.store.fill("tuned-block", inputs, write)
+                        progress(len(found), len(blocks))
         return [found[index] for index in range(len(blocks))]
 
     def _in_order(self, blocks: list[Path], progress: Callable[[int, int], None]) -> list[Path]:

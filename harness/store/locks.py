@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,15 +74,22 @@ def wait(path: Path) -> Lock:
     return lock
 
 
-def is_free(path: Path) -> bool:
-    """Whether nobody holds a file's lock at this moment; True too where nobody can know."""
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether a file's lock is had for as long as this lasts: False while another has it, True too
+    where nobody can know.
+    """
+    lock, known = None, True
     try:
+        path.parent.mkdir(exist_ok=True)
         lock = take(path)
-    except OSError:  # whoever makes what the lock is for is told why
-        return True
-    if lock is not None:
-        lock.release()
-    return lock is not None
+    except OSError:  # whoever makes what is claimed is told why
+        known = False
+    try:
+        yield lock is not None or not known
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def holder(path: Path) -> str:

@@ -25,6 +25,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,9 +166,9 @@ class StageStore:
                     self._behind.send(kind, place.name, place)
         return place
 
-    def is_free(self, kind: str, inputs: Mapping[str, Any]) -> bool:
-        """False while another process makes the stage.  It may begin right after."""
-        return locks.is_free(self._locks / self.place(kind, inputs).name)
+    def claim(self, kind: str, inputs: Mapping[str, Any]) -> AbstractContextManager[bool]:
+        """Whether this process alone claims the stage, while it lasts: `fill` waits for others."""
+        return locks.claim(self._locks / f"{self.place(kind, inputs).name}.claim")
 
     def _is_usable(self, place: Path) -> bool:
         if self._fresh and place not in self._made:
