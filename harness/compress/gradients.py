@@ -69,7 +69,7 @@ class Gradients:
             found = self._block(entering, entered.pop())
             for name, squares in found.items():
                 if not bool(torch.isfinite(squares).all()):
-                    msg = f"{name}: its gradients hold NaN or infinity. Use `--dtype float32`."
+                    msg = f"{name}: its gradients hold NaN or infinity. Use `model.dtype: float32`."
                     raise ConfigError(msg)
             save_file({name: of.cpu() for name, of in found.items()}, block_file(folder, index))
             say(len(decoder.blocks) - index, len(decoder.blocks))
