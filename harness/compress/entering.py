@@ -17,6 +17,7 @@ from trinity.harness.compress.block_calls import (
 )
 from trinity.harness.compress.hidden import Hidden
 from trinity.harness.models.decoder import Decoder, oriented, set_weight, wider
+from trinity.harness.records import products
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight
 
@@ -64,7 +65,8 @@ class Entering:
         """The loaded block's output for one input, [1, seq, width] both."""
         call = self._calls[self.index]
         block = self.decoder.blocks[self.index]
-        return hidden_of(block(hidden, *call.args, **call.kwargs))
+        with products.fastest():
+            return hidden_of(block(hidden, *call.args, **call.kwargs))
 
     def forward(self, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """The loaded block's output with other weights, differentiable in them.

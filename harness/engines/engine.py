@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trinity.harness.models import families
 from trinity.harness.models.rotary import Rotaries, unchanged_up_to
+from trinity.harness.records import products
 from trinity.harness.records.measurement import MeasurementPath
 from trinity.methods.errors import ConfigError
 
@@ -124,7 +125,8 @@ class TorchEngine:
         check_tokens(ids, self.vocabulary)
         self.rotaries.forget()
         ids = ids[None].to(self.device)
-        output: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
+        with products.fastest():
+            output: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
         return output.float()
 
     def can_pack(self, tree: Tree) -> bool:
@@ -152,13 +154,14 @@ class TorchEngine:
         mask = torch.zeros(packed.visible.shape, dtype=dtype)
         mask.masked_fill_(~packed.visible, torch.finfo(dtype).min)
         wanted = sorted({row for rows in packed.rows for row in rows})
-        output: Tensor = self.model(
-            input_ids=packed.ids[None].to(self.device),
-            position_ids=packed.positions[None].to(self.device),
-            attention_mask=mask[None, None].to(self.device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(wanted, device=self.device),
-        ).logits[0]
+        with products.fastest():
+            output: Tensor = self.model(
+                input_ids=packed.ids[None].to(self.device),
+                position_ids=packed.positions[None].to(self.device),
+                attention_mask=mask[None, None].to(self.device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(wanted, device=self.device),
+            ).logits[0]
         place = {row: index for index, row in enumerate(wanted)}
         logits = output.float()
         found = iter(logits[[place[row] for row in rows]] for rows in packed.rows)

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trinity.harness.latency import machine
-from trinity.harness.records import measurement
+from trinity.harness.records import measurement, products
 from trinity.harness.records.facts import Floor, Measured, Numbers
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.store import own_code
@@ -132,11 +133,17 @@ def _products(dtype: torch.dtype, threads: int) -> Measurement:
             if 2 * side**3 / max(samples) > _LONG_S:
                 break
             side, one = larger, torch.ones(larger, larger, dtype=dtype)
-            samples = _rates(partial(torch.mm, one, one), 2 * side**3)
+            samples = _rates(partial(_product, one), 2 * side**3)
     numbers = Numbers(dtype=kind, instructions=instructions(dtype))
     details = numbers.details() | {"side": side}
     name = f"ceiling-matmul-{kind}" + (f"-{threads}-threads" if threads != usual else "")
     return _measurement(name, MATMUL, "flop/s", samples, threads, details)
+
+
+@torch.no_grad()
+def _product(one: Tensor) -> Tensor:
+    with products.fastest():
+        return functional.linear(one, one)
 
 
 def instructions(dtype: torch.dtype) -> str | None:

@@ -55,12 +55,15 @@ def numerics(device: "torch.device") -> dict[str, Any]:
     """What the bits of a floating-point result depend on besides its inputs."""
     import torch  # as in `environment`
 
+    from trinity.harness.records import products  # likewise
+
     return {
         "torch": torch.__version__,
         "transformers": _version("transformers"),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "architecture": platform.machine(),
+        "products": products.library(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 
