@@ -22,6 +22,7 @@ hush_libraries()
 
 from trinity.harness.latency import ceilings, memory  # noqa: E402  after what is hushed
 from trinity.harness.recipes import recipe  # noqa: E402  as above
+from trinity.harness.records import available  # noqa: E402  as above
 from trinity.harness.runs import estimate, memory_plan  # noqa: E402  as above
 from trinity.harness.runs.run import Run  # noqa: E402  as above
 from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER  # noqa: E402  as above
@@ -92,11 +93,11 @@ def measured(path: Path, store: Path, name: str) -> Part:
     run = Run(asked, stages, Reporter(quiet=True))
     if name != COMPRESS:
         run.compress()
-        memory.give_back()
+        available.give_back()
     plans = {peak.part: peak for peak in memory_plan.peaks(run, memory.resident_bytes())}
     size = estimate.size_of(run.source.path)
     seconds = estimate.of_row(asked, size, ceilings.kept(stages)).seconds[name]
-    memory.give_back()
+    available.give_back()
     started = time.perf_counter()
     _, peak = memory.peak_during(lambda: _do(run, name))
     return Part(name, plans[name].total, peak, seconds, time.perf_counter() - started)

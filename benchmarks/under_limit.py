@@ -95,7 +95,7 @@ def work(path: Path, lines: Lines) -> None:
     watch = _watch(lines, store)
     run = Run(asked, store, watch)
     run.draw_calibration()  # the text is read, and what reads it is imported
-    memory.give_back()
+    available.give_back()
     here = memory.resident_bytes()
     found = memory_plan.peaks(run, here)
     memory_plan.check(found, run.device)

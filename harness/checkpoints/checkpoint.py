@@ -31,6 +31,7 @@ from trinity.harness.models.model_config import (
     read_config,
 )
 from trinity.harness.models.model_files import INDEX, index_files, opened
+from trinity.harness.records import available
 from trinity.harness.store import sums
 from trinity.harness.store.stages import link_or_copy, read_json, write_json
 from trinity.methods.errors import ConfigError, RecordError
@@ -236,6 +237,8 @@ class Checkpoint:
             where = f"checkpoint {self.folder}: the weight of {name}"
             values = cast(where, weight.dequantize(), dtype, AGAIN)
             set_weight(model.get_submodule(name), values, dtype)
+            # What decoded it is larger than it, and would leave holes as large as the model.
+            available.give_back()
         left = [name for name, tensor in model.named_parameters() if tensor.is_meta]
         if left:
             msg = f"checkpoint {self.folder}: has no tensor for {', '.join(left[:3])}."

@@ -26,7 +26,7 @@ class Hidden:
     def __init__(self, count: int, first: Tensor, folder: Path) -> None:
         """count: of sequences   first: the first of them, on its device   folder: for the file"""
         self.device, self.nbytes = first.device, count * first.nbytes
-        self.in_file = self.nbytes > SHARE_IN_MEMORY * available.available_bytes()
+        self.in_file = in_file(self.nbytes, first.device)
         # A tensor a sequence, not parts of one: whoever changes one that it may only read is told.
         self._states = (
             mapped(count, first, folder)
@@ -54,6 +54,13 @@ class Hidden:
         """Hand every sequence on: what comes out of a block takes the place of what went in."""
         for index in range(len(self)):
             self[index] = run(self[index])
+
+
+def in_file(nbytes: int, device: torch.device) -> bool:
+    """Whether hidden states of so many bytes are too large for the memory where torch computes."""
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else available.available_bytes()
+    return nbytes > SHARE_IN_MEMORY * free
 
 
 def mapped(count: int, like: Tensor, folder: Path) -> list[Tensor]:

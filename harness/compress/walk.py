@@ -32,9 +32,9 @@ from trinity.harness.compress.entering import Entering
 from trinity.harness.compress.gradients import load_gradients
 from trinity.harness.compress.plan import Plan, PlannedStep
 from trinity.harness.compress.transforming import Transformed
-from trinity.harness.latency import memory
 from trinity.harness.latency.stopwatch import Stopwatch
 from trinity.harness.models.decoder import Decoder, cast, set_weight, weight_of
+from trinity.harness.records import available
 from trinity.harness.store.stages import StageStore, write_json
 from trinity.methods.contract import BlockMethod, BlockTask, LayerStats, Reported, Statistic
 from trinity.methods.errors import ConfigError
@@ -97,7 +97,7 @@ class Walk:
         def write(folder: Path) -> None:
             with self._watch.phase("calibration"):
                 self._advance_to(index, finished)
-            memory.give_back()
+            available.give_back()
             path = f"{self.decoder.family.blocks}.{index}"
             self.decoder.load(path)
             scales = self._transform(index)
@@ -110,7 +110,7 @@ class Walk:
             save_block(folder, weights, layers)
             save_scales(folder, [found.scales for found in scales])
             del weights
-            memory.give_back()
+            available.give_back()
             # Beside the result, not in it: two runs of one recipe differ in nothing else.
             write_json(folder / TIMING, self._watch.take())
 
@@ -168,7 +168,7 @@ class Walk:
             with self._watch.phase("statistics"):
                 stats = self._statistics(index, modules)
             for part in self._parts(index, names):
-                memory.give_back()
+                available.give_back()
                 own = {name: stats.pop(name) for name in part}
                 own = self._with_gradients(index, own)
                 weights |= self._compress_part(index, part, own, report)

@@ -1,6 +1,5 @@
 """Resident memory of a process, and stored bytes that a caller counted from files."""
 
-import ctypes
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -29,14 +28,6 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def give_back() -> None:
-    """Hand freed memory back to the system, where the C library can: glibc keeps large blocks in
-    its heap once some were freed, and a walk over many layers leaves holes as large as the model.
-    """
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def high_water_bytes() -> int | None:

@@ -62,10 +62,12 @@ class WeightReader:
         return found
 
     def read(self, name: str) -> Tensor:
-        """One tensor, as stored."""
+        """One tensor, as stored, and none of its file's pages: a file that is cut short while it is
+        mapped kills whoever looks at it, and a mapped shard counts as memory for some limits.
+        """
         with opened(self.places[name]) as stream:
             tensor: Tensor = stream.get_tensor(name)
-            return tensor
+            return tensor.clone()
 
     def __contains__(self, name: str) -> bool:
         """Whether a tensor of this name is stored."""

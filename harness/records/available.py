@@ -3,6 +3,7 @@
 A container's limit is not what the machine has: who goes by the machine is killed by the system.
 """
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def available_bytes() -> int:
     """What they may have beyond what is taken; pages of files can be dropped, so they are free."""
     free = [limit - taken for limit, taken in _limits()]
     return max(0, min([psutil.virtual_memory().available, *free]))
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, where the C library can: glibc keeps large blocks in
+    its heap once some were freed, and a walk over many layers leaves holes as large as the model.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _limits() -> Iterator[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """How much memory a run takes at its peaks, from its sizes, before it is started.
 
 Arithmetic that can be followed: what is held together at the fullest moment of each part of a run,
-each thing with its bytes.  docs/scaling.md compares it with measured runs.
+each thing with its bytes.  docs/scaling.md compares it with measured runs.  With a GPU what torch
+computes with lies there, and the rest in the machine's memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import nn
 
 from trinity.harness.accuracy import suites
 from trinity.harness.checkpoints.dequantized import may_be_kept
-from trinity.harness.compress.hidden import SHARE_IN_MEMORY
+from trinity.harness.compress.hidden import in_file
 from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.records import available
 from trinity.harness.runs import estimate, run_checks, tuning
@@ -49,42 +50,73 @@ class Peak:
         return sum(self.held.values())
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """of: what it is a part of   host, computed: things held that lie in the machine's memory
+    anyway, or where torch computes, and their bytes
+    """
+
+    part: str
+    of: str
+    host: Mapping[str, int]
+    computed: Mapping[str, int]
+
+
 def peaks(run: Run, here: int) -> list[Peak]:
-    """Of every part that a run has.  here: bytes that the process takes before it begins"""
-    recipe, model = run.recipe, run.decoder.model
+    """Of every part that a run has, in the machine's memory.
+
+    here: bytes that the process takes before it begins
+    """
     libraries = {"libraries": here + AT_WORK}
+    on_gpu = run.device.type != "cpu"
+    return [
+        Peak(at.part, at.of, {**libraries, **at.host, **({} if on_gpu else at.computed)})
+        for at in _moments(run)
+    ]
+
+
+def gpu_peaks(run: Run) -> list[Peak]:
+    """Of every part that a GPU does, in its memory, beside what CUDA itself takes."""
+    if run.device.type == "cpu":
+        return []
+    return [Peak(at.part, at.of, at.computed) for at in _moments(run) if at.computed]
+
+
+def _moments(run: Run) -> list[_Moment]:
+    """The fullest of every part."""
+    recipe, model = run.recipe, run.decoder.model
     outside = sum(p.nbytes for p in _outside(run))
     moments = [*_compressing(run, outside), *_tuning(run)]
     fullest = max(moments, key=lambda moment: sum(moment[1].values()))
-    found = [Peak(COMPRESS, fullest[0], libraries | fullest[1])]
+    found = [_Moment(COMPRESS, fullest[0], {}, fullest[1])]
     whole = {"the model in torch": _size(model.parameters())}
     compares = run_checks.compares(recipe) and any(run.plan.steps.values())
     dense = {"the dense model": whole["the model in torch"]} if compares else {}
     if recipe.lower:
         layer = max(prod(shape) for shape in run.decoder.layer_shapes().values())
         held = {
-            **libraries,
             "the export": EXPORT + EXPORT_BLOCK * len(run.decoder.blocks),
             "embedding and head, read and stored": 3 * outside,
             "a layer, read, packed and compared": layer * (2 * CODES + 2 * FLOAT),
         }
-        found.append(Peak(LOWER, "exporting and comparing logits", held))
+        found.append(_Moment(LOWER, "exporting and comparing logits", held, {}))
     module = {"the module's parameters": _stored(run, outside)}
     if recipe.evaluate:
         windows = [suites.resolve(suite).window or 0 for suite in recipe.evaluate.suites]
         logits = 3 * max(windows, default=0) * model.config.vocab_size * FLOAT
-        row = whole if _in_torch(recipe) else module
-        held = {**libraries, **row, **dense, "logits and their logarithms": logits}
+        held = {**(whole if _in_torch(recipe) else {}), **dense}
+        held["logits and their logarithms"] = logits
         held["logits that are remembered"] = _remembered(run, bool(dense))
-        found.append(Peak(EVALUATE, "reading a window", held))
+        compiled = {} if _in_torch(recipe) else module
+        found.append(_Moment(EVALUATE, "reading a window", compiled, held))
     if recipe.bench:
         spec, geometry = recipe.bench, Geometry.of(model.config)
         positions, sequences = spec.prompt + spec.new, max(spec.batch)
         numbers = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim
-        compiled, baseline = recipe.lower is not None, recipe.bench.baseline is not None
-        models = whole | (module if compiled else {}) | (dense if baseline else {})
-        held = {**libraries, **models, "caches": sequences * positions * numbers * FLOAT}
-        found.append(Peak(BENCH, "timing all engines", held))
+        held = whole | (dense if spec.baseline is not None else {})
+        held["caches"] = sequences * positions * numbers * FLOAT
+        compiled = module if recipe.lower else {}
+        found.append(_Moment(BENCH, "timing all engines", compiled, held))
     return found
 
 
@@ -212,8 +244,7 @@ def _hidden(run: Run) -> dict[str, int]:
     width = run.decoder.model.config.hidden_size
     streams = 2 if run.plan.needs & Statistic.DRIFT else 1
     size = drawn.samples * drawn.seqlen * width * _bytes(run) * streams
-    in_file = size > SHARE_IN_MEMORY * available.available_bytes()
-    return {} if in_file else {"hidden states": size}
+    return {} if in_file(size, run.device) else {"hidden states": size}
 
 
 def _block(run: Run) -> int:

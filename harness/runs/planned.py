@@ -1,5 +1,6 @@
 """What a recipe will take, as a table: memory, time and disk of every part of its run."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,11 +21,16 @@ from trinity.harness.terminal.progress import Reporter, duration
 
 @dataclass(frozen=True)
 class Planned:
-    """A recipe's parts.  device: where torch computes, whose speed is measured on a CPU alone"""
+    """A recipe's parts.
+
+    device: where torch computes, whose speed is measured on a CPU alone
+    peaks, gpu_peaks: in the machine's memory, and in that of a GPU, if one computes
+    """
 
     recipe: Recipe
     device: torch.device
     peaks: list[Peak]
+    gpu_peaks: list[Peak]
     limits: Ceilings
     estimate: Estimate
 
@@ -32,8 +38,10 @@ class Planned:
         """As plain data."""
         return {
             "recipe": self.recipe.name,
-            "memory": [asdict(peak) | {"total": peak.total} for peak in self.peaks],
+            "memory": _data(self.peaks),
             "memory_here": available.total_bytes(),
+            "gpu_memory": _data(self.gpu_peaks),
+            "gpu_memory_here": self._gpu_bytes,
             "seconds": self._seconds,
             "disk": self.estimate.disk,
         }
@@ -50,18 +58,29 @@ class Planned:
             for peak in self.peaks
         ]
         columns = [Column("part"), Column("time", right=True), Column("memory", right=True)]
-        notes = [
-            f"{peak.part}: "
-            + " + ".join(f"{what} {size / 1e9:.2f}" for what, size in peak.held.items())
-            + " GB"
-            for peak in self.peaks
+        notes = [f"{peak.part}: {_sum(peak)} GB" for peak in self.peaks]
+        notes += [
+            f"{peak.part} on the GPU, while {peak.moment}: {_sum(peak)} = {peak.total / 1e9:.2f} GB"
+            for peak in self.gpu_peaks
         ]
+        if self._gpu_bytes is not None:
+            gives = f"{self._gpu_bytes / 1e9:.1f} GB"
+            notes.append(
+                f"this GPU gives {gives}, and CUDA itself takes some of it; never compared"
+            )
         notes.append(
             f"disk: {self.estimate.disk / 1e9:.1f} GB; {self._timed_by()}; this machine gives "
             f"{available.total_bytes() / 1e9:.1f} GB of memory"
         )
         title = f"{self.recipe.name} on {self.recipe.model.id}"
         return Grid(title, [*columns, Column("fullest while", spare=1)], rows, notes)
+
+    @property
+    def _gpu_bytes(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        total: int = torch.cuda.get_device_properties(self.device).total_memory
+        return total
 
     @property
     def _seconds(self) -> dict[str, float] | None:
@@ -86,4 +105,13 @@ def of_recipe(recipe: Recipe, store: StageStore, reporter: Reporter) -> Planned:
     run = Run(recipe, store, reporter)
     found = memory_plan.peaks(run, memory.resident_bytes())
     size, limits = estimate.size_of(run.source.path), ceilings.kept(store)
-    return Planned(recipe, run.device, found, limits, estimate.of_row(recipe, size, limits))
+    row = estimate.of_row(recipe, size, limits)
+    return Planned(recipe, run.device, found, memory_plan.gpu_peaks(run), limits, row)
+
+
+def _data(found: Sequence[Peak]) -> list[dict[str, Any]]:
+    return [asdict(peak) | {"total": peak.total} for peak in found]
+
+
+def _sum(peak: Peak) -> str:
+    return " + ".join(f"{what} {size / 1e9:.2f}" for what, size in peak.held.items())

@@ -121,8 +121,7 @@ def failure_of(error: BaseException) -> Failure:
 def _do(work: Work, store: StageStore, reporter: Reporter) -> str:
     """The path of the record, of kind 'record'."""
     # Imported here: they load torch, which reads its variables then.
-    from trinity.harness.latency import memory
-    from trinity.harness.records import record
+    from trinity.harness.records import available, record
     from trinity.harness.runs.attempts import attempt
     from trinity.harness.runs.run import Run
 
@@ -141,7 +140,7 @@ def _do(work: Work, store: StageStore, reporter: Reporter) -> str:
             assert recipe.bench is not None
             run.make_measuring().bench(recipe.bench, recipe.engines)
     del run
-    memory.give_back()  # the next part may need it elsewhere
+    available.give_back()  # the next part may need it elsewhere
     return ""
 
 

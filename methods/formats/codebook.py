@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats.bits import pack_bits, unpack_bits
+from trinity.methods.formats.kept import kept_of
 from trinity.methods.formats.level_tables import bits_of, levels, nearest_codes, zero_code
 from trinity.methods.formats.scales import (
     EIGHT_BITS,
@@ -165,7 +166,7 @@ class Coded:
 
     def stored_kept(self, mask: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """The kept codes as `shape`, in `bits` bits each, and the scales."""
-        return self._stored(self.codes[mask].view(shape))
+        return self._stored(kept_of(self.codes, mask).view(shape))
 
     def _stored(self, codes: Tensor) -> dict[str, Tensor]:
         scale = self.scale.contiguous()

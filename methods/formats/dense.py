@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
+from trinity.methods.formats.kept import kept_of
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -87,7 +88,7 @@ class Dense:
 
     def stored_kept(self, mask: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """The kept values, row after row, as `shape`."""
-        return {"weight_packed": self.values[mask].view(shape)}
+        return {"weight_packed": kept_of(self.values, mask).view(shape)}
 
     def dequantize(self) -> Tensor:
         """The weight it stands for, in memory of its own.  -> [out, in], float32."""

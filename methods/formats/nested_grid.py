@@ -16,6 +16,7 @@ from torch import Tensor
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import FLOAT_DTYPES
+from trinity.methods.formats.kept import kept_of
 
 BITS = (2, 3, 4)
 OF = ("scale", "zero")
@@ -185,7 +186,7 @@ class Nested:
 
     def stored_kept(self, mask: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """The same of the kept codes, as `shape`."""
-        return self._stored(self.codes[mask].view(shape))
+        return self._stored(kept_of(self.codes, mask).view(shape))
 
     def _stored(self, codes: Tensor) -> dict[str, Tensor]:
         first = {f"weight_{of}_codes": getattr(self, f"{of}_codes") for of in OF}

@@ -46,6 +46,7 @@ from trinity.methods.formats import outliers, tiles
 from trinity.methods.formats.adapter import Adapted, Factor, Transposed
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import Dense
+from trinity.methods.formats.kept import kept_of
 from trinity.methods.formats.layout import CompressedWeight, WeightFormat, format_of
 from trinity.methods.formats.outliers import WithOutliers
 from trinity.methods.formats.sparse import NM, Pattern, Sparse
@@ -113,7 +114,7 @@ def _pack_sparse(weight: Sparse) -> dict[str, Tensor]:
     if isinstance(weight.pattern, NM):
         group = (out, d_in // weight.pattern.m, weight.pattern.m)
         places = torch.arange(group[2], dtype=torch.uint8, device=mask.device).expand(group)
-        indices = places[mask.view(group)].view(out, -1)
+        indices = kept_of(places, mask.view(group)).view(out, -1)
         where = {"weight_indices": pack_bits(indices, index_bits(weight.pattern))}
         kept_shape: tuple[int, ...] = (out, indices.shape[1])
     elif isinstance(weight.pattern, Tiles):

@@ -10,6 +10,7 @@ from torch import Tensor
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import FLOAT_DTYPES
+from trinity.methods.formats.kept import kept_of
 from trinity.methods.formats.scales import check_positive, check_scale, granularity
 
 BITS = (2, 3, 4, 8)
@@ -225,7 +226,7 @@ class Quantized:
 
     def stored_kept(self, mask: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """The kept codes as `shape`, in `bits` bits each, and what decodes them."""
-        return self._stored(self.codes[mask].view(shape))
+        return self._stored(kept_of(self.codes, mask).view(shape))
 
     def _stored(self, codes: Tensor) -> dict[str, Tensor]:
         if self.zero_point is None:  # signed codes in offset binary

@@ -12,6 +12,7 @@ from torch import Tensor
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.dense import FLOAT_DTYPES
+from trinity.methods.formats.kept import kept_of
 
 BITS = (2, 3, 4)
 
@@ -136,7 +137,7 @@ class RowCoded:
 
     def stored_kept(self, mask: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """The kept codes as `shape`, in `bits` bits each, and the levels."""
-        return self._stored(self.codes[mask].view(shape))
+        return self._stored(kept_of(self.codes, mask).view(shape))
 
     def _stored(self, codes: Tensor) -> dict[str, Tensor]:
         levels = self.levels.contiguous()

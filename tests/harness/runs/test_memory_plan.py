@@ -1,13 +1,18 @@
+import ctypes
 import json
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from benchmarks import large_model
 from tests.faults import processes
 from tests.harness import tiny
+from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.latency import ceilings, memory
 from trinity.harness.recipes import recipe
 from trinity.harness.records import available
@@ -21,6 +26,7 @@ from trinity.methods.errors import MachineError
 GPTQ = {"steps": [{"method": "gptq", "bits": 4, "group_size": 16}]}
 SMALL = large_model.sized(blocks=2, hidden=32, inner=48, vocabulary=256)
 CPU = torch.device("cpu")
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 TEXT = {"dataset": "pydoc", "samples": 3, "seqlen": 16}
 
 
@@ -117,6 +123,34 @@ def test_what_cannot_fit_is_refused_with_its_arithmetic_and_what_to_change(
     memory_plan.check(found, CPU)  # within what a plan may be wrong by
 
 
+def test_a_gpus_memory_is_planned_apart_from_the_machines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = {"suite": "fidelity-pydoc", "seqlen": 16, "windows": 2}
+    data = {"name": "r", "model": {"id": str(folder / "model")}, "compress": GPTQ}
+    sections = {
+        "calibration": TEXT,
+        "lower": {"target": "llvm-cpu"},
+        "evaluate": {"suites": [suite]},
+        "bench": {"prompt": 4, "new": 2},
+    }
+    asked = recipe.parse({**data, **sections}, "test")
+    run = Run(asked, StageStore(folder / "store"), Reporter(quiet=True))
+    on_cpu = {peak.part: peak for peak in memory_plan.peaks(run, 1000)}
+    assert memory_plan.gpu_peaks(run) == []
+    monkeypatch.setattr(run, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * 10**9, 16 * 10**9))
+    host = {peak.part: peak for peak in memory_plan.peaks(run, 1000)}
+    gpu = {peak.part: peak for peak in memory_plan.gpu_peaks(run)}
+    # Lowering and the compiled module's parameters stay with the machine.
+    assert list(gpu) == ["compress", "evaluate", "bench"]
+    assert "the module's parameters" in host["bench"].held
+    for part, whole in on_cpu.items():
+        apart = dict(host[part].held) | dict(gpu[part].held if part in gpu else {})
+        assert apart == whole.held
+    assert "libraries" not in gpu["compress"].held
+
+
 @pytest.mark.parametrize(
     ("part", "device"),
     [("evaluate", "cpu"), ("lower", "cpu"), ("bench", "cpu"), ("compress", "cuda")],
@@ -144,7 +178,7 @@ def test_the_measured_peak_of_compression_is_what_was_planned(tmp_path: Path) ->
     torch.set_num_threads(1)
     run = Run(recipe.parse(data, "test"), StageStore(tmp_path / "store"), Reporter(quiet=True))
     run.draw_calibration()  # the text is read, and what reads it is imported
-    memory.give_back()
+    available.give_back()
     here = memory.resident_bytes()
     (plan,) = memory_plan.peaks(run, here)
     _, peak = memory.peak_during(run.compress)
@@ -152,6 +186,51 @@ def test_the_measured_peak_of_compression_is_what_was_planned(tmp_path: Path) ->
     assert peak is not None
     assert peak == pytest.approx(plan.total, rel=memory_plan.WITHIN)
     assert peak - here - memory_plan.AT_WORK < 1.5 * size  # all of it in float32 is twice
+
+
+def _within_limit(folder: Path) -> None:
+    """Compress in a process that may not have as much memory as the model, and write down (limit,
+    blocks).
+    """
+    torch.set_num_threads(1)
+    # The limit counts a heap's holes too: every tensor is mapped by itself.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)
+    data = {
+        "name": "r",
+        "model": {"id": str(folder / "model"), "dtype": "bfloat16"},
+        "compress": {
+            "steps": [
+                {"method": "rtn", "bits": 4, "group_size": 128},
+                {"method": "wanda", "pattern": "2:4"},
+            ],
+            "order": "true-sequential",
+        },
+        "calibration": {"dataset": "pydoc", "samples": 2, "seqlen": 64},
+    }
+    run = Run(recipe.parse(data, "test"), StageStore(folder / "store"), Reporter(quiet=True))
+    run.draw_calibration()
+    available.give_back()
+    (plan,) = memory_plan.peaks(run, 0)
+    more = plan.total
+    limit = psutil.Process().memory_info().data + more
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    made = run.compress()
+    size = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
+    with pytest.raises(RuntimeError, match="memory"):
+        torch.empty(size, dtype=torch.uint8)
+    (folder / "found.json").write_text(json.dumps([more, size, str(made)]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts private pages on Linux")
+def test_a_model_that_is_larger_than_the_memory_is_compressed(tmp_path: Path) -> None:
+    config = large_model.sized(blocks=16, hidden=768, inner=2048, vocabulary=512)
+    large_model.make(tmp_path / "model", config)
+    said = tmp_path / "said.txt"
+    code = processes.done(said, _within_limit, tmp_path, seconds=300)
+    assert code == 0, said.read_text(encoding="utf-8")
+    more, size, made = json.loads((tmp_path / "found.json").read_text())
+    assert more < 0.8 * size
+    assert len(Checkpoint.open(Path(made)).formats) == 16 * 7
 
 
 def _compare(folder: Path, part: str, dtype: str, sections: dict[str, Any]) -> None:
@@ -170,7 +249,7 @@ def _compare(folder: Path, part: str, dtype: str, sections: dict[str, Any]) -> N
     for name, value in tiny.CEILINGS.items():
         setattr(ceilings, name, value)  # this process ends
     ceilings.kept(run.store)  # with a buffer of its own, once for a machine
-    memory.give_back()
+    available.give_back()
     plans = {peak.part: peak for peak in memory_plan.peaks(run, memory.resident_bytes())}
     _, peak = memory.peak_during(lambda: _do(run))
     (folder / "found.json").write_text(json.dumps([plans[part].total, peak]))
@@ -197,10 +276,14 @@ def _check(folder: Path, part: str, dtype: str, **sections: Any) -> None:
     assert peak == pytest.approx(planned, rel=memory_plan.WITHIN)
 
 
-@pytest.mark.parametrize("suite", ["perplexity-pydoc", "fidelity-pydoc"])
-def test_the_measured_peak_of_evaluating_is_what_was_planned(suite: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suite", "dtype"), [("perplexity-pydoc", "bfloat16"), ("fidelity-pydoc", "float32")]
+)
+def test_the_measured_peak_of_evaluating_is_what_was_planned(
+    suite: str, dtype: str, tmp_path: Path
+) -> None:
     suites = {"suites": [{"suite": suite, "seqlen": 128, "windows": 2}]}
-    _check(tmp_path, "evaluate", "float32", evaluate=suites)
+    _check(tmp_path, "evaluate", dtype, evaluate=suites)
 
 
 @pytest.mark.parametrize("baseline", [None, "dense"])

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from trinity.harness.recipes import recipe
 from trinity.harness.records import available
 from trinity.harness.records.measurement import Measurement
 from trinity.harness.runs import planned
+from trinity.harness.runs.memory_plan import Peak
 from trinity.harness.runs.planned import Planned
 from trinity.harness.store.stages import StageStore
 from trinity.harness.terminal.progress import Reporter
@@ -63,10 +65,20 @@ def test_as_data_it_has_the_same_numbers(found: Planned) -> None:
     assert set(data["seconds"]) >= {"compress", "evaluate"}
 
 
-def test_on_a_gpu_memory_and_disk_are_planned_and_time_is_not(found: Planned) -> None:
-    there = replace(found, device=torch.device("cuda"))
-    assert there.data()["seconds"] is None
+def test_on_a_gpu_memory_and_disk_are_planned_and_time_is_not(
+    found: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SimpleNamespace(total_memory=16 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    peak = Peak("compress", "solving", {"a block": 3 * 10**9, "hidden states": 10**9})
+    there = replace(found, device=torch.device("cuda"), gpu_peaks=[peak])
+    data = there.data()
+    assert data["seconds"] is None
+    assert (data["gpu_memory"][0]["total"], data["gpu_memory_here"]) == (4 * 10**9, 16 * 10**9)
     grid = there.grid()
+    arithmetic = "a block 3.00 + hidden states 1.00 = 4.00 GB"
+    assert f"compress on the GPU, while solving: {arithmetic}" in grid.notes
+    assert any(note.startswith("this GPU gives 16.0 GB") for note in grid.notes)
     assert {row[1] for row in grid.rows} == {"not known"}
     assert "the speed of a GPU is not measured" in grid.notes[-1]
 

@@ -12,6 +12,7 @@ from tests.faults import processes
 from trinity.harness.latency import memory
 from trinity.harness.recipes import recipe
 from trinity.harness.recipes.recipe import Recipe
+from trinity.harness.records import available
 from trinity.harness.runs import memory_plan, tuning
 from trinity.harness.runs.run import Run
 from trinity.harness.store.stages import StageStore
@@ -73,7 +74,7 @@ def _measure(dtype: str, folder: Path) -> None:
     asked = _recipe(beam, str(folder / "model"), dtype)
     run = Run(asked, StageStore(folder / "store"), Reporter(quiet=True))
     run.draw_calibration()
-    memory.give_back()
+    available.give_back()
     (plan,) = memory_plan.peaks(run, memory.resident_bytes())
     _, peak = memory.peak_during(run.compress)
     (folder / "found.json").write_text(json.dumps([plan.moment, plan.total, peak]))
