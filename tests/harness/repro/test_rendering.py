@@ -24,6 +24,7 @@ def _one_record(
     """
     folder = project_root / "results" / "v1" / "SmolLM2-135M-Instruct" / "wanda-2of4"
     found = json.loads(next(folder.glob("*.json")).read_text("utf-8"))
+    found.pop("sha256", None)  # of what it was before this
     found["recipe"]["compress"] |= {"steps": steps, **compress}
     found["recipe"]["name"] = row
     place = out / "v1" / "SmolLM2-135M-Instruct" / "wanda-2of4"
