@@ -52,10 +52,11 @@ def fastest() -> Iterator[None]:
 @cache
 def library() -> Library:
     """What `fastest` chooses here."""
+    backends: Any = torch.backends  # their functions have no types
     better = (
         _may_have_avx512_that_mkl_leaves()
-        and torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
+        and backends.mkl.is_available()
+        and backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
     return "oneDNN" if better else "torch's own"

@@ -13,5 +13,5 @@ def kept_of(values: Tensor, mask: Tensor) -> Tensor:
     values, mask: [out, in], or of more dimensions  ->  [kept]
     """
     rows = max(1, _AT_ONCE // max(1, mask[:1].numel()))
-    parts = zip(values.split(rows), mask.split(rows), strict=True)
+    parts = zip(torch.split(values, rows), torch.split(mask, rows), strict=True)
     return torch.cat([some[kept] for some, kept in parts])
