@@ -190,7 +190,7 @@ def test_the_measured_peak_of_compression_is_what_was_planned(tmp_path: Path) ->
 
 def _within_limit(folder: Path) -> None:
     """Compress in a process that may not have as much memory as the model, and write down (limit,
-    blocks).
+    bytes of the model, the checkpoint).
     """
     torch.set_num_threads(1)
     # The limit counts a heap's holes too: every tensor is mapped by itself.
