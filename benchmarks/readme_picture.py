@@ -26,6 +26,7 @@ ROWS = {
     ("Naive-LoRA", "SLiM-Quant", "50%"): "Naive-LoRA 50%",
     ("SLiM-LoRA (the paper's algorithm)", "SLiM-Quant", "50%"): "SLiM-LoRA 50%",
 }
+TO_THE_RIGHT = ("dense", "SparseGPT 2:4", "Wanda 2:4", "magnitude 2:4", "SLiM-LoRA^Q 2:4")  # labels
 BELOW = ("SLiM-LoRA^Q 2:4",)  # labels that would stand on another row's cross
 WIDTH, HEIGHT = 860, 470
 LEFT, RIGHT, TOP, BOTTOM = 86, 26, 52, 64  # margins around the axes
@@ -138,7 +139,7 @@ def _point(label: str, speed: Measured, perplexity: Measured) -> Iterator[str]:
     yield f'  <path class="mark {kind}" fill="none" d="{across} {along}"/>'
     yield f'  <circle class="{kind}" cx="{x}" cy="{y}" r="4.5"/>'
     # Labels of the fastest rows stand right of them, those of the others left.
-    beside, anchor = (14, "start") if speed.value > 5 or kind == "dense" else (-14, "end")
+    beside, anchor = (14, "start") if label in TO_THE_RIGHT else (-14, "end")
     up = -18 if label in BELOW else 7
     yield f'  <text x="{x + beside}" y="{round(y - up, 1)}" text-anchor="{anchor}">{label}</text>'
 
