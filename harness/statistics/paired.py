@@ -33,6 +33,27 @@ _BLOCK = 4_000_000  # numbers held at once
 _ROUNDING = 1e-12  # relative: equal means that were summed in another order
 
 
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """What resamples of these very pairs say of a mean without a difference.
+
+    drawn: [DRAWS] |t| of each, rising; infinite where a resample has no spread
+    error: standard error of the mean   freedom: clusters, less one
+    """
+
+    drawn: Floats
+    error: float
+    freedom: int
+
+    def detectable(self, alpha: float, power: float) -> float | None:
+        """The least true difference found: as far as the test asks, and Student's t(power) more."""
+        hits = math.ceil(alpha * (1 + DRAWS)) - 2  # so many as extreme are still below alpha
+        asked = math.inf if hits < 0 else float(self.drawn[-1 - hits])
+        if self.freedom < 1 or math.isinf(asked):
+            return None
+        return (asked + _quantile(self.freedom, power)) * self.error
+
+
 @dataclass(frozen=True)
 class Paired:
     """What the paired samples of two models say.
@@ -41,7 +62,7 @@ class Paired:
     interval: of the difference; None with fewer than two pairs
     p_value: two-sided, that the two are equally good   test: how it was made
     strata: paired differences, by task; what `detectable` is computed from
-    clusters: of each difference, where windows of one text are alike
+    resampled: of numbers, the resamples that the test counted
     """
 
     difference: float
@@ -49,15 +70,15 @@ class Paired:
     p_value: float
     test: str
     strata: tuple[Floats, ...]
-    clusters: tuple[int, ...] | None = None
+    resampled: Resampled | None = None
 
     def detectable(self, alpha: float = ALPHA, power: float = POWER) -> float | None:
         """The least true difference that this test would find, `power` of the time, at `alpha`.
 
         From the spread of these very pairs.  None if no outcome of so few pairs reaches `alpha`.
         """
-        if self.clusters is not None:
-            return _detectable_mean(Clustered.of(self.strata[0], self.clusters), alpha, power)
+        if self.resampled is not None:
+            return self.resampled.detectable(alpha, power)
         return detectable_difference(self.strata, alpha, power)
 
 
@@ -77,13 +98,9 @@ def compare(
     if not strata or min(map(len, strata)) < 1:
         msg = "a paired comparison needs at least one pair in every stratum"
         raise ValueError(msg)
-    if clusters is not None:
-        p_value, interval, test = studentized(strata[0], clusters, seed=seed)
-        return Paired(_mean(strata), interval, p_value, test, strata, tuple(clusters))
     binary = all(np.isin(np.asarray(x), (0, 1)).all() for x in (*ours, *baseline))
-    if len(strata) == 1 and not binary:
-        p_value, interval, test = studentized(strata[0], seed=seed)
-        return Paired(_mean(strata), interval, p_value, test, strata)
+    if clusters is not None or (len(strata) == 1 and not binary):
+        return studentized(strata[0], clusters, seed=seed)
     interval = intervals.stratified_difference(ours, baseline, seed=seed)
     if len(strata) == 1:
         p_value, test = intervals.mcnemar(ours[0], baseline[0]), "McNemar, exact"
@@ -98,8 +115,8 @@ def studentized(
     *,
     level: float = 0.95,
     seed: int = 0,
-) -> tuple[float, Interval | None, str]:
-    """Symmetric bootstrap-t of a mean: p value that it is 0, its interval, how both were made.
+) -> Paired:
+    """Symmetric bootstrap-t of a mean: whether it is 0, its interval, and what could be shown.
 
     differences: [pairs]   clusters: [pairs], which are alike and are drawn together (None: none)
 
@@ -107,23 +124,30 @@ def studentized(
     clusters is never below n^(1-n).
     """
     pairs = Clustered.of(differences, clusters)
-    n, mean = len(pairs), pairs.mean
+    n, mean, error = len(pairs), pairs.mean, pairs.error
     over = "" if clusters is None else f" over {n} clusters of {len(differences)} windows"
     test = f"paired bootstrap{over}, Student's t, symmetric, {DRAWS} resamples, seed {seed}"
-    if n < 2:
-        return 1.0, None, test
-    if pairs.lopsided:
-        return 1.0, None, f"none: too few and too unequal clusters ({n})"
-    error = pairs.error
+
+    def found(p_value: float, reach: float | None, drawn: Floats) -> Paired:
+        between = None
+        if reach is not None:
+            between = Interval(low=mean - reach, high=mean + reach, level=level, method=test)
+        kept = Resampled(drawn, error, n - 1)
+        return Paired(_mean((differences,)), between, p_value, test, (differences,), kept)
+
+    if n < 2 or pairs.lopsided:
+        if n >= 2:
+            test = f"none: too few and too unequal clusters ({n})"
+        return found(1.0, None, np.full(DRAWS, np.inf))
     if error <= _ROUNDING * abs(mean):  # the same difference in every pair
-        same = Interval(low=mean, high=mean, level=level, method=test)
-        return (1.0 if mean == 0 else max(pairs.least_p_value, 1 / (1 + DRAWS))), same, test
-    drawn = _resampled_t(pairs, seed)
+        flat = np.arange(DRAWS) >= DRAWS * (1 - pairs.least_p_value)
+        p_value = 1.0 if mean == 0 else max(pairs.least_p_value, 1 / (1 + DRAWS))
+        return found(p_value, 0.0, np.where(flat, np.inf, 0.0))
+    drawn = np.sort(_resampled_t(pairs, seed))
     hits = int((drawn >= abs(mean) / error * (1 - _ROUNDING)).sum())
     reach = float(np.quantile(drawn, level, method="higher")) * error
-    interval = Interval(low=mean - reach, high=mean + reach, level=level, method=test)
     # One more of each: the observed sample is one that could have been drawn, so p is never 0.
-    return (1 + hits) / (1 + DRAWS), interval, test
+    return found((1 + hits) / (1 + DRAWS), reach, drawn)
 
 
 def sign_flip(strata: Sequence[Floats], *, seed: int = 0) -> tuple[float, str]:
@@ -160,13 +184,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _detectable_mean(pairs: Clustered, alpha: float, power: float) -> float | None:
-    """The least true difference of means that clusters show; None if none can be."""
-    if len(pairs) < 2 or pairs.least_p_value >= alpha:
-        return None
-    return _quantiles(len(pairs) - 1, alpha, power) * pairs.error
-
-
 def detectable_difference(
     strata: Sequence[Floats], alpha: float = ALPHA, power: float = POWER
 ) -> float | None:
@@ -178,24 +195,24 @@ def detectable_difference(
     """
     answers = all(np.isin(x, (-1, 0, 1)).all() for x in strata)
     total = sum(map(len, strata))
-    smallest = 2.0 ** (1 - total) if answers or len(strata) > 1 else total ** (1.0 - total)
     freedom = total - len(strata)
-    if smallest >= alpha or freedom < 1:
+    if 2.0 ** (1 - total) >= alpha or freedom < 1:
         return None
     variance = sum(float(x.var(ddof=1)) / len(x) for x in strata if len(x) > 1) / len(strata) ** 2
-    least = _quantiles(freedom, alpha, power) * math.sqrt(variance)
+    asked = _quantile(freedom, 1 - alpha / 2)
+    least = (asked + _quantile(freedom, power)) * math.sqrt(variance)
     if answers:
         needed = math.ceil(1 - math.log2(alpha))  # 2 * 0.5^needed < alpha
         least = max(least, needed / (max(map(len, strata)) * len(strata)))
     return least
 
 
-def _quantiles(freedom: int, alpha: float, power: float) -> float:
-    """Standard errors between no difference and one that is found with probability `power`."""
+def _quantile(freedom: int, share: float) -> float:
+    """Of Student's t."""
     # Imported here, and not all of scipy.stats: three times faster, for one function.
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, [1 - alpha / 2, power]).sum())
+    return float(stdtrit(freedom, share))
 
 
 def _differences(a: ArrayLike, b: ArrayLike) -> Floats:

@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from trinity.harness.latency import ceilings, machine
 from trinity.harness.latency.ceilings import Ceilings
@@ -18,6 +20,23 @@ def test_every_ceiling_says_its_threads_when_it_was_measured_and_keeps_its_sampl
         assert m.details["threads"] >= 1
         assert m.details["measured_at"].endswith("+00:00")
         assert m.details["meanwhile"]["load"] >= 0
+
+
+def test_memory_is_read_in_the_way_that_is_fastest_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, read = torch.arange(64.0).reshape(4, 16), []
+
+    def rates(call: Callable[[], Tensor], size: int) -> list[float]:
+        assert size == matrix.nbytes
+        read.append(call())
+        return [[10.0, 11.0], [20.0, 43.0], [30.0, 25.0]][len(read) - 1]
+
+    monkeypatch.setattr(ceilings, "_rates", rates)
+    found = ceilings._bandwidth(matrix, torch.ones(16), 1)
+    assert (found.value, found.details["read_by"]) == (43.0, "a sum")
+    product, total, largest = read  # of every word: what each leaves depends on all of them
+    assert torch.equal(product, matrix.sum(dim=1))
+    assert total == matrix.sum()
+    assert largest == matrix.view(torch.int32).max()
 
 
 def test_products_of_one_thread_are_measured_beside_those_of_all_which_wait_for_each_other() -> (

@@ -102,7 +102,21 @@ def test_sixteen_windows_find_a_difference_of_the_detectable_size_four_times_of_
     ]
     assert 0.70 <= np.mean([found.p_value < paired.ALPHA for found in seen]) <= 0.90
     printed = [found.detectable() for found in seen]
-    assert np.mean([p for p in printed if p is not None]) == pytest.approx(least, rel=0.05)
+    # Resamples of eight clusters reach a little further than Student's t.
+    assert np.mean([p for p in printed if p is not None]) == pytest.approx(least, rel=0.1)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 9, 0.05 / 60])
+def test_what_was_not_shown_is_less_than_what_could_have_been(alpha: float) -> None:
+    rng = np.random.default_rng(SEED)
+    alike, unshown = [k // 2 for k in range(16)], 0
+    for true in np.linspace(0, 6, 40):
+        found = paired.compare([rng.normal(true, 1, 16)], [np.zeros(16)], clusters=alike)
+        least = found.detectable(alpha)
+        if found.p_value >= alpha:
+            unshown += 1
+            assert least is None or least > abs(found.difference)
+    assert unshown >= 3
 
 
 def test_sixteen_windows_survive_the_correction_of_a_large_table() -> None:
