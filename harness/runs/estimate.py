@@ -13,7 +13,7 @@ from pathlib import Path
 from trinity.harness.accuracy import suites
 from trinity.harness.accuracy.suite import Suite, TextSuite
 from trinity.harness.latency.ceilings import Ceilings
-from trinity.harness.recipes.recipe import BenchSpec, CompressSpec, Recipe
+from trinity.harness.recipes.recipe import BenchSpec, CompressSpec, Recipe, Step
 from trinity.harness.runs import tuning
 from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER
 from trinity.methods import registry
@@ -22,6 +22,7 @@ from trinity.methods.contract import Statistic
 # A block is run twice: for the statistics, and again to hand its compressed outputs on.
 CALIBRATION_PASSES = 2
 SHARE = 0.5  # of the products' rate that a forward in eager torch reaches
+DECOMPOSED = 80.0  # operations for m n^2 of a singular value decomposition, [m, n], n the less
 LAYER_S, BLOCK_S = 0.03, 0.05  # of one layer's methods and report; of a block that is stored
 EXPORT_S, EXPORT_BLOCK_S = 2.0, 0.4  # once a model
 COMPILE_S, COMPILE_BLOCK_S = 4.0, 0.3
@@ -187,6 +188,8 @@ def _compress_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> fl
     for step in recipe.compress.steps:
         if getattr(registry.get(step.method), "needs", Statistic.NOTHING) & Statistic.HESSIAN:
             solving += sum(2.0 * n * d_in + d_in**3 for n, d_in in size.linears)
+        if _has_rank(step):
+            solving += sum(DECOMPOSED * n * min(d_in, n // d_in) for n, d_in in size.linears)
     layers = LAYER_S * len(size.linears) * len(recipe.compress.steps)
     return (
         stored + layers + forwards / (SHARE * rate) + (statistics + reports + solving) / in_floats
@@ -219,6 +222,15 @@ def _disk(recipe: Recipe, size: Size) -> int:
     blocks = size.in_blocks * bits(recipe.compress) // 8
     outside = (size.parameters - size.in_blocks) * FLOAT_BYTES
     return (blocks + outside) * (2 if recipe.lower else 1)
+
+
+def decomposes(spec: CompressSpec) -> bool:
+    """Whether a step fits an adapter, by the singular values of each layer's error."""
+    return any(_has_rank(step) for step in spec.steps)
+
+
+def _has_rank(step: Step) -> bool:
+    return hasattr(registry.configure(step.method, step.options), "rank")
 
 
 def bits(spec: CompressSpec) -> int:

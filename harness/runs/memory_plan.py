@@ -212,6 +212,9 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
             held["its factor"] = square
         held["what the methods compute"] = max(map(prod, group)) * FLOAT * WORK_COPIES
         moments.append(("solving", held))
+        if estimate.decomposes(run.recipe.compress):
+            svd = FLOAT * max(2 * prod(shape) + 5 * min(shape) ** 2 for shape in group)
+            moments.append(("fitting an adapter", {**held, "singular vectors and values": svd}))
     return moments
 
 
