@@ -14,7 +14,7 @@ from trinity.harness.accuracy import suites
 from trinity.harness.accuracy.suite import Suite, TextSuite
 from trinity.harness.latency.ceilings import Ceilings
 from trinity.harness.recipes.recipe import BenchSpec, CompressSpec, Recipe, Step
-from trinity.harness.runs import tuning
+from trinity.harness.runs import run_checks, tuning
 from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER
 from trinity.methods import registry
 from trinity.methods.contract import Statistic
@@ -105,7 +105,7 @@ def tokens_of(recipe: Recipe) -> int:
 
 
 def of_rows(recipes: Sequence[Recipe], size: Size, limits: Ceilings) -> Estimate:
-    """All rows of a model, what they share counted once."""
+    """All rows of a model, what they share counted once; of one, the run from an empty store."""
     rows = [of_row(recipe, size, limits) for recipe in recipes]
     parts = {part: sum(row.seconds[part] for row in rows) for part in rows[0].seconds}
     first = recipes[0]  # the dense model reads what rows are compared on once for all of them
@@ -113,7 +113,14 @@ def of_rows(recipes: Sequence[Recipe], size: Size, limits: Ceilings) -> Estimate
     parts[EVALUATE] += _forwards_s(size, compared, limits.products(first.model.dtype))
     if any(recipe.lower for recipe in recipes):
         parts[LOWER] += EXPORT_S + EXPORT_BLOCK_S * size.blocks
-    disk = size.parameters * FLOAT_BYTES + sum(row.disk for row in rows)
+    dense = 0
+    if any(map(run_checks.compares, recipes)):
+        dense = size.parameters * FLOAT_BYTES
+        if all(any(recipe.compress.steps) for recipe in recipes):  # it is no row of its own
+            parts[COMPRESS] += BLOCK_S * size.blocks
+            if any(recipe.lower and recipe.bench and recipe.bench.baseline for recipe in recipes):
+                parts[LOWER] += COMPILE_S + COMPILE_BLOCK_S * size.blocks
+    disk = dense + sum(row.disk for row in rows)
     return Estimate(parts, disk, max(row.memory for row in rows))
 
 

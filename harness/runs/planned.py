@@ -25,6 +25,7 @@ class Planned:
 
     device: where torch computes, whose speed is measured on a CPU alone
     peaks, gpu_peaks: in the machine's memory, and in that of a GPU, if one computes
+    estimate: of the whole run, the model that it is compared with included   alone: without that
     """
 
     recipe: Recipe
@@ -33,6 +34,7 @@ class Planned:
     gpu_peaks: list[Peak]
     limits: Ceilings
     estimate: Estimate
+    alone: Estimate
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
@@ -105,8 +107,8 @@ def of_recipe(recipe: Recipe, store: StageStore, reporter: Reporter) -> Planned:
     run = Run(recipe, store, reporter)
     found = memory_plan.peaks(run, memory.resident_bytes())
     size, limits = estimate.size_of(run.source.path), ceilings.kept(store)
-    row = estimate.of_row(recipe, size, limits)
-    return Planned(recipe, run.device, found, memory_plan.gpu_peaks(run), limits, row)
+    whole, alone = estimate.of_rows([recipe], size, limits), estimate.of_row(recipe, size, limits)
+    return Planned(recipe, run.device, found, memory_plan.gpu_peaks(run), limits, whole, alone)
 
 
 def _data(found: Sequence[Peak]) -> list[dict[str, Any]]:

@@ -140,6 +140,6 @@ def _cost(part: Part, out: Path, store: StageStore, reporter: Reporter) -> Cost:
         found.check()
     most = max(peak.total for peak in found.peaks if peak.part == part.kind)
     # A module reads the weights of its checkpoint in an order of its own.
-    disk = {"compress": found.estimate.disk, "lower": found.estimate.disk // 2}
-    seconds = None if torch.cuda.is_available() else found.estimate.seconds[part.kind]
+    disk = {"compress": found.alone.disk, "lower": found.alone.disk // 2}
+    seconds = None if torch.cuda.is_available() else found.alone.seconds[part.kind]
     return Cost(seconds, most, disk.get(part.kind, 0))

@@ -127,3 +127,41 @@ def test_what_rows_share_counts_once() -> None:
     assert two.total_s - one.total_s == pytest.approx(row.total_s)
     assert two.disk - one.disk == row.disk
     assert one.total_s > row.total_s
+
+
+def test_the_model_that_a_run_compares_with_is_stored_compiled_and_read_once_for_all_rows() -> None:
+    compared = {
+        "compress": {"steps": [{"method": "rtn", "bits": 4}]},
+        "lower": {"target": "llvm-cpu"},
+        "bench": {"suites": ["decode"], "prompt": 1, "new": 1, "baseline": "dense"},
+    }
+    row = _recipe(**compared)
+    alone, one, two = (
+        estimate.of_row(row, SIZE, _limits()),
+        estimate.of_rows([row], SIZE, _limits()),
+        estimate.of_rows([row] * 2, SIZE, _limits()),
+    )
+    blocks = SIZE.blocks
+    compiled = estimate.COMPILE_S + estimate.COMPILE_BLOCK_S * blocks
+    exported = estimate.EXPORT_S + estimate.EXPORT_BLOCK_S * blocks
+    assert one.seconds["lower"] - alone.seconds["lower"] == pytest.approx(compiled + exported)
+    assert two.total_s - one.total_s == pytest.approx(alone.total_s)
+    assert one.disk - alone.disk == 4 * SIZE.parameters
+    del compared["bench"]["baseline"]
+    assert estimate.of_rows([_recipe(**compared)], SIZE, _limits()).disk == alone.disk
+
+
+def test_an_adapter_takes_the_singular_values_of_every_layer() -> None:
+    plain, fitted = (
+        estimate.of_row(
+            _recipe(
+                compress={"steps": [{"method": method, "pattern": "2:4"}]},
+                calibration={"dataset": "pydoc", "samples": 1, "seqlen": 8},
+            ),
+            SIZE,
+            _limits(),
+        ).seconds["compress"]
+        for method in ("wanda", "slim")
+    )
+    expected = sum(estimate.DECOMPOSED * 400_000 * 400 for _ in SIZE.linears) / 1e9
+    assert fitted - plain == pytest.approx(expected, rel=0.05)
