@@ -55,6 +55,7 @@ class TrainingSpec(Section):
         falls to a tenth
     accumulate: parts of a step's windows, one after the other   precision: of the products
     checkpointing: 'blocks' computes each block twice, and keeps its input alone in between
+    sharding: 'blocks' divides parameters, gradients and moments over the processes of `torchrun`
     """
 
     pattern: str | None = None
@@ -76,6 +77,7 @@ class TrainingSpec(Section):
     accumulate: PositiveInt = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpointing: Literal["none", "blocks"] = "none"
+    sharding: Literal["none", "blocks"] = "none"
 
 
 class ModelSpec(Section):

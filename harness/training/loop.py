@@ -44,7 +44,10 @@ class Job(Protocol):
         """Step, from the gradients that are there."""
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on: tensors, numbers, and dicts of them."""
+        """All that the next step depends on: tensors, numbers, and dicts of them.
+
+        Asked for in every process at once; what the first one gets is kept.
+        """
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave, into a job that was made in the same way."""
@@ -110,8 +113,10 @@ def run(
         _check_finite(course.losses[-1], step)
         left_s = (time.monotonic() - start) / (done - first) * (spec.steps - done)
         reporter.step("training", done, spec.steps, left_s)
-        if snapshots and done % snapshots.every == 0 and done < spec.steps and not workers.rank:
-            snapshots.keep(_state(job, generator, course, _run(first, start, workers)))
+        if snapshots and done % snapshots.every == 0 and done < spec.steps:
+            state = _state(job, generator, course, _run(first, start, workers))
+            if not workers.rank:
+                snapshots.keep(state)
     if first < spec.steps:
         course.runs.append(_run(first, start, workers))
     return course
@@ -127,10 +132,15 @@ def _backward(job: Job, model: nn.Module, windows: Tensor, spec: TrainingSpec) -
     """Gradients of the mean loss of all windows, added up over parts.  -> that loss"""
     job.model.zero_grad()
     total, parts = 0.0, windows.chunk(spec.accumulate)
+    # A cache would hold narrow copies of all weights at once, and each is used once.
     narrow = torch.autocast(
-        windows.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"
+        windows.device.type,
+        torch.bfloat16,
+        enabled=spec.precision == "bfloat16",
+        cache_enabled=False,
     )
     for number, part in enumerate(parts):
+        # A divided model sends the gradients of every part: until then a process holds all of them.
         waits = number + 1 < len(parts) and isinstance(model, DistributedDataParallel)
         with model.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # told above
             with narrow:

@@ -17,6 +17,9 @@ from trinity.methods.errors import MachineError
 FLOAT = 4  # bytes of weights, gradients and moments
 # What a block keeps beside the inputs and outputs of its linears: norms and sums, in hidden sizes.
 KEPT_BESIDE = 4
+# Of a divided model, what is whole at once in a backward pass, in blocks: weights of one and of the
+# next, gradients, and what processes send each other of two.
+WHOLE_BLOCKS = 5
 # Logits, their logarithms and their gradient live at once, in float32 whatever the precision.
 OF_LOGITS = 3
 
@@ -33,14 +36,35 @@ def needs(config: Any, spec: TrainingSpec, processes: int) -> dict[str, int]:
     weights = sum(p.numel() for p in model.parameters())
     sparse = sum(p.numel() for p in blocks.parameters() if p.ndim == 2) if spec.pattern else 0
     windows = spec.batch // (processes * spec.accumulate)
+    own, gathered = weights, 0
+    if spec.sharding == "blocks":
+        own, gathered = -(-weights // processes), _gathered(blocks, weights)
     return {
-        "weights": FLOAT * weights,
-        "gradients": FLOAT * weights,
+        "weights": FLOAT * own,
+        "gradients": FLOAT * own,
         # Of sparse layers two moments and a place of kept entries, about half of all.
-        "moments": 2 * FLOAT * weights,
+        "moments": 2 * FLOAT * own,
         "masks": 2 * sparse,
+        "gathered": FLOAT * gathered,
+        "copies": _copies(weights - sparse, spec),
         "activations": windows * _activations(blocks, config, spec),
     }
+
+
+def _copies(dense: int, spec: TrainingSpec) -> int:
+    """Bytes of the narrow weights that autograd keeps from the forward pass to the backward pass;
+    of a sparse layer it keeps the weight itself.  dense: weights of other layers
+    """
+    return 2 * dense if spec.precision == "bfloat16" and spec.checkpointing == "none" else 0
+
+
+def _gathered(blocks: Any, weights: int) -> int:
+    """Numbers of other processes' shares that one holds for a moment.  weights: of the whole model
+
+    What is outside the blocks stays whole for a step, with its gradients.
+    """
+    sizes: list[int] = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    return 2 * (weights - sum(sizes)) + WHOLE_BLOCKS * max(sizes)
 
 
 def _activations(blocks: Any, config: Any, spec: TrainingSpec) -> int:
@@ -68,17 +92,26 @@ def _of_block(block: nn.Module, config: Any, seqlen: int, width: int) -> int:
 def check(config: Any, spec: TrainingSpec, workers: Workers) -> None:
     """MachineError, before anything is loaded, if a training cannot fit."""
     found = needs(config, spec, workers.count)
-    total = sum(found.values())
+    here = 0
+    if spec.sharding == "blocks" and not workers.rank:
+        # What it writes, it collects in main memory.
+        here = workers.count * (found["weights"] + found["moments"])
     if workers.device.type == "cuda":
-        free, where = torch.cuda.mem_get_info(workers.device)[0], "on the GPU"
+        free = torch.cuda.mem_get_info(workers.device)[0]
+        _refuse(found, sum(found.values()), free, "on the GPU")
     else:
-        total, where = total * workers.local, "on this machine"
-        free = available.available_bytes()
+        here += workers.local * sum(found.values())
+    _refuse(found, here, available.available_bytes(), "on this machine")
+
+
+def _refuse(found: dict[str, int], total: int, free: int, where: str) -> None:
+    """MachineError if `total` bytes are more than the free ones.  found: of a process"""
     if total > free:
         listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in found.items())
         msg = (
             f"training: takes about {total / 1e9:.1f} GB at its fullest (of a process: {listed}), "
             f"and {free / 1e9:.1f} GB are free {where}. `accumulate` holds fewer windows at once, "
-            f"`checkpointing: blocks` fewer activations; or take a shorter `seqlen`."
+            f"`checkpointing: blocks` fewer activations, `sharding: blocks` a share of the weights "
+            f"in each of several processes; or take a shorter `seqlen`."
         )
         raise MachineError(msg)

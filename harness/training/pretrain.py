@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trinity.harness.models.decoder import warnings_off
@@ -23,11 +24,11 @@ from trinity.harness.store.stages import as_json, fingerprint, write_json
 from trinity.harness.store.writing import write_text
 from trinity.harness.terminal.progress import Reporter
 from trinity.harness.texts import corpora
-from trinity.harness.training import loop, memory
+from trinity.harness.training import loop, memory, sharding
 from trinity.harness.training.slope_linear import make_sparse
 from trinity.harness.training.snapshots import Snapshots
 from trinity.harness.training.workers import Workers, alone
-from trinity.methods.training.slope import AdamW
+from trinity.methods.training.slope import AdamW, SparseMoments
 
 MASK_CHANGE_STEPS = 100  # the code's mask_change_freq: how long a second mask is kept
 ADAPTER_DECAY = 1e-4  # the code's, in its BERT script
@@ -83,6 +84,7 @@ def train(
     out: made by the first process alone   snapshots: their folder, and the steps between two
     """
     loop.check_shares(spec, workers.count)
+    sharding.check(spec, workers.count)
     config = AutoConfig.from_pretrained(start.folder)
     memory.check(config, spec, workers)
     corpus = corpora.load(spec.dataset, spec.split)
@@ -96,11 +98,11 @@ def train(
     kept = Snapshots(snapshots[0], fingerprint(asked), snapshots[1]) if snapshots else None
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         generator = torch.Generator().manual_seed(spec.seed)
-        model = _model(start.folder, config, spec).to(workers.device)
-        job = SlopeJob(model, spec, generator)
+        job = make_job(start.folder, config, spec, generator, workers)
         course = loop.run(job, ids, spec, generator, workers, reporter, kept)
+    state = job.state()
     if workers.rank == 0:
-        _write(out, start.folder, job, spec, corpus, course)
+        _write(out, start.folder, state, spec, corpus, course)
     workers.wait()
     return course
 
@@ -129,14 +131,35 @@ def _of_equal_texts(data: Any) -> Any:
 class SlopeJob:
     """AdamW on a model, with SLoPe's linears where the training has a pattern."""
 
-    def __init__(self, model: Any, spec: TrainingSpec, generator: torch.Generator) -> None:
-        """model: of transformers, on its device.  generator: of masks and adapters"""
+    def __init__(
+        self,
+        model: Any,
+        spec: TrainingSpec,
+        generator: torch.Generator,
+        mesh: DeviceMesh | None = None,
+    ) -> None:
+        """model: of transformers.  generator: of masks and adapters
+
+        mesh: of the processes to divide the model over, and where; none leaves it as it is
+        """
         self.spec, self.generator = spec, generator
         self.layers = make_sparse(model, spec, generator) if spec.pattern else {}
         self.model: nn.Module = model
         if spec.checkpointing == "blocks":
             model.activation_checkpointing_enable({"use_reentrant": False})
-        sparse = {id(layer.weight) for layer in self.layers.values()}
+        if mesh is not None:
+            for layer in self.layers.values() if spec.rank else ():
+                layer.reserve_adapter(spec.rank)  # those that came later would not be divided
+            sharding.shard(model, mesh)
+        self.moments = {
+            name: SparseMoments(sharding.rows(layer.row_mask, layer.weight))
+            for name, layer in self.layers.items()
+        }
+        sparse = {
+            id(parameter)
+            for layer in self.layers.values()
+            for parameter in (layer.weight, layer.lora_left, layer.lora_right)
+        }
         self.options = AdamW(lr=spec.lr)
         self.dense = torch.optim.AdamW(
             [p for p in model.parameters() if id(p) not in sparse],
@@ -159,7 +182,8 @@ class SlopeJob:
 
     def loss(self, model: nn.Module, windows: Tensor) -> Tensor:
         """Of the next token."""
-        loss: Tensor = model(input_ids=windows, labels=windows, use_cache=False).loss
+        with sharding.views_allowed():
+            loss: Tensor = model(input_ids=windows, labels=windows, use_cache=False).loss
         return loss
 
     def update(self, lr: float) -> None:
@@ -169,42 +193,82 @@ class SlopeJob:
         self.dense.step()
         options = AdamW(lr, self.options.betas, self.options.eps, self.options.weight_decay)
         with torch.no_grad():
-            for layer in self.layers.values():
+            for name, layer in self.layers.items():
                 assert layer.weight.grad is not None  # the loss depends on every layer
-                layer.moments.step(layer.weight, layer.weight.grad, options)
-
-    def optimizers(self) -> dict[str, Any]:
-        """Their states, as a checkpoint has them."""
-        moments = {
-            name: {"m": layer.moments.m, "v": layer.moments.v, "steps": layer.moments.steps}
-            for name, layer in self.layers.items()
-        }
-        return {"dense": self.dense.state_dict(), "sparse": moments}
+                weight, gradient = map(sharding.local, (layer.weight, layer.weight.grad))
+                self.moments[name].step(weight, gradient, options)
 
     def state(self) -> dict[str, Any]:
-        """Parameters, optimizers, and the second masks, which live longer than a step."""
+        """Parameters, optimizers, and the second masks, which live longer than a step.
+
+        Of a divided model, the first process's has every tensor whole.
+        """
+        dense = {"model": self.model.state_dict(keep_vars=True), "dense": self.dense.state_dict()}
+        found = sharding.all_collected(dense)
+        sparse = {name: self._moments(name) for name in self.layers}
         masks = {name: layer.both_masks for name, layer in self.layers.items()}
-        optimizers = self.optimizers()
-        return {"model": dict(self.model.state_dict()), "optimizers": optimizers, "masks": masks}
+        optimizers = {"dense": found["dense"], "sparse": sparse}
+        return {"model": found["model"], "optimizers": optimizers, "masks": masks}
+
+    def _moments(self, name: str) -> dict[str, Any]:
+        """m, v: [kept]"""
+        layer, moments = self.layers[name], self.moments[name]
+        of_row = layer.weight.shape[1] * layer.pattern.n // layer.pattern.m
+        m, v = (
+            sharding.collected(sharding.divided(x.view(-1, of_row), layer.weight)).flatten()
+            for x in (moments.m, moments.v)
+        )
+        return {"m": m, "v": v, "steps": moments.steps}
 
     def load(self, state: dict[str, Any]) -> None:
         """Into a job with the same first masks."""
-        if any(name.endswith(".lora_left") for name in state["model"]):
+        dense = state["optimizers"]["dense"]
+        if len(dense["param_groups"]) > len(self.dense.param_groups):
             self._add_adapters()
-        self.model.load_state_dict(state["model"])
-        self.dense.load_state_dict(state["optimizers"]["dense"])
+        model = self.model.state_dict()
+        self.model.load_state_dict(
+            {name: sharding.share(kept, model[name]) for name, kept in state["model"].items()}
+        )
+        self.dense.load_state_dict({**dense, "state": self._dense_shares(dense["state"])})
         for name, layer in self.layers.items():
-            device = layer.weight.device
-            kept = state["optimizers"]["sparse"][name]
-            layer.moments.m, layer.moments.v = kept["m"].to(device), kept["v"].to(device)
-            layer.moments.steps = kept["steps"]
-            layer.both_masks = state["masks"][name].to(device)
+            moments, kept = self.moments[name], state["optimizers"]["sparse"][name]
+            moments.m, moments.v = (
+                sharding.rows(kept[key].view(len(layer.weight), -1), layer.weight)
+                .flatten()
+                .to(layer.weight.device)
+                for key in ("m", "v")
+            )
+            moments.steps = kept["steps"]
+            layer.both_masks = state["masks"][name].to(layer.weight.device)
+
+    def _dense_shares(self, state: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+        """This process's of the moments that were kept, by the number of their parameter."""
+        parameters = [p for group in self.dense.param_groups for p in group["params"]]
+        return {
+            number: {
+                key: sharding.share(x, parameters[number]) if key != "step" else x
+                for key, x in kept.items()
+            }
+            for number, kept in state.items()
+        }
 
     def _add_adapters(self) -> None:
         added: list[nn.Parameter] = []
         for layer in self.layers.values():
             added += layer.add_adapter(self.spec.rank, self.generator)
         self.dense.add_param_group({"params": added, "weight_decay": ADAPTER_DECAY})
+
+
+def make_job(
+    folder: Path, config: Any, spec: TrainingSpec, generator: torch.Generator, workers: Workers
+) -> SlopeJob:
+    """On the workers' device; one process of a machine after another has a whole model, if it is
+    to be divided.
+    """
+    if spec.sharding == "none":
+        return SlopeJob(_model(folder, config, spec).to(workers.device), spec, generator)
+    mesh = workers.mesh()
+    return workers.in_turn(lambda: SlopeJob(_model(folder, config, spec), spec, generator, mesh))
 
 
 def _model(folder: Path, config: Any, spec: TrainingSpec) -> Any:
@@ -219,13 +283,13 @@ def _model(folder: Path, config: Any, spec: TrainingSpec) -> Any:
 def _write(
     out: Path,
     start: Path,
-    job: SlopeJob,
+    state: dict[str, Any],
     spec: TrainingSpec,
     corpus: corpora.TextCorpus,
     course: loop.Course,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(out, spec.steps, job.model.state_dict(), job.optimizers())
+    write_checkpoint(out, spec.steps, state["model"], state["optimizers"])
     for path in companions(start):
         shutil.copyfile(path, out / path.name)
     said = spec.model_dump(mode="json")

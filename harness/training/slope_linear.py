@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from trinity.harness.models import families
 from trinity.harness.recipes.recipe import TrainingSpec
+from trinity.harness.training.sharding import full, local, rows
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, parse_pattern
 from trinity.methods.training.slope import (
-    SparseMoments,
     adapted,
     double_mask,
     double_pruned,
@@ -43,33 +43,44 @@ class SlopeLinear(nn.Module):
         self.register_buffer("both_masks", mask, persistent=False)
         self.register_parameter("lora_left", None)
         self.register_parameter("lora_right", None)
-        self.moments = SparseMoments(mask)
+        self.has_adapter = False
         self.prune_again()
 
     def prune_again(self) -> None:
         """Choose the second mask of the weight as it is now."""
         self.both_masks = self.row_mask
         if not self.exact:
-            self.both_masks = double_mask(self.weight, self.row_mask, self.pattern)
+            self.both_masks = double_mask(full(self.weight), self.row_mask, self.pattern)
+
+    def reserve_adapter(self, rank: int) -> None:
+        """Parameters for an adapter, frozen and not used before `add_adapter`."""
+        out, d_in = self.weight.shape
+        left, right = self.weight.new_zeros(d_in, rank), self.weight.new_zeros(rank, out)
+        self.lora_left = nn.Parameter(left, requires_grad=False)
+        self.lora_right = nn.Parameter(right, requires_grad=False)
 
     def add_adapter(self, rank: int, generator: torch.Generator) -> list[nn.Parameter]:
         """Lazy adapters that change nothing yet; their parameters, for the optimiser.
 
         generator: of the CPU, so that a seed gives the same numbers on every device
         """
+        if self.lora_left is None:
+            self.reserve_adapter(rank)
         out, d_in = self.weight.shape
-        left, right = new_adapter((out, d_in), rank, generator)
-        device = self.weight.device
-        self.lora_left = nn.Parameter(left.to(device))
-        self.lora_right = nn.Parameter(right.to(device))
-        return [self.lora_left, self.lora_right]
+        added = [p for p in (self.lora_left, self.lora_right) if p is not None]
+        for parameter, start in zip(added, new_adapter((out, d_in), rank, generator), strict=True):
+            with torch.no_grad():
+                local(parameter).copy_(rows(start, parameter))
+            parameter.requires_grad_(True)
+        self.has_adapter = True
+        return added
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in]  ->  [..., out]"""
         y = double_pruned(x, self.weight, self.row_mask, self.both_masks)
         if self.bias is not None:
             y = y + self.bias
-        if self.lora_left is not None and self.lora_right is not None:
+        if self.has_adapter and self.lora_left is not None and self.lora_right is not None:
             y = adapted(x, y, self.lora_left, self.lora_right)
         return y
 

@@ -2,13 +2,17 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,27 @@ class Workers:
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model, or one whose backward pass averages gradients over the processes."""
-        if self.count == 1:
+        if self.count == 1 or isinstance(model, FSDPModule):  # which does so itself
             return model
         where: Any = [self.device] if self.device.type == "cuda" else None
         # Every process made the same model, with the same masks: there is nothing to send first.
         return DistributedDataParallel(
             model, device_ids=where, forward_sync_buffers=False, init_sync=False
         )
+
+    def mesh(self) -> DeviceMesh:
+        """All processes, for a model that is divided over them."""
+        return init_device_mesh(self.device.type, (self.count,))
+
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What `make` gives, in one process of each machine after the other."""
+        before = self.rank % self.local
+        for _ in range(before):
+            self.wait()
+        made = make()
+        for _ in range(self.local - before):
+            self.wait()
+        return made
 
     def mean(self, value: float) -> float:
         """Over the processes."""

@@ -4,11 +4,9 @@ one that was not.
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -17,94 +15,48 @@ import pytest
 import torch
 
 from tests.harness import families
-from tests.harness.tiny import ByteTokenizer
+from tests.harness.training.trainings import (
+    FORK,
+    SPARSE,
+    STEPS,
+    Interrupted,
+    checkpoint,
+    losses,
+    train,
+    two_processes,
+)
 from trinity.harness.recipes.recipe import TrainingSpec
-from trinity.harness.terminal.progress import Reporter
 from trinity.harness.training import loop, pretrain
 from trinity.harness.training.snapshots import FILE, Snapshots
-from trinity.harness.training.workers import Workers, alone, started
 from trinity.methods.errors import ConfigError
-
-STEPS = 8
-SPARSE = {"pattern": "2:4", "rank": 2, "adapter_share": 0.5}
-FORK = multiprocessing.get_context("fork")  # torch is loaded already
-
-
-class SmallTokenizer(ByteTokenizer):
-    """Bytes, folded into the 96 tokens of the test models."""
-
-    def __call__(self, text: str, **options: Any) -> Any:
-        return {"input_ids": [code % 96 for code in text.encode()[:20_000]]}
-
-
-class Interrupted(Reporter):
-    """Ends a training after a step, as a signal would."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__(quiet=True)
-        self.after = after
-
-    def step(self, name: str, done: int, total: int, left_s: float | None = None) -> None:
-        if done == self.after:
-            raise KeyboardInterrupt
-
-
-def _train(
-    folder: Path,
-    name: str = "out",
-    family: str = "llama",
-    reporter: Reporter | None = None,
-    workers: Workers | None = None,
-    **options: Any,
-) -> Path:
-    """Train a model of a family, with snapshots after every step.  -> its folder"""
-    start = folder / family
-    if not start.exists():
-        families.save(family, start)
-    spec = TrainingSpec(**{"steps": STEPS, "batch": 4, "seqlen": 16} | options)
-    out = folder / name
-    kept = (folder / f"{name}.training", 1)
-    workers = workers or alone(torch.device("cpu"))
-    begin, quiet = pretrain.Start(start, family), reporter or Reporter(quiet=True)
-    pretrain.train(begin, SmallTokenizer(), spec, out, workers, quiet, kept)
-    return out
-
-
-def _losses(out: Path) -> list[float]:
-    losses: list[float] = json.loads((out / "training.json").read_text())["losses"]
-    return losses
-
-
-def _bytes(out: Path) -> bytes:
-    return (out / f"ckpt_{STEPS}.pt").read_bytes()
 
 
 @pytest.mark.parametrize("after", range(1, STEPS))
 def test_a_training_interrupted_after_any_step_ends_with_the_same_bytes(
     tmp_path: Path, after: int
 ) -> None:
-    whole = _train(tmp_path, "whole", **SPARSE)
+    whole = train(tmp_path, "whole", **SPARSE)
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path, reporter=Interrupted(after), **SPARSE)
-    out = _train(tmp_path, **SPARSE)
-    assert _bytes(out) == _bytes(whole)
-    assert _losses(out) == _losses(whole)
+        train(tmp_path, reporter=Interrupted(after), **SPARSE)
+    out = train(tmp_path, **SPARSE)
+    assert checkpoint(out) == checkpoint(whole)
+    assert losses(out) == losses(whole)
     runs = [json.loads(line) for line in (out / pretrain.RUNS).read_text().splitlines()]
     # The loop reports a step before it keeps it.
     assert [run["first_step"] for run in runs] == ([0, after - 1] if after > 1 else [0])
 
 
 def test_dropout_is_resumed_too(tmp_path: Path) -> None:
-    whole = _train(tmp_path, "whole", "opt")
+    whole = train(tmp_path, "whole", "opt")
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path, family="opt", reporter=Interrupted(5))
-    assert _bytes(_train(tmp_path, family="opt")) == _bytes(whole)
+        train(tmp_path, family="opt", reporter=Interrupted(5))
+    assert checkpoint(train(tmp_path, family="opt")) == checkpoint(whole)
 
 
 def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    whole = _train(tmp_path, "whole", **SPARSE)
+    whole = train(tmp_path, "whole", **SPARSE)
     moments = random.Random(0)
-    process = FORK.Process(target=_train, args=(tmp_path,), kwargs=SPARSE)
+    process = FORK.Process(target=train, args=(tmp_path,), kwargs=SPARSE)
     process.start()
     while not (tmp_path / "out.training" / FILE).exists():
         assert process.is_alive()
@@ -113,53 +65,30 @@ def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_pa
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert _bytes(_train(tmp_path, **SPARSE)) == _bytes(whole)
+    assert checkpoint(train(tmp_path, **SPARSE)) == checkpoint(whole)
 
 
 def test_a_snapshot_of_another_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path, reporter=Interrupted(3))
+        train(tmp_path, reporter=Interrupted(3))
     with pytest.raises(ConfigError, match=r"out\.training/snapshot\.pt: is of another training"):
-        _train(tmp_path, lr=1e-2)
-
-
-def _one_of_two(folder: Path, rank: int, port: int, options: dict[str, Any]) -> None:
-    """A process as `torchrun` starts it."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {name: str(value) for name, value in (names | where).items()}
-    with started() as workers:
-        _train(folder, "two", workers=workers, **options)
-
-
-def _two_processes(folder: Path, options: dict[str, Any]) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [
-        FORK.Process(target=_one_of_two, args=(folder, rank, port, options)) for rank in range(2)
-    ]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-        assert process.exitcode == 0
-    return folder / "two"
+        train(tmp_path, lr=1e-2)
 
 
 @pytest.mark.parametrize("options", [{}, {**SPARSE, "accumulate": 2}], ids=["dense", "sparse"])
 def test_two_processes_have_the_losses_of_one(tmp_path: Path, options: dict[str, Any]) -> None:
-    one = _train(tmp_path, "one", **options)
-    two = _two_processes(tmp_path, options)
-    assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
+    one = train(tmp_path, "one", **options)
+    two_processes(lambda workers: train(tmp_path, "two", workers=workers, **options))
+    two = tmp_path / "two"
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "options", [{"accumulate": 4}, {"checkpointing": "blocks"}], ids=["accumulate", "blocks"]
 )
 def test_what_saves_memory_changes_no_loss(tmp_path: Path, options: dict[str, Any]) -> None:
-    plain = _train(tmp_path, "plain", **SPARSE)
-    assert _losses(_train(tmp_path, **SPARSE, **options)) == pytest.approx(_losses(plain), rel=1e-5)
+    plain = train(tmp_path, "plain", **SPARSE)
+    assert losses(train(tmp_path, **SPARSE, **options)) == pytest.approx(losses(plain), rel=1e-5)
 
 
 def test_a_checkpointed_block_is_computed_twice(tmp_path: Path) -> None:
@@ -178,19 +107,19 @@ def test_a_checkpointed_block_is_computed_twice(tmp_path: Path) -> None:
 
 
 def test_products_in_bfloat16_follow_those_in_float32(tmp_path: Path) -> None:
-    exact = _losses(_train(tmp_path, "exact", **SPARSE))
-    narrow = _train(tmp_path, **SPARSE, precision="bfloat16")
-    assert _losses(narrow) == pytest.approx(exact, rel=0.02)
-    assert _losses(narrow) != exact
+    exact = losses(train(tmp_path, "exact", **SPARSE))
+    narrow = train(tmp_path, **SPARSE, precision="bfloat16")
+    assert losses(narrow) == pytest.approx(exact, rel=0.02)
+    assert losses(narrow) != exact
     weights = torch.load(narrow / f"ckpt_{STEPS}.pt", weights_only=True)["model"]
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("family", sorted(families.CONFIGS))
 def test_every_family_is_trained(tmp_path: Path, family: str) -> None:
-    losses = _losses(_train(tmp_path, family=family, steps=3, lr=1e-2))
-    assert len(losses) == 3
-    assert all(map(math.isfinite, losses))
+    found = losses(train(tmp_path, family=family, steps=3, lr=1e-2))
+    assert len(found) == 3
+    assert all(map(math.isfinite, found))
 
 
 def test_the_learning_rate_rises_and_falls_as_it_says() -> None:
@@ -215,7 +144,7 @@ def test_windows_follow_from_the_seed_alone() -> None:
 def test_the_numbers_of_the_process_are_left_as_they_were(tmp_path: Path) -> None:
     families.save("llama", tmp_path / "llama")
     before = torch.get_rng_state()
-    _train(tmp_path, steps=1)
+    train(tmp_path, steps=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -231,11 +160,11 @@ def test_what_cannot_be_trained_is_one_paragraph(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        _train(tmp_path, **options)
+        train(tmp_path, **options)
 
 
 def test_a_half_written_snapshot_is_not_read(tmp_path: Path) -> None:
     kept = Snapshots(tmp_path, "asked", 1)
     kept.keep({"step": 1})
-    (tmp_path / "snapshot.pt.unfinished").write_bytes(b"half")
+    (tmp_path / "snapshot.pt.unfinished").writecheckpoint(b"half")
     assert kept.last() == {"step": 1}

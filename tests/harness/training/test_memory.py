@@ -11,7 +11,7 @@ from trinity.harness.models import families
 from trinity.harness.recipes.recipe import TrainingSpec
 from trinity.harness.records import available
 from trinity.harness.training import memory
-from trinity.harness.training.workers import alone
+from trinity.harness.training.workers import Workers, alone
 from trinity.methods.errors import MachineError
 
 
@@ -76,3 +76,26 @@ def test_a_training_that_does_not_fit_is_refused_before_it_starts(
     monkeypatch.setattr(available, "available_bytes", lambda: total - 1)
     with pytest.raises(MachineError, match=r"takes about .* GB at its fullest.*`accumulate`"):
         memory.check(config, spec, alone(torch.device("cpu")))
+
+
+def test_a_process_of_a_divided_model_is_counted_with_its_share() -> None:
+    config = CONFIGS["llama"]()
+    whole = memory.needs(config, TrainingSpec(batch=8), 8)
+    found = memory.needs(config, TrainingSpec(batch=8, sharding="blocks"), 8)
+    for name in ("weights", "gradients", "moments"):
+        assert found[name] == whole[name] / 8
+    model = AutoModelForCausalLM.from_config(config)
+    block = 4 * sum(p.numel() for p in model.model.layers[0].parameters())
+    assert found["gathered"] > block
+    assert whole["gathered"] == 0
+    assert found["activations"] == whole["activations"]
+
+
+def test_what_the_first_process_collects_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, spec = CONFIGS["llama"](), TrainingSpec(sharding="blocks")
+    found = memory.needs(config, spec, 4)
+    total = 2 * sum(found.values()) + 4 * (found["weights"] + found["moments"])
+    monkeypatch.setattr(available, "available_bytes", lambda: total - 1)
+    memory.check(config, spec, Workers(1, 4, 2, torch.device("cpu")))
+    with pytest.raises(MachineError, match=r"`sharding: blocks`"):
+        memory.check(config, spec, Workers(0, 4, 2, torch.device("cpu")))
