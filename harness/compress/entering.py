@@ -3,12 +3,14 @@
 Only they and one block's weights are in memory.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from trinity.harness.compress.activations import EnoughError, collected, ended_early
 from trinity.harness.compress.block_calls import (
     BlockCall,
     RecordedCall,
@@ -18,6 +20,7 @@ from trinity.harness.compress.block_calls import (
 from trinity.harness.compress.hidden import Hidden
 from trinity.harness.models.decoder import Decoder, oriented, set_weight, wider
 from trinity.harness.records import products
+from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight
 
@@ -89,6 +92,22 @@ class Entering:
         state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         given = (inputs[None], *call.args)
         return hidden_of(torch.func.functional_call(block, state, given, call.kwargs))[0]
+
+    def statistics(self, names: Sequence[str], needs: Statistic) -> dict[str, LayerStats]:
+        """What some linears of the loaded block are given, over all sequences."""
+        linears = {name: self.decoder.model.get_submodule(name) for name in names}
+        prefix = f"{self.decoder.family.blocks}.{self.index}."
+        groups = [
+            kept
+            for group in self.decoder.family.groups
+            if (kept := [prefix + name for name in group if prefix + name in linears])
+        ]
+        first = [linears[group[0]] for group in groups]
+        with collected(linears, groups, needs) as found, ended_early(first):
+            for hidden in self.states:
+                with contextlib.suppress(EnoughError):
+                    self.run(hidden)
+        return found()
 
     def _check_finite(self) -> None:
         """ConfigError if what enters a block is not finite: nothing can be calibrated on it."""
