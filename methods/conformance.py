@@ -46,6 +46,8 @@ from trinity.methods.formats import (
 )
 from trinity.methods.planning import PlanMethod
 from trinity.methods.sample_layers import SHAPES, prefixed, stats_tensors
+from trinity.methods.search_trials import search_violations
+from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import TransformMethod, TransformTask
 from trinity.methods.trials import Run, called, run_violations, scale_violations
 
@@ -84,6 +86,8 @@ def check(
             violations += _block_violations(method, config)
         elif isinstance(method, PlanMethod):
             violations += _plan_violations(method, config)
+        elif isinstance(method, SearchMethod):
+            violations += search_violations(method, config)
         elif isinstance(method, TransformMethod):
             violations += _transform_violations(method, config)
         elif isinstance(method, ModelMethod):

@@ -14,6 +14,7 @@ from trinity.methods.contract import (
     Statistic,
 )
 from trinity.methods.planning import PlanMethod
+from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import TransformMethod
 
 Registered = (
@@ -21,10 +22,14 @@ Registered = (
     | BlockMethod[MethodConfig]
     | TransformMethod[MethodConfig]
     | PlanMethod[MethodConfig]
+    | SearchMethod[MethodConfig]
     | ModelMethod[MethodConfig]
     | CheckpointSource[MethodConfig]
 )
-KINDS = (Method, BlockMethod, TransformMethod, PlanMethod, ModelMethod, CheckpointSource)
+KINDS = (
+    *(Method, BlockMethod, TransformMethod, PlanMethod, SearchMethod),
+    *(ModelMethod, CheckpointSource),
+)
 
 
 class Violation(NamedTuple):
@@ -57,8 +62,9 @@ def attribute_violations(method: object) -> list[Violation]:
         what = (
             f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
             f"problem, compress), of a BlockMethod (compress_block), of a TransformMethod "
-            f"(transform), of a PlanMethod (measure, allot), of a ModelMethod (compress_model) or "
-            f"of a CheckpointSource (parts, load)"
+            f"(transform), of a PlanMethod (measure, allot), of a SearchMethod (levels, rounds, "
+            f"reads, improve), of a ModelMethod (compress_model) or of a CheckpointSource (parts, "
+            f"load)"
         )
         return [Violation(what)]
     found = [Violation(what) for what in of_wrong_types(method)]

@@ -40,6 +40,7 @@ from trinity.methods.formats import (
     format_of,
 )
 from trinity.methods.planning import PlanMethod
+from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import Fold, TransformMethod, TransformTask
 
 SHAPES = ((16, 128), (8, 256), (1, 128), (128, 16), (24, 40), (5, 7), (3, 1))
@@ -289,7 +290,7 @@ def example_format(method: Registered) -> WeightFormat | None:
     the format they have, for one that compresses nothing, and where no sample is accepted.
     """
     config = example_config(method.config, None)
-    nothing = (CheckpointSource, ModelMethod, TransformMethod, PlanMethod)
+    nothing = (CheckpointSource, ModelMethod, TransformMethod, PlanMethod, SearchMethod)
     if config is None or isinstance(method, nothing):
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad():

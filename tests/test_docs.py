@@ -37,6 +37,7 @@ from trinity.methods.formats import (
     WithOutliers,
 )
 from trinity.methods.planning import PlanMethod
+from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import TransformMethod
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -321,6 +322,7 @@ def test_the_index_places_every_method() -> None:
         BlockMethod: "block",
         TransformMethod: "scales",
         PlanMethod: "plan",
+        SearchMethod: "search",
         ModelMethod: "model",
         CheckpointSource: "checkpoint",
     }

@@ -18,6 +18,7 @@ from trinity.methods.contract import Reported
 from trinity.methods.errors import PluginError, TrinityError
 from trinity.methods.formats import CompressedWeight, format_of, kinds
 from trinity.methods.plugins import OURS
+from trinity.methods.searching import Levels
 from trinity.methods.transforms import Fold, Scaled
 
 T = TypeVar("T")
@@ -110,6 +111,30 @@ def allotted(method: str, result: object, names: Sequence[str]) -> dict[str, dic
         if not isinstance(options, Mapping):
             raise _broken(method, name, f"gave a {type(options).__name__} instead of options")
     return {name: dict(options) for name, options in result.items()}
+
+
+def levels(method: str, result: object, names: Sequence[str]) -> Levels:
+    """What a search tries: options by level of each of its layers, level 0 among them."""
+    if not isinstance(result, Mapping) or set(result) != set(names):
+        raise _broken(method, "compress.steps", f"gave no levels for each of {_shown(set(names))}")
+    for name, found in result.items():
+        if not isinstance(found, Mapping) or 0 not in found:
+            raise _broken(method, name, f"gave {found!r} instead of options by level, 0 included")
+        for level, options in found.items():
+            if not isinstance(level, int) or not isinstance(options, Mapping):
+                raise _broken(method, name, f"gave {options!r} at level {level!r}")
+    return result
+
+
+def choice(method: str, result: object, of: Levels) -> dict[str, int]:
+    """The level that a search chose for each of its layers."""
+    if not isinstance(result, Mapping) or result.keys() != of.keys():
+        raise _broken(method, "compress.steps", "chose no level for each of the layers that it has")
+    for name, level in result.items():
+        if level not in of[name]:
+            what = f"chose level {level!r}, which is none of {sorted(of[name])}"
+            raise _broken(method, name, what)
+    return dict(result)
 
 
 def weight(method: str, where: str, result: object, shape: tuple[int, int]) -> Reported:

@@ -21,6 +21,7 @@ from trinity.methods.contract import (
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import InputFormat
 from trinity.methods.planning import PlanMethod
+from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import TransformMethod
 
 NAMES_SHOWN = 3
@@ -29,6 +30,7 @@ StepMethod = (
     | BlockMethod[MethodConfig]
     | TransformMethod[MethodConfig]
     | PlanMethod[MethodConfig]
+    | SearchMethod[MethodConfig]
 )
 
 
@@ -48,12 +50,17 @@ class PlannedStep:
     @property
     def plans(self) -> bool:
         """Whether it gives the step after it its options, before anything is compressed."""
-        return isinstance(self.method, PlanMethod)
+        return isinstance(self.method, (PlanMethod, SearchMethod))
 
     @property
     def transforms(self) -> bool:
         """Whether it changes the layers of a block together, before they are compressed."""
         return isinstance(self.method, TransformMethod)
+
+    def changed(self, options: Mapping[str, Any]) -> "PlannedStep":
+        """The same step with some other options."""
+        before = self.config.model_dump(mode="json")
+        return replace(self, config=registry.configure(self.name, {**before, **options}))
 
     def describe(self) -> dict[str, object]:
         """Name and every option, defaults included, as plain data."""
@@ -117,6 +124,15 @@ class Plan:
         steps = self.steps[layer]
         return steps[steps.index(step) + 1]
 
+    def tried(
+        self, step: PlannedStep, layer: str, options: Mapping[str, Any]
+    ) -> tuple[PlannedStep, ...]:
+        """What compresses a layer up to the step after a planning step, which has these options."""
+        steps = self.steps[layer]
+        place = steps.index(step)
+        before = [step for step in steps[:place] if not step.plans]
+        return (*before, steps[place + 1].changed(options))
+
     def with_options(
         self,
         step: PlannedStep,
@@ -131,9 +147,7 @@ class Plan:
         for layer, given in options.items():
             own = list(steps[layer])
             place = own.index(step) + 1
-            before = own[place].config.model_dump(mode="json")
-            config = registry.configure(own[place].name, {**before, **given})
-            own[place] = replace(own[place], config=config)
+            own[place] = own[place].changed(given)
             steps[layer] = tuple(own)
             said = {"method": step.name, **measured.get(layer, {}), **given}
             told[layer] = (*told.get(layer, ()), said)

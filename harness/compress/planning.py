@@ -3,7 +3,6 @@
 It is a stage of the store: recipes that plan with the same options on the same text share it.
 """
 
-import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor
 
 from trinity.harness.compress import contracts
-from trinity.harness.compress.activations import EnoughError, collected, ended_early
 from trinity.harness.compress.entering import Entering
 from trinity.harness.compress.plan import Plan, PlannedStep
+from trinity.harness.compress.searching import Say, Searching
 from trinity.harness.models.decoder import Decoder, weight_of
 from trinity.harness.store.stages import StageStore, read_json, write_json
 from trinity.methods.errors import ConfigError
 from trinity.methods.planning import Measured, PlanMethod
+from trinity.methods.searching import SearchMethod
 
 FILE = "plan.json"
 
@@ -38,8 +38,11 @@ class Planning:
         self.decoder, self.calibration, self.store = decoder, calibration, store
         self.inputs = inputs
 
-    def run(self, plan: Plan, progress: Callable[[int, int], None]) -> Plan:
-        """The plan with the options that its planning steps give."""
+    def run(self, plan: Plan, say: Say) -> Plan:
+        """The plan with the options that its planning and searching steps give.
+
+        say: told what is done, how much of it is, and of how much
+        """
         for step in plan.planners:
             layers = [name for name, steps in plan.steps.items() if step in steps]
             followers = {name: plan.after(step, name) for name in layers}
@@ -47,11 +50,17 @@ class Planning:
             if any(options != given[0] for options in given):
                 msg = f"{step.name}: the step after it has other options in some layers."
                 raise ConfigError(msg)
+            options = {key: value for key, value in given[0].items() if key != "method"}
+            if isinstance(step.method, SearchMethod):
+                searching = Searching(self.decoder, self.calibration, self.store, self.inputs)
+                found, measured = searching.run(plan, step, layers, options, say)
+                plan = plan.with_options(step, found, measured)
+                continue
             inputs = {**self.inputs, "step": step.describe(), "layers": layers, "given": given[0]}
-            write = partial(self._write, step=step, layers=layers, given=given[0], say=progress)
+            write = partial(self._write, step=step, layers=layers, given=options, say=say)
             folder = self.store.fill("plan", inputs, write)
-            found = read_json(folder / FILE)
-            plan = plan.with_options(step, found["options"], found["measured"])
+            said = read_json(folder / FILE)
+            plan = plan.with_options(step, said["options"], said["measured"])
         return plan
 
     @torch.no_grad()
@@ -61,16 +70,15 @@ class Planning:
         step: PlannedStep,
         layers: list[str],
         given: Mapping[str, Any],
-        say: Callable[[int, int], None],
+        say: Say,
     ) -> None:
         method = step.method
         assert isinstance(method, PlanMethod)
         if self.calibration is None and step.needs:
             msg = f"{step.name}: needs calibration data, and the recipe has no `calibration:`."
             raise ConfigError(msg)
-        blocks = self._measured(step, layers, say)
-        options = {key: value for key, value in given.items() if key != "method"}
-        run = partial(method.allot, blocks, options, step.config)
+        blocks = self._measured(step, layers, partial(say, "plan, blocks"))
+        run = partial(method.allot, blocks, given, step.config)
         result = contracts.call(step.name, "compress.steps", run, {})
         allotted = contracts.allotted(step.name, result, layers)
         numbers = {name: dict(of.numbers) for block in blocks for name, of in block.items()}
@@ -104,19 +112,8 @@ class Planning:
         method = step.method
         assert isinstance(method, PlanMethod)
         linears = {name: self.decoder.model.get_submodule(name) for name in names}
-        prefix = f"{self.decoder.family.blocks}.{index}."
-        groups = [
-            kept
-            for group in self.decoder.family.groups
-            if (kept := [prefix + name for name in group if prefix + name in linears])
-        ]
-        with collected(linears, groups, step.needs) as stats:
-            if entering is not None:
-                with ended_early([linears[group[0]] for group in groups]):
-                    for hidden in entering.states:
-                        with contextlib.suppress(EnoughError):
-                            entering.run(hidden)
-        given = {name: of.only(step.needs) for name, of in stats().items()} if entering else {}
+        stats = entering.statistics(names, step.needs) if entering is not None else {}
+        given = {name: of.only(step.needs) for name, of in stats.items()}
         weights = {name: weight_of(linear) for name, linear in linears.items()}
         run = partial(method.measure, weights, given, step.config)
         where = f"{self.decoder.family.blocks}.{index}"

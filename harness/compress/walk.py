@@ -36,14 +36,19 @@ from trinity.harness.latency.stopwatch import Stopwatch
 from trinity.harness.models.decoder import Decoder, cast, set_weight, weight_of
 from trinity.harness.records import available
 from trinity.harness.store.stages import StageStore, write_json
-from trinity.methods.contract import BlockMethod, BlockTask, LayerStats, Reported, Statistic
+from trinity.methods.contract import (
+    BlockMethod,
+    BlockTask,
+    LayerStats,
+    Method,
+    Reported,
+    Statistic,
+)
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import (
     CompressedWeight,
     Dense,
 )
-from trinity.methods.planning import PlanMethod
-from trinity.methods.transforms import TransformMethod
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +262,7 @@ class Walk:
             if depth >= len(steps):
                 continue
             step = steps[depth]
-            if isinstance(step.method, (TransformMethod, PlanMethod)):
+            if not isinstance(step.method, (Method, BlockMethod)):
                 continue  # done before, to the whole block or the whole model
             # Linears with one input follow each other; what they shared is not needed after them.
             if before is not None and not before.shares_with(stats[name]):

@@ -8,6 +8,7 @@ docs/diary/cost.md compares with measured runs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from trinity.harness.accuracy import suites
@@ -18,6 +19,7 @@ from trinity.harness.runs import run_checks, tuning
 from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER
 from trinity.methods import registry
 from trinity.methods.contract import Statistic
+from trinity.methods.searching import Levels, Searched, SearchMethod
 
 # A block is run twice: for the statistics, and again to hand its compressed outputs on.
 CALIBRATION_PASSES = 2
@@ -130,6 +132,7 @@ def of_row(recipe: Recipe, size: Size, limits: Ceilings) -> Estimate:
     lowering = (COMPILE_S + COMPILE_BLOCK_S * size.blocks) if recipe.lower else 0.0
     seconds = {
         COMPRESS: _compress_s(recipe, size, rate, limits.products("float32"))
+        + _search_s(recipe, size, rate, limits.products("float32"))
         + _tune_s(recipe, size, rate, limits.read),
         LOWER: lowering,
         EVALUATE: _forwards_s(size, _evaluated_tokens(recipe), rate),
@@ -203,6 +206,36 @@ def _compress_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> fl
     )
 
 
+def _search_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> float:
+    """Of layers at each of their levels, and of the models that are made of them.
+
+    rate: of products in the model's type   in_floats: of float32, which methods compute in
+    """
+    seconds = 0.0
+    for tokens, levels in _searches(recipe, size):
+        # The head is run for the model before compression too.
+        weights = size.weights + size.vocabulary * size.hidden
+        seconds += 2.0 * weights * tokens / (SHARE * rate)
+        for (numbers, d_in), tried in zip(size.linears, levels.values(), strict=True):
+            seconds += len(tried) * (LAYER_S + 2.0 * numbers * d_in / in_floats)
+    return seconds
+
+
+def _searches(recipe: Recipe, size: Size) -> list[tuple[int, Levels]]:
+    """Of every step that searches, the tokens that it reads and the levels of all linears."""
+    found, text = [], recipe.calibration
+    for step, after in pairwise(recipe.compress.steps):
+        method = registry.get(step.method)
+        if text is None or not isinstance(method, SearchMethod):
+            continue
+        config = registry.configure(step.method, step.options)
+        given = registry.configure(after.method, after.options).model_dump(mode="json")
+        shapes = {str(at): (n // d_in, d_in) for at, (n, d_in) in enumerate(size.linears)}
+        levels = method.levels(Searched(shapes, given, text.samples, text.seqlen), config)
+        found.append((method.reads(config), levels))
+    return found
+
+
 def _tune_s(recipe: Recipe, size: Size, rate: float, bandwidth: float) -> float:
     """rate: of products in the model's type"""
     work = tuning.work(recipe)
@@ -225,10 +258,15 @@ def _bench_s(spec: BenchSpec, size: Size, rate: float, bandwidth: float) -> floa
 
 
 def _disk(recipe: Recipe, size: Size) -> int:
-    """A checkpoint, and the same weights again as a module reads them."""
+    """A checkpoint, the same weights again as a module reads them, and levels of a search."""
+    tried = sum(
+        len(of) * numbers * FLOAT_BYTES
+        for _, levels in _searches(recipe, size)
+        for (numbers, _), of in zip(size.linears, levels.values(), strict=True)
+    )
     blocks = size.in_blocks * bits(recipe.compress) // 8
     outside = (size.parameters - size.in_blocks) * FLOAT_BYTES
-    return (blocks + outside) * (2 if recipe.lower else 1)
+    return tried + (blocks + outside) * (2 if recipe.lower else 1)
 
 
 def decomposes(spec: CompressSpec) -> bool:

@@ -23,6 +23,7 @@ from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER
 from trinity.lowering.geometry import Geometry
 from trinity.methods.contract import Statistic
 from trinity.methods.errors import MachineError
+from trinity.methods.searching import SearchMethod
 
 FLOAT, DOUBLE = 4, 8  # bytes
 # Of a layer's weights in float32, what a method computes with beside them: scores and an order, or
@@ -190,6 +191,11 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
             sums += kept
         held = {**block, "X^T X of its inputs": sums, "one sequence": sequence}
         moments.append(("collecting statistics", held))
+    if drawn is not None and any(isinstance(m, SearchMethod) for m in plan.methods):
+        held = {"the model in torch": _size(decoder.model.parameters()), **hidden}
+        # Both models' logits, and their logarithms.
+        held["logits"] = 4 * drawn.seqlen * decoder.model.config.vocab_size * FLOAT
+        moments.append(("trying whole models", held))
     squared = sum(sizes) * FLOAT if plan.needs & Statistic.FISHER else 0
     if squared and drawn is not None:
         # A gradient of each weight, its square's sum, and the weights in float32.

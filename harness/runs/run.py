@@ -234,7 +234,7 @@ class Run:
         if self.plan.planners:
             own = {**inputs, "code": own_code.sha256(Planning, methods=self.plan.methods)}
             planning = Planning(self.decoder, text, self.store, own)
-            self.plan = planning.run(self.plan, lambda at, of: self._step("plan, blocks", at, of))
+            self.plan = planning.run(self.plan, self._step)
 
     def _gradients(self, text: Tensor | None, inputs: Mapping[str, Any]) -> Path | None:
         """The stage that has squared gradients, where a method asks for them."""

@@ -32,7 +32,7 @@ RTN = {"method": "rtn", "group_size": 16}
 def _planned(folder: Path, store: Path, steps: list[dict[str, Any]], **more: Any) -> plan.Plan:
     decoder = Decoder(folder, torch.float32, torch.device("cpu"))
     made = plan.make(CompressSpec.model_validate({"steps": steps, **more}), decoder.layer_shapes())
-    return Planning(decoder, IDS, StageStore(store), {}).run(made, lambda done, of: None)
+    return Planning(decoder, IDS, StageStore(store), {}).run(made, lambda what, done, of: None)
 
 
 def _patterns(made: plan.Plan) -> dict[str, str]:

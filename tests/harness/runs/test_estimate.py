@@ -165,3 +165,22 @@ def test_an_adapter_takes_the_singular_values_of_every_layer() -> None:
     )
     expected = sum(estimate.DECOMPOSED * 400_000 * 400 for _ in SIZE.linears) / 1e9
     assert fitted - plain == pytest.approx(expected, rel=0.05)
+
+
+def test_a_search_reads_its_tokens_with_the_whole_model_and_compresses_every_level() -> None:
+    search = {"method": "evopress", "levels": 3, "generations": 5, "offspring": 4}
+    search |= {"survivors": [2, 1], "tokens": [16, 64]}
+    wanda = {"method": "wanda", "pattern": "50%"}
+    text = {"dataset": "pydoc", "samples": 4, "seqlen": 16}
+    found, plain = (
+        estimate.of_row(_recipe(compress={"steps": steps}, calibration=text), SIZE, _limits())
+        for steps in ([search, wanda], [wanda])
+    )
+    # Of seven levels five: the outermost would leave nothing of these layers, or everything.
+    tokens = 5 * (4 * 16 + 3 * 64)
+    read = 2.0 * (SIZE.weights + SIZE.vocabulary * SIZE.hidden) * tokens / (0.5 * 1e9)
+    made = 2 * 5 * (estimate.LAYER_S + 2.0 * 400_000 * 1000 / 1e9)
+    step = estimate.LAYER_S * 2  # of the second step of each layer
+    more = found.seconds["compress"] - plain.seconds["compress"]
+    assert more == pytest.approx(read + made + step)
+    assert found.disk - plain.disk == 5 * 800_000 * 4

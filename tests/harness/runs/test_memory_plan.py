@@ -14,6 +14,7 @@ from tests.faults import processes
 from tests.harness import tiny
 from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.latency import ceilings, memory
+from trinity.harness.models.decoder import skeleton
 from trinity.harness.recipes import recipe
 from trinity.harness.records import available
 from trinity.harness.runs import memory_plan
@@ -97,6 +98,16 @@ def test_less_is_held_where_less_is_asked_for(folder: Path) -> None:
     without = {"steps": [{"method": "rtn", "group_size": 16}]}
     assert planned(folder, compress=without)["compress"].total < one_by_one <= whole
     assert planned(folder, here=1000)["compress"].total == whole + 1000
+
+
+def test_a_search_holds_the_whole_model_and_the_logits_of_two(folder: Path) -> None:
+    search = {"method": "evopress", "survivors": [1], "tokens": [16]}
+    steps = {"steps": [search, {"method": "wanda", "pattern": "50%"}]}
+    held = dict(_moments(folder, steps))["trying whole models"]
+    whole = sum(p.nbytes for p in skeleton(SMALL, torch.float32).parameters())
+    assert held["the model in torch"] == whole
+    assert held["logits"] == 4 * 16 * SMALL.vocab_size * 4
+    assert "trying whole models" not in dict(_moments(folder))
 
 
 def test_every_part_of_the_run_is_planned_and_the_dense_model_where_it_is_compared(
