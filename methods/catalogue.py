@@ -24,6 +24,7 @@ CATALOGUE = {
     "beam": Entry("github.com/Paramathic/beam", "nothing", "float32"),
     "dense": Entry("baseline", "nothing", "float32"),
     "eora": Entry("arXiv:2410.21271", "hessian", "float32 + rank 128"),
+    "evopress": Entry("arXiv:2410.14649", "nothing", "-"),
     "fp8": Entry("arXiv:2209.05433", "nothing", "e4m3 channel"),
     "gptaq": Entry("arXiv:2504.02692", "hessian, drift", "int4 group 128 asymmetric"),
     "gptq": Entry("arXiv:2210.17323", "hessian", "int4 group 128 asymmetric"),

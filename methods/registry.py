@@ -21,6 +21,7 @@ BUILT_IN = {
     "beam": "trinity.methods.beam:BEAM",
     "dense": "trinity.methods.dense:DENSE",
     "eora": "trinity.methods.eora:EORA",
+    "evopress": "trinity.methods.evopress:EVOPRESS",
     "fp8": "trinity.methods.fp8:FP8",
     "gptaq": "trinity.methods.gptaq:GPTAQ",
     "gptq": "trinity.methods.gptq:GPTQ",
@@ -78,8 +79,8 @@ def get(name: str) -> "Registered":
     if isinstance(found, type) or not isinstance(found, KINDS):
         what = (
             f"'{target}' is of type {type(found).__name__}, which is neither a Method, a "
-            f"BlockMethod, a TransformMethod, a PlanMethod, a ModelMethod nor a CheckpointSource "
-            f"(trinity.methods.contract, trinity.methods.transforms, trinity.methods.planning)"
+            f"BlockMethod, a TransformMethod, a PlanMethod, a SearchMethod, a ModelMethod nor a "
+            f"CheckpointSource (trinity.methods.contract, .transforms, .planning and .searching)"
         )
         raise _PLUGINS.broken(name, what)
     if found.name != name:
