@@ -47,8 +47,11 @@ class Statistic(Flag):
     DRIFT = auto()
     X_MAX_ABS = auto()
     FISHER = auto()
+    GRADIENTS = auto()
 
 
+OF_LOSS = Statistic.FISHER | Statistic.GRADIENTS
+"""What a pass over the whole model makes, of its loss before compression."""
 STATISTICS: Mapping[Statistic, str] = {
     Statistic.X_NORM: "x_norm",
     Statistic.X_MEAN_ABS: "x_mean_abs",
@@ -58,6 +61,7 @@ STATISTICS: Mapping[Statistic, str] = {
     Statistic.DRIFT: "H_drift",
     Statistic.X_MAX_ABS: "x_max_abs",
     Statistic.FISHER: "fisher",
+    Statistic.GRADIENTS: "gradients",
 }
 """Where `LayerStats` has what was asked for."""
 COSTS: Mapping[Statistic, str] = {
@@ -71,6 +75,9 @@ COSTS: Mapping[Statistic, str] = {
     "compression) on the calibration text, and its hidden states",
     Statistic.FISHER: "a run of the whole model forwards and backwards before, a block at a time; "
     "on disk, what enters every block and a number for each weight",
+    Statistic.GRADIENTS: "a run of the whole model forwards and backwards before, a block at a "
+    "time, and of every block once more; on disk, what enters every block and its gradients, and "
+    "of one block a number for each weight and sequence",
 }
 """What collecting it takes, in words, beyond running the text through the blocks once."""
 T = TypeVar("T")
@@ -96,6 +103,8 @@ class LayerStats:
     fisher: [out, in], float32, mean over sequences of the squared gradient, by this layer's weight,
         of the mean next-token loss of the model before compression; of the layer and not of its
         input, so linears with one input have objects of their own, which share what is `shared`
+    gradients: [samples, out, in], float32, the gradients that `fisher` has the mean squares of, one
+        for each calibration sequence; of the layer too
     """
 
     tokens: int = 0
@@ -108,6 +117,7 @@ class LayerStats:
     H_drift: Tensor | None = None
     x_max_abs: Tensor | None = None
     fisher: Tensor | None = None
+    gradients: Tensor | None = None
     _made: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -127,13 +137,14 @@ class LayerStats:
                 object.__setattr__(kept, name, None)
         return kept
 
-    def with_fisher(self, fisher: Tensor) -> "LayerStats":
-        """The same with a layer's own squared gradients; what is shared stays shared.
+    def with_own(self, fisher: Tensor | None, gradients: Tensor | None) -> "LayerStats":
+        """The same with what is a layer's and not its input's; what is shared stays shared.
 
-        fisher: [out, in]
+        fisher: [out, in]   gradients: [samples, out, in]
         """
         made = copy(self)
         object.__setattr__(made, "fisher", fisher)
+        object.__setattr__(made, "gradients", gradients)
         return made
 
     def shares_with(self, other: "LayerStats") -> bool:

@@ -139,6 +139,7 @@ def statistics(X: Tensor, needs: Statistic, out: int) -> LayerStats:
         H_held_out=second_moment(held_out) if Statistic.HELD_OUT in needs else None,
         x_max_abs=X.abs().amax(0) if Statistic.X_MAX_ABS in needs else None,
         fisher=fisher_like(X, out) if Statistic.FISHER in needs else None,
+        gradients=gradients_like(X, out) if Statistic.GRADIENTS in needs else None,
         H_drift=2 / len(X) * (dense - X).T @ X if Statistic.DRIFT in needs else None,
     )
 
@@ -149,6 +150,16 @@ def fisher_like(X: Tensor, out: int) -> Tensor:
     X: [tokens, in]  ->  [out, in]
     """
     return torch.linspace(0.5, 2, out)[:, None] * X.square().mean(0)
+
+
+def gradients_like(X: Tensor, out: int) -> Tensor:
+    """Gradients of a few sequences, each as a layer's is: one by its outputs times its inputs.
+
+    X: [tokens, in]  ->  [samples, out, in]
+    """
+    return torch.stack(
+        [torch.randn(out, len(some)) @ some / len(some) for some in torch.split(X, 8)]
+    )
 
 
 def second_moment(X: Tensor) -> Tensor:

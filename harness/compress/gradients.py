@@ -1,8 +1,13 @@
-"""Squared gradients of the loss by every weight of a model before compression: its diagonal Fisher.
+"""Gradients of the loss by every weight of a model before compression.
 
 A pass before the walk and a stage of the store, shared by recipes with equal text.  Blocks are run
 forwards once and backwards once, one at a time: in memory are one block, its gradients, and one
 sequence.  What enters every block lies in files without a name.
+
+The pass keeps squared gradients, a mean over sequences: the diagonal Fisher.  Gradients of each
+sequence by each weight would be as many models as there are sequences.  Where a method asks for
+them, the pass keeps what enters every block and the gradients by what leaves it, and they are made
+again from those, a block at a time, when the walk is there.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +23,7 @@ from trinity.harness.compress.entering import Entering
 from trinity.harness.compress.hidden import mapped
 from trinity.harness.models.decoder import Decoder, weight_of
 from trinity.harness.store.stages import StageStore
+from trinity.methods.contract import Statistic
 from trinity.methods.errors import ConfigError
 
 
@@ -31,8 +37,54 @@ def load_gradients(folder: Path, index: int, device: torch.device) -> dict[str, 
     return {name: of.to(device) for name, of in load_file(block_file(folder, index)).items()}
 
 
+def sequence_file(folder: Path, index: int, number: int) -> Path:
+    """Where what enters a block in a sequence is, and the gradients by what leaves it."""
+    return folder / f"block-{index:05d}-sequence-{number:05d}.safetensors"
+
+
+def by_sequence(folder: Path, entering: Entering, samples: int, scratch: Path) -> dict[str, Tensor]:
+    """Gradients of every sequence's mean loss by the linears of the loaded block, as it was.
+
+    entering: at that block   -> float32 [samples, out, in] by name, on the CPU, in pages of files
+    without a name in `scratch`
+    """
+    decoder = entering.decoder
+    weights = _weights(decoder, entering.index)
+    found = {
+        name: mapped(1, torch.empty(samples, *of.shape, device="meta"), scratch)[0]
+        for name, of in weights.items()
+    }
+    for number in range(samples):
+        kept = load_file(sequence_file(folder, entering.index, number))
+        hidden, given = (kept[part].to(decoder.device) for part in ("entering", "gradient"))
+        for name, gradient in _backwards(entering, weights, hidden, given)[1].items():
+            found[name][number].copy_(gradient)
+    return found
+
+
+def _weights(decoder: Decoder, index: int) -> dict[str, Tensor]:
+    """Of the linears of a loaded block, [out, in] by name."""
+    names = decoder.layer_names(index)
+    return {name: weight_of(decoder.model.get_submodule(name)) for name in names}
+
+
+def _backwards(
+    entering: Entering, weights: Mapping[str, Tensor], hidden: Tensor, given: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients by what enters the loaded block, and by some of its weights.
+
+    hidden: what enters, [seq, width]   given: gradients by what leaves, [seq, width]
+    """
+    with torch.enable_grad():
+        leaves = {name: of.detach().requires_grad_() for name, of in weights.items()}
+        hidden = hidden.detach().requires_grad_()
+        output = entering.forward(leaves, hidden)
+        before, *found = torch.autograd.grad(output, [hidden, *leaves.values()], given)
+    return before, dict(zip(weights, found, strict=True))
+
+
 class Gradients:
-    """The pass.  Mean over sequences of the squared gradient of a sequence's mean loss."""
+    """The pass.  Gradients are those of a sequence's mean loss."""
 
     def __init__(
         self,
@@ -40,10 +92,15 @@ class Gradients:
         calibration: Tensor | None,
         store: StageStore,
         inputs: Mapping[str, Any],
+        needs: Statistic,
     ) -> None:
-        """calibration: int64 [samples, seqlen]   inputs: what all stages depend on"""
+        """calibration: int64 [samples, seqlen]   inputs: what all stages depend on
+
+        needs: FISHER, GRADIENTS or both
+        """
         self.decoder, self.calibration, self.store = decoder, calibration, store
-        self.inputs = inputs
+        self.inputs = {**inputs, "needs": needs.value}
+        self.needs = needs
 
     def run(self, say: Callable[[int, int], None]) -> Path:
         """The folder of the stage: a file a block."""
@@ -66,12 +123,14 @@ class Gradients:
         self._of_loss(entering, sequences)
         for index in reversed(range(len(decoder.blocks))):
             entering.index = index
-            found = self._block(entering, entered.pop())
-            for name, squares in found.items():
-                if not bool(torch.isfinite(squares).all()):
-                    msg = f"{name}: its gradients hold NaN or infinity. Use `model.dtype: float32`."
-                    raise ConfigError(msg)
-            save_file({name: of.cpu() for name, of in found.items()}, block_file(folder, index))
+            states = entered.pop()
+            if Statistic.GRADIENTS in self.needs:
+                for number, state in enumerate(states):
+                    both = {"entering": state[0], "gradient": entering.states[number][0].cpu()}
+                    save_file(both, sequence_file(folder, index, number))
+            found = self._block(entering, states)
+            if Statistic.FISHER in self.needs:
+                save_file({name: of.cpu() for name, of in found.items()}, block_file(folder, index))
             say(len(decoder.blocks) - index, len(decoder.blocks))
 
     def _of_loss(self, entering: Entering, sequences: Tensor) -> None:
@@ -88,25 +147,24 @@ class Gradients:
         decoder.unload_outside_blocks()
 
     def _block(self, entering: Entering, entered: list[Tensor]) -> dict[str, Tensor]:
-        """A block's squared gradients; those by its inputs take the place of those by its outputs.
+        """A block's squared gradients, if they are asked for; gradients by its inputs take the
+        place of those by its outputs.
 
         entered: what enters it, [1, seq, width] each
         """
         decoder, index = self.decoder, entering.index
         path = f"{decoder.family.blocks}.{index}"
         decoder.load(path)
-        names = decoder.layer_names(index)
-        weights = {name: weight_of(decoder.model.get_submodule(name)) for name in names}
-        found = {name: torch.zeros_like(W) for name, W in weights.items()}
+        weights = _weights(decoder, index) if Statistic.FISHER in self.needs else {}
+        found = {name: torch.zeros_like(of) for name, of in weights.items()}
         for number, state in enumerate(entered):
-            with torch.enable_grad():
-                leaves = {name: W.detach().requires_grad_() for name, W in weights.items()}
-                hidden = state[0].to(decoder.device).requires_grad_()
-                output = entering.forward(leaves, hidden)
-                wanted, given = [hidden, *leaves.values()], entering.states[number][0]
-                before, *gradients = torch.autograd.grad(output, wanted, given)
+            hidden, given = state[0].to(decoder.device), entering.states[number][0]
+            before, gradients = _backwards(entering, weights, hidden, given)
+            if not all(bool(torch.isfinite(of).all()) for of in (before, *gradients.values())):
+                msg = f"{path}: gradients hold NaN or infinity. Use `model.dtype: float32`."
+                raise ConfigError(msg)
             entering.states[number] = before[None]
-            for name, gradient in zip(names, gradients, strict=True):
+            for name, gradient in gradients.items():
                 found[name].addcmul_(gradient, gradient, value=1 / len(entered))
         decoder.unload(path)
         return found

@@ -10,6 +10,7 @@ from trinity.harness.compress import contracts
 from trinity.harness.recipes.recipe import CompressSpec, Order, Step, TuneMode, TuneSpec
 from trinity.methods import registry
 from trinity.methods.contract import (
+    OF_LOSS,
     BlockMethod,
     CheckpointSource,
     Method,
@@ -236,7 +237,7 @@ def _check_layerwise(plan: Plan) -> None:
 def _check_whole_model(plan: Plan) -> None:
     """A tuned model runs with the norms that it had, and its weights are asked for as they were."""
     every = [step for steps in plan.steps.values() for step in steps]
-    asking = {step.name for step in every if Statistic.FISHER in step.needs}
+    asking = {step.name for step in every if step.needs & OF_LOSS}
     changing = {step.name for step in every if step.transforms}
     if changing and asking:
         msg = (

@@ -19,7 +19,7 @@ from trinity.harness.compress.entering import Entering
 from trinity.harness.compress.plan import PlannedStep
 from trinity.harness.models.decoder import Decoder, cast, weight_of
 from trinity.harness.store.stages import StageStore
-from trinity.methods.contract import LayerStats, Method, Statistic
+from trinity.methods.contract import OF_LOSS, LayerStats, Method, Statistic
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import CompressedWeight, Dense
 
@@ -27,7 +27,7 @@ Tried = Mapping[str, Mapping[int, tuple[PlannedStep, ...]]]
 """The steps that make each level of each layer."""
 FILE = "versions.safetensors"
 # Of the whole model, or of another one: what a block that is tried alone has not.
-REFUSED = (Statistic.FISHER, Statistic.DRIFT)
+REFUSED = OF_LOSS | Statistic.DRIFT
 
 
 def load_version(folder: Path, layer: str, level: int) -> Tensor:
@@ -118,7 +118,7 @@ def _check(tried: Tried) -> None:
                 f"one. Leave it out before the step that is searched for."
             )
             raise ConfigError(msg)
-        asked = [str(need.name).lower() for need in REFUSED if need in step.needs]
+        asked = [str(need.name).lower() for need in REFUSED & step.needs]
         if asked:
             msg = (
                 f"{step.name}: it needs {', '.join(asked)}, which is not there while layers are "

@@ -29,7 +29,7 @@ from trinity.harness.compress import contracts, transforming
 from trinity.harness.compress.activations import EnoughError, collected, ended_early
 from trinity.harness.compress.dense_stream import DenseStream
 from trinity.harness.compress.entering import Entering
-from trinity.harness.compress.gradients import load_gradients
+from trinity.harness.compress.gradients import by_sequence, load_gradients
 from trinity.harness.compress.plan import Plan, PlannedStep
 from trinity.harness.compress.transforming import Transformed
 from trinity.harness.latency.stopwatch import Stopwatch
@@ -74,6 +74,7 @@ class Walk:
         self._entering: Entering | None = None
         self._dense: DenseStream | None = None  # only where a method asks for it
         self._gradients = gradients
+        self._by_sequence: dict[str, Tensor] = {}  # of the block, where a method asks for them
         self._watch = Stopwatch()
 
     @torch.no_grad()
@@ -106,11 +107,15 @@ class Walk:
             path = f"{self.decoder.family.blocks}.{index}"
             self.decoder.load(path)
             scales = self._transform(index)
+            if Statistic.GRADIENTS in self.plan.needs:
+                with self._watch.phase("statistics"):
+                    self._by_sequence = self._of_sequences()
             weights, layers = self._compress(index, [found.told for found in scales])
             for name, found in layers.items():
                 found["diagnostics"] = [*self.plan.told.get(name, ()), *found["diagnostics"]]
             if self._dense is not None:
                 self._dense.forget()
+            self._by_sequence = {}
             self.decoder.unload(path)
             save_block(folder, weights, layers)
             save_scales(folder, [found.scales for found in scales])
@@ -214,12 +219,22 @@ class Walk:
             set_weight(modules[name], kept, self.decoder.dtype)
         return current
 
+    def _of_sequences(self) -> dict[str, Tensor]:
+        """Gradients of each sequence by the linears of the loaded block.  -> [samples, out, in]"""
+        assert self._gradients is not None
+        assert self._entering is not None
+        count = len(self._entering.states)
+        return by_sequence(self._gradients, self._entering, count, self.store.root)
+
     def _with_gradients(self, index: int, stats: Mapping[str, LayerStats]) -> dict[str, LayerStats]:
-        """Statistics with each layer's own squared gradients, where a method asks for them."""
+        """Statistics with each layer's own gradients, where a method asks for them."""
         if self._gradients is None:
             return dict(stats)
-        found = load_gradients(self._gradients, index, self.decoder.device)
-        return {name: of.with_fisher(found[name]) for name, of in stats.items()}
+        device = self.decoder.device
+        of_loss = Statistic.FISHER in self.plan.needs
+        squares = load_gradients(self._gradients, index, device) if of_loss else {}
+        kept = {name: of.to(device) for name, of in self._by_sequence.items() if name in stats}
+        return {n: of.with_own(squares.get(n), kept.get(n)) for n, of in stats.items()}
 
     def _parts(self, index: int, names: list[str]) -> list[list[str]]:
         """Linears of a round whose weights are in memory together: those that a method of blocks

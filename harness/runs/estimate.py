@@ -190,6 +190,9 @@ def _compress_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> fl
     if any(Statistic.FISHER in need for need in needs):
         # Once forwards, and with gradients by inputs and weights once more and twice backwards.
         forwards += 4 * 2.0 * size.in_blocks * tokens
+    if any(Statistic.GRADIENTS in need for need in needs):
+        # Once forwards, with gradients by inputs as often and backwards, then by weights too.
+        forwards += 7 * 2.0 * size.in_blocks * tokens
     inputs = [d_in for _, d_in in size.linears]
     statistics = 2.0 * tokens * sum(d_in**2 for d_in in inputs)
     # A report multiplies two weights with H; a method that needs H factors it and sweeps once.

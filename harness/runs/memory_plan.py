@@ -191,15 +191,9 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
             sums += kept
         held = {**block, "X^T X of its inputs": sums, "one sequence": sequence}
         moments.append(("collecting statistics", held))
-    if drawn is not None and any(isinstance(m, SearchMethod) for m in plan.methods):
-        held = {"the model in torch": _size(decoder.model.parameters()), **hidden}
-        # Both models' logits, and their logarithms.
-        held["logits"] = 4 * drawn.seqlen * decoder.model.config.vocab_size * FLOAT
-        moments.append(("trying whole models", held))
     squared = sum(sizes) * FLOAT if plan.needs & Statistic.FISHER else 0
-    if squared and drawn is not None:
-        # A gradient of each weight, its square's sum, and the weights in float32.
-        moments.insert(1, ("gradients of a block", {**block, "gradients": 3 * squared}))
+    if drawn is not None:
+        moments += _before_the_walk(run, drawn.seqlen, sum(sizes), block)
     for index, group in enumerate(groups):
         held = dict(block)
         if squared:
@@ -222,6 +216,29 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
             svd = FLOAT * max(2 * prod(shape) + 5 * min(shape) ** 2 for shape in group)
             moments.append(("fitting an adapter", {**held, "singular vectors and values": svd}))
     return moments
+
+
+def _before_the_walk(
+    run: Run, seqlen: int, weights: int, block: Mapping[str, int]
+) -> list[tuple[str, dict[str, int]]]:
+    """Moments of passes over the whole model.
+
+    weights: of all linears of a block   block: what the walk holds of it, and hidden states
+    """
+    plan, model, found = run.plan, run.decoder.model, []
+    if any(isinstance(method, SearchMethod) for method in plan.methods):
+        # Both models' logits, and their logarithms.
+        logits = 4 * seqlen * model.config.vocab_size * FLOAT
+        held = {"the model in torch": _size(model.parameters()), "logits": logits}
+        found.append(("trying whole models", {**held, **_hidden(run)}))
+    if plan.needs & Statistic.FISHER:
+        # A gradient of each weight, its square's sum, and the weights in float32.
+        found.append(("gradients of a block", {**block, "gradients": 3 * weights * FLOAT}))
+    if plan.needs & Statistic.GRADIENTS:
+        # Of one sequence, and the weights in float32; those of all sequences lie in a file.
+        of_sequence = {**block, "gradients": 2 * weights * FLOAT}
+        found.append(("gradients of a block, by sequence", of_sequence))
+    return found
 
 
 def _tuning(run: Run) -> list[tuple[str, dict[str, int]]]:

@@ -51,7 +51,7 @@ from trinity.harness.texts import corpora, default_text
 from trinity.lowering.lowerable import check_lowerable
 from trinity.lowering.targets import targets
 from trinity.methods import plugins, registry
-from trinity.methods.contract import Statistic
+from trinity.methods.contract import OF_LOSS
 from trinity.methods.plugins import Owner
 
 
@@ -237,11 +237,12 @@ class Run:
             self.plan = planning.run(self.plan, self._step)
 
     def _gradients(self, text: Tensor | None, inputs: Mapping[str, Any]) -> Path | None:
-        """The stage that has squared gradients, where a method asks for them."""
-        if Statistic.FISHER not in self.plan.needs:
+        """The stage that has gradients, where a method asks for them."""
+        needs = self.plan.needs & OF_LOSS
+        if not needs:
             return None
         own = {**inputs, "code": own_code.sha256(Gradients)}
-        passed = Gradients(self.decoder, text, self.store, own)
+        passed = Gradients(self.decoder, text, self.store, own, needs)
         return passed.run(lambda at, of: self._step("gradients, blocks", at, of))
 
     def _tuned(self, blocks: list[Path]) -> tuple[str, list[Path], dict[str, Any]]:
