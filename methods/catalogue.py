@@ -22,6 +22,7 @@ CATALOGUE = {
     "awq": Entry("arXiv:2306.00978", "x_mean_abs", "-"),
     "awq-clip": Entry("arXiv:2306.00978", "hessian", "int4 group 128 asymmetric"),
     "beam": Entry("github.com/Paramathic/beam", "nothing", "float32"),
+    "cap": Entry("arXiv:2210.09223", "gradients", "2:4 float32"),
     "dense": Entry("baseline", "nothing", "float32"),
     "eora": Entry("arXiv:2410.21271", "hessian", "float32 + rank 128"),
     "evopress": Entry("arXiv:2410.14649", "nothing", "-"),

@@ -19,6 +19,7 @@ BUILT_IN = {
     "awq": "trinity.methods.awq:AWQ",
     "awq-clip": "trinity.methods.awq_clip:AWQ_CLIP",
     "beam": "trinity.methods.beam:BEAM",
+    "cap": "trinity.methods.cap:CAP",
     "dense": "trinity.methods.dense:DENSE",
     "eora": "trinity.methods.eora:EORA",
     "evopress": "trinity.methods.evopress:EVOPRESS",
