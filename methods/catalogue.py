@@ -31,6 +31,9 @@ CATALOGUE = {
     "gptq": Entry("arXiv:2210.17323", "hessian", "int4 group 128 asymmetric"),
     "gptq-checkpoint": Entry("arXiv:2210.17323", "a checkpoint", "as stored"),
     "gptq-codebook": Entry("arXiv:2210.17323", "hessian", "nf4 group 64"),
+    "jsq": Entry(
+        "openreview.net/forum?id=sCGRhnuMUJ", "x_norm_clipped, x_mean_clipped", "2:4 float32"
+    ),
     "l2qer": Entry("arXiv:2402.02446", "x_mean_abs", "float32 + rank 12"),
     "magnitude": Entry("arXiv:1506.02626", "nothing", "2:4 float32"),
     "mxfp4": Entry("arXiv:2310.10537", "nothing", "e2m1 group 32 e8m0 scales"),

@@ -48,6 +48,9 @@ class Statistic(Flag):
     X_MAX_ABS = auto()
     FISHER = auto()
     GRADIENTS = auto()
+    X_NORM_CLIPPED = auto()
+    X_MAX_ABS_CLIPPED = auto()
+    X_MEAN_CLIPPED = auto()
 
 
 OF_LOSS = Statistic.FISHER | Statistic.GRADIENTS
@@ -62,6 +65,9 @@ STATISTICS: Mapping[Statistic, str] = {
     Statistic.X_MAX_ABS: "x_max_abs",
     Statistic.FISHER: "fisher",
     Statistic.GRADIENTS: "gradients",
+    Statistic.X_NORM_CLIPPED: "x_norm_clipped",
+    Statistic.X_MAX_ABS_CLIPPED: "x_max_abs_clipped",
+    Statistic.X_MEAN_CLIPPED: "X_mean_clipped",
 }
 """Where `LayerStats` has what was asked for."""
 COSTS: Mapping[Statistic, str] = {
@@ -78,6 +84,10 @@ COSTS: Mapping[Statistic, str] = {
     Statistic.GRADIENTS: "a run of the whole model forwards and backwards before, a block at a "
     "time, and of every block once more; on disk, what enters every block and its gradients, and "
     "of one block a number for each weight and sequence",
+    Statistic.X_NORM_CLIPPED: "a number for each input, and a search for the largest inputs of "
+    "every sequence",
+    Statistic.X_MAX_ABS_CLIPPED: "a number for each input, and the same search",
+    Statistic.X_MEAN_CLIPPED: "a matrix [seq, in] for each input of the block, and the same search",
 }
 """What collecting it takes, in words, beyond running the text through the blocks once."""
 T = TypeVar("T")
@@ -100,6 +110,10 @@ class LayerStats:
     H_drift: [in, in], float32, 2/tokens * (X~ - X)^T X, where X~ [tokens, in] is what the model
         before compression gives the layer at the same tokens
     x_max_abs: [in], float32, the largest |x| of all tokens
+    x_norm_clipped, x_max_abs_clipped: [in], float32, as `x_norm` and `x_max_abs`, of inputs that
+        are `tensors.clipped`, each sequence for itself.  They are clipped as the model makes them,
+        before transforms scale them
+    X_mean_clipped: [seq, in], float32, mean of the same over sequences, for each position
     fisher: [out, in], float32, mean over sequences of the squared gradient, by this layer's weight,
         of the mean next-token loss of the model before compression; of the layer and not of its
         input, so linears with one input have objects of their own, which share what is `shared`
@@ -118,6 +132,9 @@ class LayerStats:
     x_max_abs: Tensor | None = None
     fisher: Tensor | None = None
     gradients: Tensor | None = None
+    x_norm_clipped: Tensor | None = None
+    x_max_abs_clipped: Tensor | None = None
+    X_mean_clipped: Tensor | None = None
     _made: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:

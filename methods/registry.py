@@ -28,6 +28,7 @@ BUILT_IN = {
     "gptq": "trinity.methods.gptq:GPTQ",
     "gptq-checkpoint": "trinity.methods.gptq_checkpoint:GPTQ_CHECKPOINT",
     "gptq-codebook": "trinity.methods.gptq_codebook:GPTQ_CODEBOOK",
+    "jsq": "trinity.methods.jsq:JSQ",
     "l2qer": "trinity.methods.l2qer:L2QER",
     "magnitude": "trinity.methods.magnitude:MAGNITUDE",
     "mxfp4": "trinity.methods.mxfp4:MXFP4",

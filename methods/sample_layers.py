@@ -41,6 +41,7 @@ from trinity.methods.formats import (
 )
 from trinity.methods.planning import PlanMethod
 from trinity.methods.searching import SearchMethod
+from trinity.methods.tensors import clipped
 from trinity.methods.transforms import Fold, TransformMethod, TransformTask
 
 SHAPES = ((16, 128), (8, 256), (1, 128), (128, 16), (24, 40), (5, 7), (3, 1))
@@ -129,6 +130,7 @@ def statistics(X: Tensor, needs: Statistic, out: int) -> LayerStats:
     """
     held_out = X[::4]
     dense = X + 0.1 * X.roll(1, 0)  # what the model before compression would have given
+    cut = clipped(X)  # all tokens are one sequence
     return LayerStats(
         tokens=X.shape[0],
         tokens_held_out=held_out.shape[0] if Statistic.HELD_OUT in needs else 0,
@@ -141,6 +143,9 @@ def statistics(X: Tensor, needs: Statistic, out: int) -> LayerStats:
         fisher=fisher_like(X, out) if Statistic.FISHER in needs else None,
         gradients=gradients_like(X, out) if Statistic.GRADIENTS in needs else None,
         H_drift=2 / len(X) * (dense - X).T @ X if Statistic.DRIFT in needs else None,
+        x_norm_clipped=cut.square().sum(0).sqrt() if Statistic.X_NORM_CLIPPED in needs else None,
+        x_max_abs_clipped=cut.abs().amax(0) if Statistic.X_MAX_ABS_CLIPPED in needs else None,
+        X_mean_clipped=cut if Statistic.X_MEAN_CLIPPED in needs else None,
     )
 
 

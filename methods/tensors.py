@@ -17,6 +17,7 @@ from trinity.methods.formats import (
 from trinity.methods.formats.quantized import nearest_codes
 from trinity.methods.formats.values import Values
 
+CLIPPED = 0.01  # of the inputs of a sequence, as in JSQ's code
 MASKED_AT_ONCE = 1 << 18  # scores that fit a core's cache with what is made of them
 
 
@@ -69,6 +70,16 @@ def lowest_removed(scores: Tensor, count: int) -> Tensor:
             tied = some[row] == limit[row]
             mask[row] |= tied & (tied.cumsum(0) <= wanted - mask[row].sum())
     return kept
+
+
+def clipped(X: Tensor) -> Tensor:
+    """One sequence's inputs, their largest 1% cut to the smallest magnitude among these.
+
+    X: [seq, in]  ->  the same shape.  At least one input is among the largest.
+    """
+    count = max(1, int(CLIPPED * X.numel()))
+    limit = X.abs().flatten().topk(count, sorted=False).values.min()
+    return X.clamp(-limit, limit)
 
 
 def pattern_problem(shape: tuple[int, int], pattern: Pattern) -> str | None:

@@ -66,8 +66,12 @@ def scores(W: Tensor, x_norm: Tensor) -> Tensor:
 
 
 def mask(W: Tensor, x_norm: Tensor, pattern: Pattern) -> Tensor:
-    """Keep the highest scores, by group for N:M, else by output row.  -> bool [out, in]"""
-    S = scores(W, x_norm)
+    """Keep the highest scores.  W: [out, in]  x_norm: [in]  ->  bool [out, in]"""
+    return highest(scores(W, x_norm), pattern)
+
+
+def highest(S: Tensor, pattern: Pattern) -> Tensor:
+    """Keep the highest scores, by group for N:M, else by output row.  S: [out, in]  ->  bool"""
     if isinstance(pattern, NM):
         return nm_mask(S, pattern)
     return lowest_removed(S, int(S.shape[1] * pattern.sparsity))

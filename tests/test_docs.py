@@ -272,7 +272,7 @@ def test_the_page_lists_every_statistic_as_the_walker_gives_it() -> None:
         linear(torch.randn(2, 5, 6))
     # Gradients are of a whole model, and come from a pass of their own.
     stats, listed = result()["fc"].with_own(torch.zeros(4, 6), torch.zeros(3, 4, 6)), {}
-    sizes = {"out": 4, "in": 6, "tokens": stats.tokens, "samples": 3}
+    sizes = {"out": 4, "in": 6, "seq": 5, "tokens": stats.tokens, "samples": 3}
     for row in ROWS:
         if len(row) == 5 and row[0].strip("`") in Statistic.__members__ and row[1]:
             need, name, shape, dtype = (cell.strip("`") for cell in row[:4])

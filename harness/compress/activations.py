@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from trinity.methods.contract import LayerStats, Statistic
 from trinity.methods.errors import ConfigError
+from trinity.methods.tensors import clipped
 
 PRODUCT_ROWS = 2048  # of H, computed at once
 HELD_OUT_EVERY = 4  # sequences, the first of them
+OF_CLIPPED = Statistic.X_NORM_CLIPPED | Statistic.X_MAX_ABS_CLIPPED | Statistic.X_MEAN_CLIPPED
 
 
 class EnoughError(Exception):
@@ -21,8 +23,8 @@ class EnoughError(Exception):
 class Accumulator:
     """Sums over the inputs of one linear (or of several that share an input)."""
 
-    def __init__(self, name: str, needs: Statistic) -> None:
-        """name: of the layer, for errors
+    def __init__(self, name: str, needs: Statistic, moved: Tensor | None = None) -> None:
+        """name: of the layer, for errors   moved: [in], what transforms divided the inputs by
 
         needs: beyond the Hessian, which layer errors use anyway
         """
@@ -35,6 +37,7 @@ class Accumulator:
         self.H_drift: Tensor | None = None
         self.largest: Tensor | None = None
         self.inputs: list[Tensor] = []
+        self.clipped = ClippedInputs(name, needs, moved)
         self.takes_dense = False
         self._dense: Tensor | None = None  # what the dense model gave for the input to come
 
@@ -51,8 +54,12 @@ class Accumulator:
                 f"model.dtype float32."
             )
             raise ConfigError(msg)
+        sequences = inputs.reshape(x.shape[0] if x.ndim > 2 else 1, -1, x.shape[-1])
         if self.needs & Statistic.HELD_OUT:
-            self._hold_out(inputs.reshape(x.shape[0] if x.ndim > 2 else 1, -1, x.shape[-1]))
+            self._hold_out(sequences)
+        if self.needs & OF_CLIPPED:
+            for sequence in sequences:
+                self.clipped.add(sequence)
         self.sequences += x.shape[0] if x.ndim > 2 else 1
         self.tokens += inputs.shape[0]
         # float64: sums of squares over 10^5 tokens lose digits in float32, and vectors are cheap.
@@ -107,16 +114,71 @@ class Accumulator:
             H_held_out=None if held_out is None else held_out.mul_(2 / self.tokens_held_out),
             H_drift=None if self.H_drift is None else self.H_drift.mul_(2 / self.tokens),
             x_max_abs=self.largest,
+            **self.clipped.result(self.sequences),
         )
+
+
+class ClippedInputs:
+    """Sums over the inputs of one linear, without the largest of each sequence."""
+
+    def __init__(self, name: str, needs: Statistic, moved: Tensor | None) -> None:
+        """name: of the layer, for errors   moved: [in], what transforms divided the inputs by"""
+        self.name, self.needs, self.moved = name, needs, moved
+        self.squares: Tensor | None = None
+        self.largest: Tensor | None = None
+        self.total: Tensor | None = None
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in one sequence.  inputs: [seq, in], float32"""
+        # The largest are those that the model makes, before transforms.
+        kept = clipped(inputs) if self.moved is None else clipped(inputs * self.moved) / self.moved
+        squares, largest = kept.double().square().sum(0), kept.abs().amax(0)  # float64: as above
+        if self.squares is None or self.largest is None:
+            self.squares, self.largest = squares, largest
+        else:
+            self.squares += squares
+            self.largest = torch.maximum(self.largest, largest)
+        if self.needs & Statistic.X_MEAN_CLIPPED:
+            self._add_by_position(kept)
+
+    def _add_by_position(self, kept: Tensor) -> None:
+        """kept: [seq, in], clipped"""
+        if self.total is None:
+            self.total = kept
+        elif self.total.shape == kept.shape:
+            self.total = self.total + kept
+        else:
+            msg = (
+                f"{self.name}: reads {len(kept)} tokens of one sequence and {len(self.total)} of "
+                f"another, and a mean for each position needs all of them in all sequences."
+            )
+            raise ConfigError(msg)
+
+    def result(self, sequences: int) -> dict[str, Tensor]:
+        """What of `LayerStats` was asked for."""
+        found = {}
+        if self.squares is not None and self.largest is not None:
+            found["x_norm_clipped"] = (self.squares / sequences).sqrt().float()
+            found["x_max_abs_clipped"] = self.largest
+        if self.total is not None:
+            found["X_mean_clipped"] = self.total / sequences
+        return found
 
 
 class Collecting:
     """What the linears of a block are given, as it is run."""
 
-    def __init__(self, groups: list[list[str]], needs: Statistic) -> None:
-        """groups: names of linears that share an input, and so share statistics"""
+    def __init__(
+        self, groups: list[list[str]], needs: Statistic, moved: Mapping[str, Tensor]
+    ) -> None:
+        """groups: names of linears that share an input, and so share statistics
+
+        moved: [in], what transforms divided the inputs of some linears by
+        """
         self.groups = groups
-        self.accumulators = {group[0]: Accumulator(group[0], needs) for group in groups}
+        self.accumulators = {
+            group[0]: Accumulator(group[0], needs, moved.get(group[0])) for group in groups
+        }
 
     @contextlib.contextmanager
     def dense(self) -> Iterator[None]:
@@ -143,13 +205,17 @@ class Collecting:
 
 @contextlib.contextmanager
 def collected(
-    modules: Mapping[str, nn.Module], groups: list[list[str]], needs: Statistic
+    modules: Mapping[str, nn.Module],
+    groups: list[list[str]],
+    needs: Statistic,
+    moved: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Collecting]:
     """Hook the first linear of each group; what is yielded gives every layer's statistics.
 
     groups: names of linears that share an input, and so share statistics
+    moved: [in], what transforms divided the inputs of some linears by
     """
-    found = Collecting(groups, needs)
+    found = Collecting(groups, needs, moved or {})
     handles = []
     for name, accumulator in found.accumulators.items():
 

@@ -44,6 +44,16 @@ def steps_of(plan: Plan, names: Sequence[str]) -> list[tuple[PlannedStep, list[s
     return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
 
+def moved(done: Sequence[Transformed]) -> dict[str, Tensor]:
+    """What all steps together divided the inputs of linears by.  -> [in] by name"""
+    found: dict[str, Tensor] = {}
+    for transformed in done:
+        for fold, scale in transformed.scales.items():
+            for name in fold.linears:
+                found[name] = scale * found[name] if name in found else scale
+    return found
+
+
 class Transforming:
     """The loaded block of a walk."""
 

@@ -106,11 +106,11 @@ class Walk:
             available.give_back()
             path = f"{self.decoder.family.blocks}.{index}"
             self.decoder.load(path)
-            scales = self._transform(index)
+            done = self._transform(index)
             if Statistic.GRADIENTS in self.plan.needs:
                 with self._watch.phase("statistics"):
                     self._by_sequence = self._of_sequences()
-            weights, layers = self._compress(index, [found.told for found in scales])
+            weights, layers = self._compress(index, done)
             for name, found in layers.items():
                 found["diagnostics"] = [*self.plan.told.get(name, ()), *found["diagnostics"]]
             if self._dense is not None:
@@ -118,7 +118,7 @@ class Walk:
             self._by_sequence = {}
             self.decoder.unload(path)
             save_block(folder, weights, layers)
-            save_scales(folder, [found.scales for found in scales])
+            save_scales(folder, [found.scales for found in done])
             del weights
             available.give_back()
             # Beside the result, not in it: two runs of one recipe differ in nothing else.
@@ -159,31 +159,32 @@ class Walk:
         transform = transforming.Transforming(self.decoder, self._entering, index)
         modules = {name: self.decoder.model.get_submodule(name) for name in names}
         with self._watch.phase("statistics"):
-            stats = self._statistics(index, modules)
+            stats = self._statistics(index, modules, {})
         with self._watch.phase("transform"):
-            done = []
+            done: list[Transformed] = []
             for step, of in steps:
                 done.append(transform.apply(step, of, stats))
                 if len(done) < len(steps):
-                    stats = self._statistics(index, modules)
+                    stats = self._statistics(index, modules, transforming.moved(done))
         return done
 
     def _compress(
-        self, index: int, told: list[Mapping[str, dict[str, Any]]]
+        self, index: int, done: list[Transformed]
     ) -> tuple[dict[str, CompressedWeight], dict[str, dict[str, Any]]]:
         weights: dict[str, CompressedWeight] = {}
         report: dict[str, dict[str, Any]] = {}
+        moved = transforming.moved(done)
         for names in self._rounds(index):
             modules = {name: self.decoder.model.get_submodule(name) for name in names}
             with self._watch.phase("statistics"):
-                stats = self._statistics(index, modules)
+                stats = self._statistics(index, modules, moved)
             for part in self._parts(index, names):
                 available.give_back()
                 own = {name: stats.pop(name) for name in part}
                 own = self._with_gradients(index, own)
                 weights |= self._compress_part(index, part, own, report)
         for name, found in report.items():
-            before = [said[name] for said in told if name in said]
+            before = [step.told[name] for step in done if name in step.told]
             found["diagnostics"] = [*before, *found["diagnostics"]]
         return weights, report
 
@@ -343,12 +344,15 @@ class Walk:
             forward,
         )
 
-    def _statistics(self, index: int, modules: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
+    def _statistics(
+        self, index: int, modules: Mapping[str, nn.Module], moved: Mapping[str, Tensor]
+    ) -> dict[str, LayerStats]:
         if self._entering is None:
             return {name: LayerStats() for name in modules}
         groups = [group for group in self._groups(index) if group[0] in modules]
         read = [modules[group[0]] for group in groups]
-        with collected(modules, groups, self.plan.needs) as stats, ended_early(read):
+        collecting = collected(modules, groups, self.plan.needs, moved)
+        with collecting as stats, ended_early(read):
             for number, hidden in enumerate(self._entering.states):
                 if self._dense is not None:
                     before = self._dense.entering

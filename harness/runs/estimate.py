@@ -25,6 +25,7 @@ from trinity.methods.searching import Levels, Searched, SearchMethod
 CALIBRATION_PASSES = 2
 SHARE = 0.5  # of the products' rate that a forward in eager torch reaches
 DECOMPOSED = 80.0  # operations for m n^2 of a singular value decomposition, [m, n], n the less
+RANGES = 30.0  # multiplications in the time in which JSQ looks at a weight for one token
 LAYER_S, BLOCK_S = 0.03, 0.05  # of one layer's methods and report; of a block that is stored
 EXPORT_S, EXPORT_BLOCK_S = 2.0, 0.4  # once a model
 COMPILE_S, COMPILE_BLOCK_S = 4.0, 0.3
@@ -199,10 +200,13 @@ def _compress_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> fl
     reports = 4.0 * sum(numbers * d_in for numbers, d_in in size.linears)
     solving = 0.0
     for step in recipe.compress.steps:
-        if getattr(registry.get(step.method), "needs", Statistic.NOTHING) & Statistic.HESSIAN:
+        need = getattr(registry.get(step.method), "needs", Statistic.NOTHING)
+        if need & Statistic.HESSIAN:
             solving += sum(2.0 * n * d_in + d_in**3 for n, d_in in size.linears)
         if _has_rank(step):
             solving += sum(DECOMPOSED * n * min(d_in, n // d_in) for n, d_in in size.linears)
+        if need & Statistic.X_MEAN_CLIPPED and recipe.calibration:
+            solving += RANGES * recipe.calibration.seqlen * sum(n for n, _ in size.linears)
     layers = LAYER_S * len(size.linears) * len(recipe.compress.steps)
     return (
         stored + layers + forwards / (SHARE * rate) + (statistics + reports + solving) / in_floats

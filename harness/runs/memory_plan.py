@@ -181,11 +181,9 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
     inputs = [group[0][1] for group in groups]
     sizes = [sum(map(prod, group)) for group in groups]
     at_once = [inputs] if plan.order == "block" else [[d_in] for d_in in inputs]
-    # Of an input's second moments.
-    matrices = 1 + sum(bool(plan.needs & more) for more in (Statistic.HELD_OUT, Statistic.DRIFT))
     if drawn is not None:
         sequence = drawn.seqlen * max(inputs) * (2 * FLOAT + DOUBLE)
-        sums = matrices * max(sum(_squares(of)) for of in at_once)
+        sums = max(_sums(run, of) for of in at_once)
         kept = drawn.samples * drawn.seqlen * FLOAT * sum(inputs)
         if plan.needs & Statistic.ACTIVATIONS:
             sums += kept
@@ -205,7 +203,7 @@ def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
         if drawn is not None:
             # Those of linears that are done are gone.
             left = inputs[index:] if plan.order == "block" else [inputs[index]]
-            held["X^T X of its inputs"] = matrices * sum(_squares(left))
+            held["X^T X of its inputs"] = _sums(run, left)
         held["what is compressed"] = sum(sizes[:index]) * CODES
         if plan.needs & Statistic.HESSIAN:
             moments.append(("factoring X^T X", {**held, "its factor, twice": 2 * square}))
@@ -239,6 +237,14 @@ def _before_the_walk(
         of_sequence = {**block, "gradients": 2 * weights * FLOAT}
         found.append(("gradients of a block, by sequence", of_sequence))
     return found
+
+
+def _sums(run: Run, inputs: Sequence[int]) -> int:
+    """Bytes of the second moments of some inputs, and of their means for each position."""
+    needs, drawn = run.plan.needs, run.recipe.calibration
+    matrices = 1 + sum(bool(needs & more) for more in (Statistic.HELD_OUT, Statistic.DRIFT))
+    rows = drawn.seqlen if drawn is not None and needs & Statistic.X_MEAN_CLIPPED else 0
+    return matrices * sum(_squares(inputs)) + rows * FLOAT * sum(inputs)
 
 
 def _tuning(run: Run) -> list[tuple[str, dict[str, int]]]:

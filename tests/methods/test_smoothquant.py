@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from tests.methods.hessians import exact
-from trinity.methods.contract import LayerStats
+from trinity.methods.contract import LayerStats, Statistic, needed
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats.inputs import InputFormat
 from trinity.methods.smoothquant import SMOOTHQUANT, SmoothQuantConfig
+from trinity.methods.tensors import clipped
 from trinity.methods.transforms import Fold, TransformTask
 
 NORM = Fold(("q", "k"), "norm", "norm")
@@ -17,7 +18,9 @@ LINEAR = Fold(("down",), "up", "linear")
 
 
 def task(X: Tensor | None, weights: dict[str, Tensor]) -> TransformTask:
-    stats = LayerStats(x_max_abs=None if X is None else X.abs().amax(0))
+    largest = None if X is None else X.abs().amax(0)
+    cut = None if X is None else clipped(X).abs().amax(0)
+    stats = LayerStats(x_max_abs=largest, x_max_abs_clipped=cut)
     return TransformTask(
         weights, dict.fromkeys(weights, stats), (NORM, LINEAR), (), lambda weights, x: x
     )
@@ -43,6 +46,20 @@ def test_every_scale_is_that_of_the_formula(alpha: float) -> None:
         largest = max(abs(float(x)) for x in exact(X)[:, j])
         w = max(abs(float(v)) for name in NORM.linears for v in exact(weights[name])[:, j])
         assert float(found[j]) == pytest.approx(largest**alpha / w ** (1 - alpha), rel=1e-5)
+
+
+def test_clipped_inputs_give_the_scales_of_their_own_largest() -> None:
+    """200 x 16 inputs: the 32 largest are cut to the smallest of them."""
+    X, weights = outliers(), layers()
+    config = SmoothQuantConfig(inputs="clipped")
+    found = SMOOTHQUANT.transform(task(X, weights), config)[NORM].scale
+    limit = np.sort(np.abs(exact(X)).ravel())[-32]
+    for j in range(16):
+        largest = min(limit, np.abs(exact(X)[:, j]).max())
+        w = max(float(np.abs(exact(weights[name])[:, j]).max()) for name in NORM.linears)
+        assert float(found[j]) == pytest.approx((largest / w) ** 0.5, rel=1e-5)
+    assert Statistic.X_MAX_ABS_CLIPPED in needed(SMOOTHQUANT, config)
+    assert Statistic.X_MAX_ABS_CLIPPED not in needed(SMOOTHQUANT, SmoothQuantConfig())
 
 
 def test_only_norms_take_scales_unless_all_places_are_asked_for() -> None:

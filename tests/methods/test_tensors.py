@@ -20,6 +20,7 @@ from trinity.methods.errors import ConfigError
 from trinity.methods.formats import NM, Dense, Quantized, Sparse, Unstructured
 from trinity.methods.tensors import (
     MASKED_AT_ONCE,
+    clipped,
     highest_kept,
     low_rank,
     lowest_removed,
@@ -195,3 +196,13 @@ def test_what_lies_on_a_grid_keeps_its_codes(symmetric: bool, scattered: bool) -
     found = weight.rounded(weight.dequantize())
     assert torch.equal(found.codes, weight.codes)
     assert found.grid == weight.grid
+
+
+def test_clipping_cuts_the_largest_hundredth_to_the_smallest_among_them() -> None:
+    X = torch.arange(-100.0, 100.0)[torch.randperm(200)].view(20, 10)
+    assert torch.equal(clipped(X), X.clamp(-99, 99))  # two of 200: -100, and one of -99 and 99
+
+
+def test_clipping_so_few_that_a_hundredth_is_none_changes_nothing() -> None:
+    X = torch.randn(3, 5)
+    assert torch.equal(clipped(X), X)

@@ -48,6 +48,21 @@ def shifted_norm(x_norm: Array) -> Array:
     return np.array([(s + smallest) ** 0.5 for s in squares])
 
 
+def ranges_without(W: Array, X: Array) -> Array:
+    """Largest less smallest output of all tokens, with one weight after the other set to zero.
+
+    W: [out, in]   X: [tokens, in]  ->  [out, in]
+    """
+    found = np.zeros(W.shape)
+    for i in range(W.shape[0]):
+        for j in range(W.shape[1]):
+            left = W[i].copy()
+            left[j] = 0
+            outputs = [float(sum(left * x)) for x in X]
+            found[i, j] = max(outputs) - min(outputs)
+    return found
+
+
 def adaptive_removals(scores: Array, removed: int) -> tuple[float, float]:
     """Shares alpha of a row's total for which exactly its `removed` lowest scores go: from, to."""
     ascending = sorted(float(v) for v in scores)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.harness import families
 from tests.harness.compress import stopped
 from trinity.harness.checkpoints import checkpoint
-from trinity.harness.checkpoints.block import LAYERS, SCALES, load_block
+from trinity.harness.checkpoints.block import LAYERS, SCALES, load_block, load_scales
 from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.compress import plan
 from trinity.harness.compress.walk import Walk
@@ -22,8 +22,9 @@ from trinity.harness.models.families import Family, FoldSpec
 from trinity.harness.recipes.recipe import CompressSpec
 from trinity.harness.store.stages import StageStore
 from trinity.methods import registry
-from trinity.methods.contract import MethodConfig, Statistic
+from trinity.methods.contract import LayerStats, MethodConfig, Statistic
 from trinity.methods.errors import ConfigError, PluginError, UnsupportedError
+from trinity.methods.formats import Dense
 from trinity.methods.transforms import Fold, Scaled, TransformTask
 
 IDS = torch.randint(0, 96, (3, 16), generator=torch.Generator().manual_seed(1))
@@ -161,6 +162,51 @@ def test_a_killed_run_goes_on_with_the_scales_of_finished_blocks(tmp_path: Path)
     for one, other in zip(whole, again, strict=True):
         for file in ("block.safetensors", SCALES):
             assert (one / file).read_bytes() == (other / file).read_bytes()
+
+
+class _Looks:
+    """Gives the weight back, and keeps what it saw."""
+
+    name, paper, config = "looks", "none", MethodConfig
+    needs = Statistic.X_NORM_CLIPPED | Statistic.X_MEAN_CLIPPED
+
+    def __init__(self) -> None:
+        self.seen: list[LayerStats] = []
+
+    def problem(self, shape: tuple[int, int], config: MethodConfig) -> str | None:
+        return None
+
+    def compress(self, *given: Any) -> Dense:
+        weight, _, stats, _ = given
+        self.seen.append(stats)
+        return Dense(weight)
+
+
+def test_inputs_are_clipped_as_the_model_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the same statistics without a transform, divided by its scales; of the first block,
+    which both get the same inputs for.
+    """
+    families.save("llama", tmp_path / "model")
+    seen = []
+    for number, steps in enumerate([["looks"], ["random", "random", "looks"]]):
+        looks, random, original = _Looks(), _Random(), registry.get
+        made = {"looks": looks, "random": random}
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, "get", lambda n, made=made, get=original: made.get(n) or get(n))
+            given = [{"method": name} for name in steps]
+            decoder, blocks = _walked(tmp_path / "model", tmp_path / f"store{number}", given)
+        seen.append(dict(zip(decoder.layer_names(0), looks.seen, strict=False)))
+    scales = load_scales(blocks[0], decoder.folds(0))
+    assert len(scales) == 2
+    for fold in decoder.folds(0):
+        moved = scales[0][fold] * scales[1][fold]
+        for name in fold.linears:
+            plain, scaled = (found[name] for found in seen)
+            for field in ("x_norm_clipped", "X_mean_clipped"):
+                expected = getattr(plain, field) / moved
+                torch.testing.assert_close(getattr(scaled, field), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_layers_without_the_step_are_left_alone(tmp_path: Path) -> None:
