@@ -42,6 +42,7 @@ CATALOGUE = {
     "optima": Entry("arXiv:2512.13886", "hessian", "float32"),
     "owl": Entry("arXiv:2310.05175", "x_norm", "-"),
     "patch": Entry("arXiv:2509.23410", "token sequences", "-"),
+    "quarot": Entry("arXiv:2404.00456", "token sequences", "-"),
     "rtn": Entry("arXiv:2210.17323", "nothing", "int4 group 128"),
     "slim": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "2:4 int4 tensor + rank 12"),
     "slim-lora": Entry("arXiv:2410.09615", "x_norm, x_mean_abs", "float32 + rank 12"),

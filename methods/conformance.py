@@ -45,11 +45,18 @@ from trinity.methods.formats import (
     sparsity_of,
 )
 from trinity.methods.planning import PlanMethod
+from trinity.methods.rotations import RotationMethod
 from trinity.methods.sample_layers import SHAPES, prefixed, stats_tensors
 from trinity.methods.search_trials import search_violations
 from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import TransformMethod, TransformTask
-from trinity.methods.trials import Run, called, run_violations, scale_violations
+from trinity.methods.trials import (
+    Run,
+    called,
+    rotation_violations,
+    run_violations,
+    scale_violations,
+)
 
 
 def check(
@@ -88,6 +95,8 @@ def check(
             violations += _plan_violations(method, config)
         elif isinstance(method, SearchMethod):
             violations += search_violations(method, config)
+        elif isinstance(method, RotationMethod):
+            violations += rotation_violations(method, config)
         elif isinstance(method, TransformMethod):
             violations += _transform_violations(method, config)
         elif isinstance(method, ModelMethod):

@@ -14,6 +14,7 @@ from trinity.methods.contract import (
     Statistic,
 )
 from trinity.methods.planning import PlanMethod
+from trinity.methods.rotations import RotationMethod
 from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import TransformMethod
 
@@ -22,12 +23,13 @@ Registered = (
     | BlockMethod[MethodConfig]
     | TransformMethod[MethodConfig]
     | PlanMethod[MethodConfig]
+    | RotationMethod[MethodConfig]
     | SearchMethod[MethodConfig]
     | ModelMethod[MethodConfig]
     | CheckpointSource[MethodConfig]
 )
 KINDS = (
-    *(Method, BlockMethod, TransformMethod, PlanMethod, SearchMethod),
+    *(Method, BlockMethod, TransformMethod, PlanMethod, SearchMethod, RotationMethod),
     *(ModelMethod, CheckpointSource),
 )
 
@@ -63,8 +65,8 @@ def attribute_violations(method: object) -> list[Violation]:
             f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
             f"problem, compress), of a BlockMethod (compress_block), of a TransformMethod "
             f"(transform), of a PlanMethod (measure, allot), of a SearchMethod (levels, rounds, "
-            f"reads, improve), of a ModelMethod (compress_model) or of a CheckpointSource (parts, "
-            f"load)"
+            f"reads, improve), of a RotationMethod (rotation), of a ModelMethod (compress_model) "
+            f"or of a CheckpointSource (parts, load)"
         )
         return [Violation(what)]
     found = [Violation(what) for what in of_wrong_types(method)]

@@ -44,9 +44,10 @@ def ranges(W: Tensor, X: Tensor) -> Tensor:
     """max_t - min_t of output i without input j.  W: [out, in]  X: [seq, in]  ->  [out, in]"""
     Y, found = X @ W.T, torch.empty_like(W)
     rows = max(1, AT_ONCE // W.shape[1])
-    for w, y, to in zip(W.split(rows), Y.split(rows, dim=1), found.split(rows), strict=True):
+    parts = (torch.split(of, rows) for of in (W, Y.T, found))
+    for w, y, to in zip(*parts, strict=True):
         low, high = torch.full_like(w, torch.inf), torch.full_like(w, -torch.inf)
-        for y_t, x_t in zip(y, X, strict=True):
+        for y_t, x_t in zip(y.T, X, strict=True):
             without = torch.addcmul(y_t[:, None], w, x_t, value=-1)  # [rows, in]
             torch.minimum(low, without, out=low)
             torch.maximum(high, without, out=high)

@@ -37,6 +37,7 @@ BUILT_IN = {
     "optima": "trinity.methods.optima:OPTIMA",
     "owl": "trinity.methods.owl:OWL",
     "patch": "trinity.methods.patch:PATCH",
+    "quarot": "trinity.methods.quarot:QUAROT",
     "rtn": "trinity.methods.rtn:RTN",
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",
@@ -81,8 +82,9 @@ def get(name: str) -> "Registered":
     if isinstance(found, type) or not isinstance(found, KINDS):
         what = (
             f"'{target}' is of type {type(found).__name__}, which is neither a Method, a "
-            f"BlockMethod, a TransformMethod, a PlanMethod, a SearchMethod, a ModelMethod nor a "
-            f"CheckpointSource (trinity.methods.contract, .transforms, .planning and .searching)"
+            f"BlockMethod, a TransformMethod, a PlanMethod, a SearchMethod, a RotationMethod, a "
+            f"ModelMethod nor a CheckpointSource (trinity.methods.contract, .transforms, "
+            f".planning, .searching and .rotations)"
         )
         raise _PLUGINS.broken(name, what)
     if found.name != name:

@@ -40,6 +40,7 @@ from trinity.methods.formats import (
     format_of,
 )
 from trinity.methods.planning import PlanMethod
+from trinity.methods.rotations import RotationMethod
 from trinity.methods.searching import SearchMethod
 from trinity.methods.tensors import clipped
 from trinity.methods.transforms import Fold, TransformMethod, TransformTask
@@ -306,7 +307,8 @@ def example_format(method: Registered) -> WeightFormat | None:
     the format they have, for one that compresses nothing, and where no sample is accepted.
     """
     config = example_config(method.config, None)
-    nothing = (CheckpointSource, ModelMethod, TransformMethod, PlanMethod, SearchMethod)
+    before = (TransformMethod, PlanMethod, SearchMethod, RotationMethod)
+    nothing = (CheckpointSource, ModelMethod, *before)
     if config is None or isinstance(method, nothing):
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad():

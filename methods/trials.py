@@ -4,11 +4,13 @@ For `conformance`, which says what to try.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trinity.methods.contract import MethodConfig
 from trinity.methods.declarations import Violation
 from trinity.methods.errors import ConfigError, TrinityError
 from trinity.methods.formats import (
@@ -19,9 +21,11 @@ from trinity.methods.formats import (
     pack,
     unpack,
 )
+from trinity.methods.rotations import ORTHOGONAL, RotationMethod
 from trinity.methods.transforms import Fold, Scaled
 
 MAX_BITS = 64.0  # twice what plain float32 takes
+WIDTHS = (64, 96, 100, 576)  # of streams
 Run = Callable[[], Mapping[str, CompressedWeight]]
 
 
@@ -163,6 +167,48 @@ def _same_scales(one: Mapping[Fold, Scaled], other: Mapping[Fold, Scaled]) -> bo
     return one.keys() == other.keys() and all(
         torch.equal(one[fold].scale, other[fold].scale) for fold in one
     )
+
+
+def rotation_violations(
+    method: RotationMethod[MethodConfig], config: MethodConfig
+) -> list[Violation]:
+    """What is wrong with the rotations of streams of some widths."""
+    found, refused = [], dict[str, str]()
+    for width in WIDTHS:
+        where = f"a stream of {width} channels"
+        problem = called(partial(method.problem, width, config))
+        run = partial(method.rotation, width, config)
+        if isinstance(problem, str):
+            refused[where] = problem
+            if not _is_clear(called(run), ConfigError):
+                said = "`problem` reports one, but there is a rotation; raise ConfigError"
+                found.append(Violation(said, where))
+        elif problem is not None:
+            found.append(Violation(f"problem: gave {problem!r}, expected a text or None", where))
+        else:
+            found += _rotation_wrong(run, width, where)
+    if len(refused) == len(WIDTHS):
+        reason = next(iter(refused.values()))
+        found.append(Violation(f"nothing was tried: `problem` refuses every width ({reason})"))
+    return found
+
+
+def _rotation_wrong(run: Callable[[], object], width: int, where: str) -> list[Violation]:
+    torch.manual_seed(1)
+    first = called(run)
+    if isinstance(first, BaseException):
+        return [Violation(f"raised {type(first).__name__}: {first}", where)]
+    if not isinstance(first, Tensor) or first.shape != (width, width):
+        return [Violation("gave no matrix of that many rows and columns", where)]
+    off = (first.double().T @ first.double() - torch.eye(width, dtype=torch.float64)).abs().max()
+    if not bool(off <= ORTHOGONAL):
+        return [Violation("gave a matrix that is not orthogonal", where)]
+    torch.manual_seed(2)
+    again = called(run)
+    if not isinstance(again, Tensor) or not torch.equal(first, again):
+        what = "gave another matrix; take a seed in the config instead of the global generator"
+        return [Violation(what, where)]
+    return []
 
 
 def called(run: Callable[[], Any]) -> Any:

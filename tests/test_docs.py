@@ -37,6 +37,7 @@ from trinity.methods.formats import (
     WithOutliers,
 )
 from trinity.methods.planning import PlanMethod
+from trinity.methods.rotations import RotationMethod
 from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import TransformMethod
 
@@ -323,6 +324,7 @@ def test_the_index_places_every_method() -> None:
         TransformMethod: "scales",
         PlanMethod: "plan",
         SearchMethod: "search",
+        RotationMethod: "stream",
         ModelMethod: "model",
         CheckpointSource: "checkpoint",
     }

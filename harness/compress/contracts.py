@@ -18,6 +18,7 @@ from trinity.methods.contract import Reported
 from trinity.methods.errors import PluginError, TrinityError
 from trinity.methods.formats import CompressedWeight, format_of, kinds
 from trinity.methods.plugins import OURS
+from trinity.methods.rotations import ORTHOGONAL
 from trinity.methods.searching import Levels
 from trinity.methods.transforms import Fold, Scaled
 
@@ -88,6 +89,18 @@ def scales(
             raise _broken(method, fold.into, "gave a scale that is not positive and finite")
         _check_details(method, fold.into, found.details)
     return dict(result)
+
+
+def rotation(method: str, result: object, width: int) -> Tensor:
+    """What turns a stream: an orthogonal matrix.  -> float32 [width, width]"""
+    where = "compress.steps"
+    if not isinstance(result, Tensor) or result.shape != (width, width):
+        shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise _broken(method, where, f"gave {shape} for a stream of {width} channels")
+    off = (result.double().T @ result.double() - torch.eye(width, device=result.device)).abs()
+    if not bool(off.max() <= ORTHOGONAL):
+        raise _broken(method, where, "gave a matrix that is not orthogonal")
+    return result.float()
 
 
 def measured(

@@ -22,6 +22,7 @@ from trinity.methods.contract import (
 from trinity.methods.errors import ConfigError
 from trinity.methods.formats import InputFormat
 from trinity.methods.planning import PlanMethod
+from trinity.methods.rotations import RotationMethod
 from trinity.methods.searching import SearchMethod
 from trinity.methods.transforms import TransformMethod
 
@@ -69,6 +70,19 @@ class PlannedStep:
 
 
 @dataclass(frozen=True)
+class PlannedRotation:
+    """A method that turns the residual stream before all steps, with its checked options."""
+
+    name: str
+    method: RotationMethod[MethodConfig]
+    config: MethodConfig
+
+    def describe(self) -> dict[str, object]:
+        """Name and every option, defaults included, as plain data."""
+        return {"method": self.name, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
 class PlannedTune:
     """A method for the compressed model, as a whole or by block, with its checked options.
 
@@ -103,6 +117,7 @@ class Plan:
     inputs: how inputs are rounded, by layer; no entry leaves a layer's inputs alone
     tune: what is done to the compressed model at the end
     told: what planning steps measured and gave, by layer, for its report
+    rotation: what is done to the whole model before
     """
 
     steps: Mapping[str, tuple[PlannedStep, ...]]
@@ -111,6 +126,12 @@ class Plan:
     inputs: Mapping[str, InputFormat] = field(default_factory=dict)
     tune: PlannedTune | None = None
     told: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    rotation: PlannedRotation | None = None
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether a step does something to some linear, or to all of them."""
+        return self.rotation is not None or any(self.steps.values())
 
     @property
     def planners(self) -> list[PlannedStep]:
@@ -171,8 +192,14 @@ class Plan:
     @property
     def names(self) -> list[str]:
         """Of every method that takes part: steps, source and tuning."""
-        others = [planned.name for planned in (self.source, self.tune) if planned]
+        whole = (self.rotation, self.source, self.tune)
+        others = [planned.name for planned in whole if planned]
         return [*(method.name for method in self.methods), *others]
+
+    def described(self) -> dict[str, object]:
+        """Everything that is done before tuning, as plain data."""
+        turned = {"rotation": self.rotation.describe()} if self.rotation else {}
+        return {**turned, "steps": self.describe(sorted(self.steps))}
 
     def describe(self, layers: list[str]) -> dict[str, object]:
         """The steps of some layers as plain data, for fingerprints and records."""
@@ -193,7 +220,8 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
         unchanged: dict[str, tuple[PlannedStep, ...]] = dict.fromkeys(shapes, ())
         _check(unchanged, inputs, shapes)
         return Plan(unchanged, source, inputs=inputs)
-    default = _planned(spec.steps)
+    rotation = _rotation(spec.steps)
+    default = _planned(spec.steps[1:] if rotation else spec.steps)
     overrides = {glob: _planned(steps) for glob, steps in spec.layers.items()}
     for glob in overrides:
         if not any(fnmatchcase(name, glob) for name in shapes):
@@ -209,7 +237,7 @@ def make(spec: CompressSpec, shapes: Mapping[str, tuple[int, int]]) -> Plan:
             steps[name] = matching[-1] if matching else default
     _check(steps, inputs, shapes)
     tuned = _planned_tune(spec.tune) if spec.tune else None
-    made = Plan(steps, order=spec.order, inputs=inputs, tune=tuned)
+    made = Plan(steps, order=spec.order, inputs=inputs, tune=tuned, rotation=rotation)
     if spec.order == "true-sequential":
         _check_layerwise(made)
     _check_whole_model(made)
@@ -288,6 +316,17 @@ def _source(spec: CompressSpec) -> PlannedSource | None:
     return PlannedSource(step.method, method, registry.configure(step.method, step.options))
 
 
+def _rotation(steps: tuple[Step, ...]) -> PlannedRotation | None:
+    """The first step of a recipe, if it turns the whole model."""
+    if not steps:
+        return None
+    method = registry.get(steps[0].method)
+    if not isinstance(method, RotationMethod):
+        return None
+    config = registry.configure(steps[0].method, steps[0].options)
+    return PlannedRotation(steps[0].method, method, config)
+
+
 def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
     planned: list[PlannedStep] = []
     for step in steps:
@@ -302,6 +341,12 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
             msg = (
                 f"method '{step.method}' tunes a whole compressed model and cannot be a "
                 f"compression step; name it under `compress.tune`."
+            )
+            raise ConfigError(msg)
+        if isinstance(method, RotationMethod):
+            msg = (
+                f"method '{step.method}' turns the whole model before anything else: it can only "
+                f"be the first of `compress.steps`."
             )
             raise ConfigError(msg)
         if isinstance(method, TransformMethod) and any(not p.transforms for p in planned):

@@ -75,12 +75,15 @@ def describe_method(name: str) -> dict[str, Any]:
 
 
 def _needs(method: "Registered") -> str:
-    """'x_norm, hessian': the statistics to collect; 'a checkpoint' for a source."""
+    """'x_norm, hessian': the statistics to collect; 'a checkpoint' for a source, 'token sequences'
+    for what a whole model is run on.
+    """
     from trinity.methods.contract import CheckpointSource, ModelMethod  # as in `entry_of`
+    from trinity.methods.rotations import RotationMethod
 
     if isinstance(method, CheckpointSource):
         return "a checkpoint"
-    if isinstance(method, ModelMethod):
+    if isinstance(method, (ModelMethod, RotationMethod)):
         return "token sequences"
     return ", ".join(str(flag.name).lower() for flag in method.needs) or "nothing"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from trinity.harness.models import families, folding
+from trinity.harness.models import families, folding, rotating
 from trinity.harness.models.folding import Factor
 from trinity.harness.models.model_config import adapted, quantized, read_config, unusable
 from trinity.harness.models.model_files import Entry, WeightReader
@@ -49,6 +49,7 @@ class Decoder:
         self.blocks = self._blocks(config.model_type)
         # What tensors of blocks are multiplied by as they are read.
         self._factors: dict[str, list[Factor]] = {}
+        self._turns: dict[str, rotating.Change] = {}  # before any factor
 
     def _blocks(self, model_type: str) -> nn.ModuleList:
         """The list of blocks, after a look at whether the family's row is about them."""
@@ -179,6 +180,22 @@ class Decoder:
             for name, factor in folding.factors(self.model, self.family, some):
                 self._factors.setdefault(name, []).append(factor)
 
+    def rotate(self, rotation: Tensor) -> None:
+        """From now on, read a model with the same logits whose residual stream is turned, x Q for
+        x.  Its head has the last norm's scale, and so is not tied to the embedding.
+
+        rotation: Q, [width, width], float32
+        """
+        tied = self.model.all_tied_weights_keys
+        if tied:
+            self.model.config.tie_word_embeddings = False
+            self.model = skeleton(self.model.config, self.dtype)
+            self.blocks = self._blocks(self.model.config.model_type)
+            for pair in tied.items():
+                found = next(self.stored[name] for name in pair if name in self.stored)
+                self.stored.update(dict.fromkeys(pair, found))
+        self._turns = rotating.changes(self.model, self.family, rotation, self._as_stored)
+
     def layer_names(self, index: int) -> list[str]:
         """Full names of a block's linears."""
         return [
@@ -198,7 +215,7 @@ class Decoder:
         module = self.model.get_submodule(module_path)
         prefix = f"{module_path}."
         state = {
-            name.removeprefix(prefix): self._folded(name, stored)
+            name.removeprefix(prefix): self._changed(name, stored)
             for name, stored in self.tensor_names.items()
             if name.startswith(prefix)
         }
@@ -223,7 +240,7 @@ class Decoder:
         """Read embeddings, norms and head: all that is not in a block."""
         prefix = f"{self.family.blocks}."
         state = {
-            name: self._tensor(stored)
+            name: self._changed(name, stored)
             for name, stored in self.tensor_names.items()
             if not name.startswith(prefix)
         }
@@ -237,14 +254,20 @@ class Decoder:
         left_out = again | {f"{name}.weight" for name in self.layer_shapes()}
         for name, stored in self.tensor_names.items():
             if name not in left_out:
-                yield name, self._folded(name, stored)
+                yield name, self._changed(name, stored)
 
-    def _folded(self, name: str, stored: str) -> Tensor:
-        """A tensor with the scales that were moved into it."""
+    def _changed(self, name: str, stored: str) -> Tensor:
+        """A tensor with the rotation and the scales that were moved into it."""
         tensor = self._tensor(stored)
+        if name in self._turns:
+            tensor = self._turns[name](tensor)
         for factor in self._factors.get(name, ()):
             tensor = factor(tensor)
         return tensor
+
+    def _as_stored(self, name: str) -> Tensor:
+        """A tensor of the model as the files have it."""
+        return self._tensor(self.stored[name])
 
     def _tensor(self, stored: str) -> Tensor:
         where = f"model {self.folder}: tensor '{stored}'"

@@ -4,7 +4,7 @@ Packages add rows in the entry-point group `trinity.families`: docs/adding-a-fam
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trinity.methods.errors import UnsupportedError
 from trinity.methods.plugins import OURS, Group, Owner
@@ -27,6 +27,21 @@ class FoldSpec:
 
 
 @dataclass(frozen=True)
+class StreamSpec:
+    """Where the residual stream is written and how it ends, for what turns it.
+
+    Blocks read it through norms that divide by the root mean square, those of `folds`, and in no
+    other way.
+    writes: linears of a block whose outputs are added to it   norm: full name of the one before the
+        head   offset: of that norm, as in `FoldSpec`
+    """
+
+    writes: tuple[str, ...]
+    norm: str
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
 class Family:
     """Where a model type keeps its transformer blocks, and which of their linears share an input.
 
@@ -37,6 +52,8 @@ class Family:
         with the logits it has alone; it is only faster
     folds: where scales of a group's inputs can be moved to.  A walk proves each on the calibration
         text before it is used, since options of a model may break it
+    stream: where the residual stream can be turned; None where it cannot, for example because norms
+        subtract means.  Proven on the calibration text too
     """
 
     blocks: str
@@ -44,6 +61,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     packs: bool = False
     folds: tuple[FoldSpec, ...] = ()
+    stream: StreamSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuse a group that is a text: a comma is missing, and its letters would be linears."""
@@ -66,6 +84,7 @@ _OF_LINEARS = (
     FoldSpec("self_attn.o_proj", "self_attn.v_proj"),
     FoldSpec("mlp.down_proj", "mlp.up_proj"),
 )
+_WRITES = ("self_attn.o_proj", "mlp.down_proj")
 _LLAMA = Family(
     "model.layers",
     _GROUPS,
@@ -75,6 +94,7 @@ _LLAMA = Family(
         FoldSpec("mlp.gate_proj", "post_attention_layernorm"),
         *_OF_LINEARS,
     ),
+    stream=StreamSpec(_WRITES, "model.norm"),
 )
 # Norms after attention and MLP instead of before, or one norm before both.
 _NO_NORMS_TO_FOLD = Family("model.layers", _GROUPS, packs=True, folds=_OF_LINEARS)
@@ -87,6 +107,7 @@ _GEMMA = Family(
         FoldSpec("mlp.gate_proj", "post_attention_layernorm", offset=1.0),
         *_OF_LINEARS,
     ),
+    stream=StreamSpec(_WRITES, "model.norm", offset=1.0),
 )
 _GEMMA2 = Family(
     "model.layers",
@@ -111,6 +132,7 @@ _OF_FUSED_INPUTS = Family(
         FoldSpec("self_attn.qkv_proj", "input_layernorm"),
         FoldSpec("mlp.gate_up_proj", "post_attention_layernorm"),
     ),
+    stream=StreamSpec(_WRITES, "model.norm"),
 )
 # A row packs if a test compares its packed logits with those of each sequence alone.
 BUILT_IN: Mapping[str, Family] = {
@@ -122,10 +144,10 @@ BUILT_IN: Mapping[str, Family] = {
             "qwen2",
             "qwen3",
             "smollm3",
-            "stablelm",
         ),
         _LLAMA,
     ),
+    "stablelm": replace(_LLAMA, stream=None),  # its norms subtract means
     **dict.fromkeys(("cohere", "olmo", "olmo2"), _NO_NORMS_TO_FOLD),
     "gemma": _GEMMA,
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),

@@ -87,11 +87,13 @@ def _moments(run: Run) -> list[_Moment]:
     """The fullest of every part."""
     recipe, model = run.recipe, run.decoder.model
     outside = sum(p.nbytes for p in _outside(run))
-    moments = [*_compressing(run, outside), *_tuning(run)]
+    if run.plan.rotation and model.all_tied_weights_keys:
+        outside *= 2  # they are no longer one tensor
+    moments = [*_rotating(run, outside), *_compressing(run, outside), *_tuning(run)]
     fullest = max(moments, key=lambda moment: sum(moment[1].values()))
     found = [_Moment(COMPRESS, fullest[0], {}, fullest[1])]
     whole = {"the model in torch": _size(model.parameters())}
-    compares = run_checks.compares(recipe) and any(run.plan.steps.values())
+    compares = run_checks.compares(recipe) and run.plan.changes_weights
     dense = {"the dense model": whole["the model in torch"]} if compares else {}
     if recipe.lower:
         layer = max(prod(shape) for shape in run.decoder.layer_shapes().values())
@@ -166,6 +168,18 @@ def _outside(run: Run) -> Iterator[nn.Parameter]:
 
 def _size(parameters: Iterator[nn.Parameter]) -> int:
     return sum({id(p): p.nbytes for p in parameters}.values())
+
+
+def _rotating(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:
+    """The moment of the proof, which is in float32 and has a block of both models."""
+    if run.plan.rotation is None:
+        return []
+    wider = FLOAT // _bytes(run)
+    held = {
+        "embedding and head, read and turned": 2 * wider * outside,
+        "a block of both models": 2 * wider * _block(run),
+    }
+    return [("proving the rotation", held)]
 
 
 def _compressing(run: Run, outside: int) -> list[tuple[str, dict[str, int]]]:

@@ -18,11 +18,10 @@ from trinity.harness.accuracy import suites
 from trinity.harness.bench.bench import check_batch, check_positions
 from trinity.harness.checkpoints import checkpoint
 from trinity.harness.checkpoints.checkpoint import Checkpoint
-from trinity.harness.compress import calibration, plan, tune
+from trinity.harness.compress import calibration, plan, rotation, tune
 from trinity.harness.compress.block_tuning import BlockTuning
-from trinity.harness.compress.gradients import Gradients
 from trinity.harness.compress.imported import check_same_shapes, import_checkpoint
-from trinity.harness.compress.planning import Planning
+from trinity.harness.compress.preparing import prepare
 from trinity.harness.compress.walk import Walk
 from trinity.harness.engines.engine import check_tokens
 from trinity.harness.models import families
@@ -51,7 +50,6 @@ from trinity.harness.texts import corpora, default_text
 from trinity.lowering.lowerable import check_lowerable
 from trinity.lowering.targets import targets
 from trinity.methods import plugins, registry
-from trinity.methods.contract import OF_LOSS
 from trinity.methods.plugins import Owner
 
 
@@ -89,6 +87,7 @@ class Run:
             check_positions(recipe.bench, recipe.lower, config)
             check_batch(recipe.bench, recipe.lower, config, recipe.model.dtype)
         self.plan = plan.make(recipe.compress, self.decoder.layer_shapes())
+        rotation.check(self.plan.rotation, self.decoder)
         if self.plan.source is None:
             self.decoder.check_weights()
         if recipe.lower is not None:
@@ -196,9 +195,9 @@ class Run:
             "code": own_code.sha256(Walk, methods=self.plan.methods),
         }
         self._say_unused()
-        self._let_steps_plan(text, inputs)
-        gradients = self._gradients(text, inputs)
-        walk = Walk(self.decoder, self.plan, text, self.store, inputs, gradients)
+        made = prepare(self.decoder, self.plan, text, self.store, inputs, self._step)
+        self.plan = made.plan
+        walk = Walk(self.decoder, made.plan, text, self.store, made.inputs, made.gradients)
         blocks = walk.run(lambda done, of: self._step("compress, blocks", done, of))
         last, tuned = blocks[-1].name, None
         if self.plan.tune is not None:
@@ -211,7 +210,7 @@ class Run:
                 mode="json", include={"model", "compress"}, exclude={"model": {"dense"}}
             )
             | {"calibration": spec.model_dump(mode="json", exclude={"seeds"}) if spec else None},
-            "steps": self.plan.describe(sorted(self.plan.steps)),
+            **self.plan.described(),
             "tune": tuned,
             "calibration": drawn[1] if drawn else None,
             "numerics": inputs["numerics"],
@@ -229,21 +228,6 @@ class Run:
                 inputs=self.plan.inputs,
             ),
         )
-
-    def _let_steps_plan(self, text: Tensor | None, inputs: Mapping[str, Any]) -> None:
-        if self.plan.planners:
-            own = {**inputs, "code": own_code.sha256(Planning, methods=self.plan.methods)}
-            planning = Planning(self.decoder, text, self.store, own)
-            self.plan = planning.run(self.plan, self._step)
-
-    def _gradients(self, text: Tensor | None, inputs: Mapping[str, Any]) -> Path | None:
-        """The stage that has gradients, where a method asks for them."""
-        needs = self.plan.needs & OF_LOSS
-        if not needs:
-            return None
-        own = {**inputs, "code": own_code.sha256(Gradients)}
-        passed = Gradients(self.decoder, text, self.store, own, needs)
-        return passed.run(lambda at, of: self._step("gradients, blocks", at, of))
 
     def _tuned(self, blocks: list[Path]) -> tuple[str, list[Path], dict[str, Any]]:
         """The stage of the tuned model, its blocks, and what was done on which text."""
@@ -321,7 +305,7 @@ class Run:
     def _is_dense(self) -> bool:
         """Whether nothing is done to the model: no step, source, rounded input or tuning."""
         plan = self.plan
-        changed = plan.source or plan.inputs or plan.tune or any(plan.steps.values())
+        changed = plan.source or plan.inputs or plan.tune or plan.changes_weights
         return not changed
 
     @once
