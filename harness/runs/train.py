@@ -26,7 +26,8 @@ def train_to(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Train, and make `out`.  every: steps between two snapshots  ->  what was made, as data"""
-    found = resolve(asked.model, asked.revision, store, reporter=reporter)
+    # The first process makes a random model: transformers saves nothing in the others.
+    found = workers.in_turn(partial(resolve, asked.model, asked.revision, store, reporter=reporter))
     begin = pretrain.Start(found.path, found.sha256)
     kept = out.absolute().with_name(out.absolute().name + UNFINISHED)
     courses: list[Course] = []

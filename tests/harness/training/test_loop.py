@@ -26,8 +26,13 @@ from tests.harness.training.trainings import (
     two_processes,
 )
 from trinity.harness.recipes.recipe import TrainingSpec
+from trinity.harness.runs import requests
+from trinity.harness.runs.train import train_to
+from trinity.harness.store.stages import StageStore
+from trinity.harness.terminal.progress import Reporter
 from trinity.harness.training import loop, pretrain
 from trinity.harness.training.snapshots import FILE, Snapshots
+from trinity.harness.training.workers import Workers
 from trinity.methods.errors import ConfigError
 
 
@@ -81,6 +86,19 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path, options: dict[str,
     two_processes(lambda workers: train(tmp_path, "two", workers=workers, **options))
     two = tmp_path / "two"
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_a_random_model_is_made_by_the_first_of_two_processes(tmp_path: Path) -> None:
+    settings = ["steps=1", "batch=2", "seqlen=16"]
+    asked = requests.training("random:tiny-llama", settings, None, tmp_path / "out")
+    quiet = Reporter(quiet=True)
+
+    def work(workers: Workers) -> None:
+        time.sleep(0.5 * (not workers.rank))  # the second process is there before the first
+        train_to(asked, tmp_path / "out", 1, workers, StageStore(tmp_path / "store"), quiet)
+
+    two_processes(work)
+    assert (tmp_path / "out" / "ckpt_1.pt").is_file()
 
 
 @pytest.mark.parametrize(
