@@ -184,5 +184,5 @@ def test_what_cannot_be_trained_is_one_paragraph(
 def test_a_half_written_snapshot_is_not_read(tmp_path: Path) -> None:
     kept = Snapshots(tmp_path, "asked", 1)
     kept.keep({"step": 1})
-    (tmp_path / "snapshot.pt.unfinished").writecheckpoint(b"half")
+    (tmp_path / "snapshot.pt.unfinished").write_bytes(b"half")
     assert kept.last() == {"step": 1}
