@@ -62,9 +62,14 @@ class UniqueLoader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """ConstructorError where Python cannot make a value of its type, as of `!!int x`."""
+        """ConstructorError where Python cannot make a value of its type, as of `!!int x`, or text
+        that no file can hold: half a pair of surrogates.
+        """
         try:
-            return super().construct_object(node, deep)
+            found = super().construct_object(node, deep)
+            if isinstance(found, str):
+                found.encode()
+            return found
         except (ValueError, KeyError, AttributeError, OverflowError) as error:
             msg = f"{str(node.value)!r:.80} is not of the type {node.tag}"
             raise ConstructorError(None, None, msg, node.start_mark) from error

@@ -35,7 +35,9 @@ def test_an_unquoted_date_stays_text(tmp_path: Path, written: str) -> None:
     assert (read.model.revision, read.name) == (written, written)
 
 
-@pytest.mark.parametrize("value", ["!!int x", "!!timestamp x", "!!float x", "!!bool x"])
+@pytest.mark.parametrize(
+    "value", ["!!int x", "!!timestamp x", "!!float x", "!!bool x", r'"\uD800"']
+)
 def test_a_value_that_is_not_of_its_tag_is_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=r"my-recipe.*is not of the type.*line 1"):
         _read(tmp_path, f"model: {{id: m, revision: {value}}}")
