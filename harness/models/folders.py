@@ -1,10 +1,9 @@
 """What a folder that a user names holds, told from its files alone: nothing heavy is loaded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from trinity.harness.store.stages import MANIFEST
+from trinity.harness.store.stages import MANIFEST, read_json
 from trinity.methods.errors import ConfigError, nearest
 
 CONFIG, MODULE, LOWERED = "config.json", "module.vmfb", "lowered.json"
@@ -80,7 +79,7 @@ def lowered_facts(folder: Path) -> dict[str, Any]:
     """What `lowered.json` says beside a module; ConfigError if it is not there or damaged."""
     path = folder / LOWERED
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except (OSError, ValueError) as error:
         msg = (
             f"{folder}: holds {MODULE}, and its {LOWERED} cannot be read ({error}). Lower the "
@@ -124,7 +123,7 @@ def check_module(folder: Path, engine: str, target: str) -> None:
 def _quantized_by(folder: Path) -> str | None:
     """`quant_method` of a folder's config.json; None without one, or if it cannot be read."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         return str(config["quantization_config"]["quant_method"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

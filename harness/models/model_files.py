@@ -5,7 +5,6 @@ both must go before the file can be had again.
 """
 
 import codecs
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trinity.harness.models.folders import CONFIG
+from trinity.harness.store import stages
 from trinity.methods.errors import ConfigError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -219,7 +219,7 @@ def opened(path: Path) -> Iterator[Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """An object of a JSON file; ConfigError if it is damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = stages.read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(damaged(path, error)) from error
     if not isinstance(data, dict):

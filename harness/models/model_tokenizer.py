@@ -9,6 +9,7 @@ from typing import Any
 
 from trinity.harness.models.folders import CONFIG, ORIGIN, companions
 from trinity.harness.models.model_files import damaged, remedy
+from trinity.harness.store.stages import read_json
 from trinity.methods.errors import ConfigError
 
 TOKENIZER = "tokenizer.json"
@@ -69,7 +70,7 @@ def _without_weights(path: Path) -> bytes:
     try:
         config = json.loads(said)
         kept = {key: config[key] for key in config.keys() - _OF_WEIGHTS}
-    except (ValueError, AttributeError):  # damaged: whoever reads it says so
+    except (ValueError, AttributeError, RecursionError):  # damaged: whoever reads it says so
         return said
     return json.dumps(kept, sort_keys=True).encode()
 
@@ -80,7 +81,7 @@ def _unusable(folder: Path, error: Exception) -> str:
         if not path.name.startswith(("tokenizer", "vocab", "special_tokens", "added_tokens")):
             continue
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            read_json(path)
         except (OSError, ValueError) as damage:
             return damaged(path, damage)
     reason = " ".join(str(error).split())

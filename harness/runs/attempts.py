@@ -4,7 +4,6 @@ The file is there from the start and is kept up while the run goes on, so that a
 its last state: what it says it took is then the least that it took.
 """
 
-import json
 import logging
 import os
 import resource
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trinity.harness.recipes.recipe import Recipe
 from trinity.harness.records.environment import machine_name
-from trinity.harness.store.stages import StageStore, as_json
+from trinity.harness.store.stages import StageStore, as_json, read_json
 from trinity.harness.store.writing import write_text, writing
 from trinity.methods.errors import MachineError, RecordError
 
@@ -138,7 +137,7 @@ def read_all(results: Path) -> list[Attempt]:
     found = []
     for path in sorted((results / FOLDER).glob("*.json")):
         try:
-            found.append(Attempt.model_validate(json.loads(path.read_text(encoding="utf-8"))))
+            found.append(Attempt.model_validate(read_json(path)))
         except (OSError, ValueError, ValidationError) as error:
             msg = f"{path}: is no attempt of a run ({error}). Remove it, or get it whole."
             raise RecordError(msg) from error

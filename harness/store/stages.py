@@ -335,8 +335,12 @@ def as_json(data: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds; ValueError if it is none, also by values nested too deep."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        msg = "its values are nested deeper than Python can follow"
+        raise ValueError(msg) from error
 
 
 def link_or_copy(source: Path, destination: Path) -> None:

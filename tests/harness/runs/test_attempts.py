@@ -110,8 +110,9 @@ with attempts.attempt(RECIPE, Path({str(tmp_path)!r}), StageStore(Path({str(tmp_
     assert one.wall_s > 0
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[" * 10_000], ids=["cut off", "too deep"])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / attempts.FOLDER).mkdir()
-    (tmp_path / attempts.FOLDER / "a.json").write_text("{", encoding="utf-8")
+    (tmp_path / attempts.FOLDER / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(RecordError, match=r"a\.json: is no attempt"):
         attempts.read_all(tmp_path)
