@@ -1,6 +1,7 @@
-"""Safetensors files of tensors that are made one at a time, as the library would write them.
+"""Safetensors files of tensors that are made one at a time, and that a runtime can map.
 
-The library's own writer wants all tensors at once; a model's may be larger than the memory.
+The library's own writer wants all tensors at once; a model's may be larger than the memory.  And it
+begins the data at any multiple of 8, of which IREE maps every eighth and copies all others whole.
 https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header (JSON), bytes.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# In the library's order: tensors of wider types come first, so that each is aligned.
+# Tensors of wider types come first, so that each is aligned to its own.
 NAMES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -26,7 +27,7 @@ NAMES = {
     torch.bool: "BOOL",
 }
 ORDER = list(NAMES)
-ALIGNMENT = 8
+ALIGNMENT = 64  # bytes, of where the data begins
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -34,16 +35,17 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 def write_tensors(path: Path, shapes: Mapping[str, Shape], made: Callable[[str], Tensor]) -> None:
     """Write a file.  shapes: of every tensor, and its type   made: a tensor of a name
 
-    Asked for in the order of the file: by type, then by name.  No file is left if one fails.
+    Asked for in the order of the file: those first that leave the next one aligned, then by type
+    and name.  No file is left if one fails.
     """
-    names = sorted(shapes, key=lambda name: (ORDER.index(shapes[name][1]), name))
+    names = sorted(shapes, key=lambda name: _order(name, shapes[name]))
     header, end = {}, 0
     for name in names:
         shape, dtype = shapes[name]
-        start, end = end, end + prod(shape) * dtype.itemsize
+        start, end = end, end + _size(shapes[name])
         header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     try:
         with path.open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
@@ -54,3 +56,12 @@ def write_tensors(path: Path, shapes: Mapping[str, Shape], made: Callable[[str],
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def _order(name: str, shape: Shape) -> tuple[bool, int, str]:
+    return _size(shape) % ALIGNMENT != 0, ORDER.index(shape[1]), name
+
+
+def _size(shape: Shape) -> int:
+    """Bytes."""
+    return prod(shape[0]) * shape[1].itemsize
