@@ -120,7 +120,7 @@ def _moments(run: Run) -> list[_Moment]:
 
 
 def _lowering(run: Run, outside: int, module: Mapping[str, int]) -> _Moment:
-    """The fuller of exporting and of comparing logits, which a module's parameters are held for."""
+    """The fuller of exporting and of comparing logits, which reads a module's parameters."""
     blocks = len(run.decoder.blocks)
     layer = max(prod(shape) for shape in run.decoder.layer_shapes().values())
     both = {
@@ -155,7 +155,9 @@ def check(found: Sequence[Peak], device: torch.device) -> None:
 
 
 def _stored(run: Run, outside: int) -> int:
-    """Bytes of the parameters that a module reads, which the runtime copies into memory."""
+    """Bytes of the parameters that a module reads: of a mapped file, so the system may drop them,
+    and resident until it does.
+    """
     numbers = sum(prod(shape) for shape in run.decoder.layer_shapes().values())
     return numbers * estimate.bits(run.recipe.compress) // 8 + outside
 
