@@ -364,10 +364,7 @@ def _version(place: Path) -> tuple[int, int] | None:
 
 
 def _state(place: Path) -> tuple[tuple[str, int, int, int], ...] | None:
-    """Every file of a stage with its number, size and time.
-
-    None if the stage is not there or may not be read.
-    """
+    """Number, size and time of every file; None if the stage is not there or may not be read."""
     try:
         place.joinpath(MANIFEST).stat()
         found = [(path, path.stat()) for path in sorted(place.rglob("*"))]

@@ -115,10 +115,11 @@ def test_what_was_not_measured_is_a_dash_and_not_zero() -> None:
 def test_the_caption_says_what_the_model_is_and_what_is_missing() -> None:
     note = "weights dequantized from four bits"
     model = make_record().model.model_copy(update={"note": note})
-    rendered = tables.render(SLIM, TABLE, "embedded", _cells(model=model))
+    table = TABLE.model_copy(update={"missing": ("Another (why it is not there)",)})
+    rendered = tables.render(SLIM, table, "embedded", _cells(model=model))
     assert note in rendered.markdown
     assert note in rendered.latex
-    assert TABLE.missing[0] in rendered.markdown
+    assert table.missing[0] in rendered.markdown
 
 
 def test_latex_escapes_what_latex_reads() -> None:

@@ -104,7 +104,7 @@ def _alive_bytes() -> int:
     """Of all tensors there are, each memory once."""
     gc.collect()
     tensors = [x for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
-    storages = [x.untyped_storage() for x in tensors]
+    storages = [x.untyped_storage() for x in tensors if x.layout == torch.strided]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
