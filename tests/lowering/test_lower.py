@@ -306,7 +306,7 @@ def test_a_layer_that_keeps_more_than_its_pattern_says_is_named_and_nothing_is_w
     false = replace(honest, mask=torch.ones_like(honest.mask))
     formats = {name: format_of(weight) for name, weight in weights.items()}
     # Of a processor that expands streams: where none does, entries are stored whole.
-    target = targets.get("llvm-cpu", "x86-64-v4")
+    target = targets.get("llvm-cpu", "icelake-server")
     plan = Lowering(model.config, formats, target, LENGTHS, LONGEST)
     with pytest.raises(ConfigError, match=rf"^{re.escape(layer)}: 50% float16: the mask keeps"):
         write_parameters(path, model, weights | {layer: false}, [f"{layer}.panels"], plan)
