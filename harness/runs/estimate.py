@@ -24,7 +24,8 @@ from trinity.methods.searching import Levels, Searched, SearchMethod
 # A block is run twice: for the statistics, and again to hand its compressed outputs on.
 CALIBRATION_PASSES = 2
 SHARE = 0.5  # of the products' rate that a forward in eager torch reaches
-DECOMPOSED = 80.0  # operations for m n^2 of a singular value decomposition, [m, n], n the less
+# Operations for m n^2 of a singular value decomposition, [m, n], n the less: docs/diary/cost.md.
+DECOMPOSED = 80.0
 RANGES = 30.0  # multiplications in the time in which JSQ looks at a weight for one token
 LAYER_S, BLOCK_S = 0.03, 0.05  # of one layer's methods and report; of a block that is stored
 EXPORT_S, EXPORT_BLOCK_S = 2.0, 0.4  # once a model
