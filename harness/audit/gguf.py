@@ -86,6 +86,9 @@ class Gguf:
 
     def _matrix(self, name: str) -> Matrix:
         tensor = self._tensors[name]
+        if not tensor.n_elements:
+            msg = f"{self.path}: tensor '{name}' has no values. Get the file again."
+            raise ConfigError(msg)
         kind = tensor.tensor_type.name
         shape = tuple(int(size) for size in reversed(tensor.shape))
         size, quantized = int(tensor.n_bytes), kind not in PLAIN
