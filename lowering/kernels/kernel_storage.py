@@ -95,12 +95,14 @@ class KernelStorage(WeightStorage):
     def unpack_codes(self, tensors: Mapping[str, Tensor]) -> Codes:
         """Inverse of `pack_codes`."""
 
-    def pack_outliers(self, weight: WithOutliers) -> dict[str, Tensor]:
-        """The stored tensors of outliers; a kernel without a place for them has refused them."""
+    def add_outliers(self, weight: WithOutliers, found: dict[str, Tensor]) -> None:
+        """Store outliers with what is stored of their base; a kernel without a place for them has
+        refused them.
+        """
         raise AssertionError(self.format.label)
 
     def unpack_outliers(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Inverse of `pack_outliers`.  -> columns, values: [out, room]"""
+        """Inverse of `add_outliers`.  -> columns, values: [out, room]"""
         raise AssertionError(self.format.label)
 
     def shapes(self) -> Shapes:
@@ -136,9 +138,8 @@ class KernelStorage(WeightStorage):
             raise ConfigError(msg)
         base = weight.base if isinstance(weight, Adapted) else weight
         mask = None
-        beside: dict[str, Tensor] = {}
-        if isinstance(base, WithOutliers):
-            beside, base = self.pack_outliers(base), base.base
+        outliers = base if isinstance(base, WithOutliers) else None
+        base = outliers.base if outliers else base
         if isinstance(base, Sparse):
             mask, base = base.mask, base.values
         if isinstance(base, Dense):
@@ -149,7 +150,8 @@ class KernelStorage(WeightStorage):
             found = self.pack_codes(base, mask)
             if isinstance(base, Quantized) and base.input_scale is not None:
                 found["input_scale"] = base.input_scale
-        found |= beside
+        if outliers:
+            self.add_outliers(outliers, found)
         if isinstance(weight, Adapted):
             for name, factor in self.factors.items():
                 values = getattr(weight, name)

@@ -1,7 +1,7 @@
 """What our storages for GPUs have in common: panels of 32 outputs, and blocks of 32 inputs.
 
-Every scale group is padded to whole blocks, so that a block has one scale; outputs and the end of a
-row are padded to what a kernel takes at once.
+Every scale group is padded to whole steps, by default blocks, so that a step has one scale; outputs
+and the end of a row are padded to what a kernel takes at once.
 """
 
 from abc import abstractmethod
@@ -28,14 +28,24 @@ class PaddedPanels(KernelStorage):
         return -(-self.format.shape[0] // PANEL)
 
     @property
+    def step(self) -> int:
+        """Inputs that have one scale, whatever the format: a block, or a part of one."""
+        return BLOCK
+
+    @property
     def span(self) -> int:
-        """Blocks of a scale group."""
-        return -(-self.group // BLOCK)
+        """Steps of a scale group."""
+        return -(-self.group // self.step)
+
+    @property
+    def padded_group(self) -> int:
+        """Inputs of a scale group with its padding."""
+        return self.span * self.step
 
     @property
     def blocks(self) -> int:
         """Blocks of a row."""
-        return self.groups * self.span
+        return -(-self.groups * self.padded_group // BLOCK)
 
     @property
     @abstractmethod
@@ -44,14 +54,14 @@ class PaddedPanels(KernelStorage):
 
     def _padded(self, entries: Tensor) -> Tensor:
         """[out, in] -> [panels 32, width]"""
-        out, span = self.format.shape[0], self.span * BLOCK
+        out, span = self.format.shape[0], self.padded_group
         full = torch.zeros(self.panels * PANEL, self.groups, span, dtype=entries.dtype)
         full[:out, :, : self.group] = entries.reshape(out, self.groups, self.group)
         return torch.nn.functional.pad(full.flatten(1), (0, self.width - self.groups * span))
 
     def _cut(self, padded: Tensor) -> Tensor:
         """Inverse of `_padded`."""
-        span = self.span * BLOCK
+        span = self.padded_group
         full = padded[: self.format.shape[0], : self.groups * span]
         grouped = full.reshape(-1, self.groups, span)[:, :, : self.group]
         return grouped.reshape(self.format.shape).contiguous()
@@ -66,12 +76,12 @@ def padded_input(build: Builder, panels: PaddedPanels, rows: int, value: str, pr
         kind = MLIR_TYPES[scale[1]]
         stored = Operand("s", f"%arg_{prefix}input_scale", ("k",), scale[0], kind)
         value = scaled_input(build, rows, value, stored)
-    groups, group, span = panels.groups, panels.group, panels.span * BLOCK
+    groups, group, span = panels.groups, panels.group, panels.padded_group
     if group != span:
         value = build.expand(value, (rows, groups * group), [[rows], [groups, group]], "f32")
         value = build.pad_end(value, (rows, groups, group), 2, span, "f32")
         value = build.collapse(value, [[rows], [groups, span]], "f32")
-    return value
+    return build.pad_end(value, (rows, groups * span), 1, panels.blocks * BLOCK, "f32")
 
 
 def two_of_four(kept: Tensor) -> Tensor:

@@ -1,71 +1,30 @@
-"""Storage for our Vulkan kernels: a lane has one output, and 32 lanes read 512 bytes in a row.
-
-A *panel* is 32 outputs, one to a lane.  Inputs run in *blocks* of 32; every scale group is padded
-to whole blocks.  A *unit* is as many blocks of one output as fill whole 16-byte words: 128 inputs
-of a masked weight and of 3-bit codes, 64 of 2-bit codes, else 32.  Its words hold, in order:
-
-| format                | words                                                               |
-|-----------------------|---------------------------------------------------------------------|
-| codes of 2, 4, 8 bits | codes, the first in the lowest bits                                 |
-| codes of 3 bits       | their lower two bits, then their upper one                          |
-| floats                | floats                                                              |
-| 2:4                   | two entries of every four inputs, then two bits for each one's place |
-| other masks           | a bit an input that says whether it is kept                          |
-
-All of a weight stands in one tensor of bytes, `strips`: words
-[panels, units, words, 32 lanes, 16 bytes], scales [panels, groups, 32], zero points of the same
-shape, a byte each, and under other masks the stream of what is kept (stream.py) and where it
-begins.  Where that is more than a Vulkan buffer surely holds, panels go to as many tensors as it
-takes, `strips_0` and so on; a stream is not cut.  Beside them stand `input_scale`, [in], where
-inputs are scaled, and the tensors of an adapter's factors, `B_...` and `A_...`.
-
-Masked codes are stored XOR the zero point, so that bits spread to their places are zero in between.
-1:2 is stored as 2:4, which it is.  Where a mask saves nothing, as over codes of 2 and 3 bits,
-entries that mean zero are stored.  One scale for the tensor is repeated for every output.
-"""
+"""A weight in strips: packed, and taken apart.  strip_geometry.py says where what stands."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
 
 import torch
 from torch import Tensor
 
 from trinity.lowering.kernels import stream
 from trinity.lowering.kernels.kernel_storage import FACTORS, Codes, Numbers
-from trinity.lowering.kernels.padded_panels import (
-    AS_TWO_FOUR,
-    BLOCK,
-    PANEL,
-    PaddedPanels,
-    two_of_four,
-)
+from trinity.lowering.kernels.padded_panels import BLOCK, PANEL, two_of_four
+from trinity.lowering.kernels.strip_geometry import LARGEST, WORD, StripGeometry
 from trinity.lowering.rows.row_storage import raw_codes
-from trinity.lowering.weight_storage import Shapes
-from trinity.methods.formats import Quantized, WeightFormat
+from trinity.methods.formats import Coded, RowCoded, WeightFormat, WithOutliers
 from trinity.methods.formats.bits import pack_bits, unpack_bits
-
-WORD = 16  # bytes
-# What every Vulkan device reads of one buffer (maxStorageBufferRange).
-LARGEST = 2**27
-BITMAP = 1.25  # bits a weight of a bitmap, and of where its entries begin
-
-
-def whole_words(size: int) -> int:
-    """Bytes, rounded up to whole words of 16."""
-    return -(-size // WORD) * WORD
+from trinity.methods.formats.level_tables import levels, zero_code
+from trinity.methods.formats.scales import EIGHT_BITS
 
 
 def refusal(weight_format: WeightFormat) -> str | None:
     """Why strips cannot hold a format, or None."""
-    if weight_format.codebook or weight_format.row_codebook:
-        return "values of a table"
-    if weight_format.outliers:
-        return "outliers"
+    grid = weight_format.grid
+    if weight_format.outliers and grid and grid.input_scale:
+        return "outliers, which read inputs as they are, beside scaled inputs"
     for name in FACTORS if weight_format.adapter else ():
         strips = Strips(weight_format.factor(name))
-        if name == "B" and strips.groups > 1 and strips.group % BLOCK:
+        if name == "B" and strips.groups > 1 and strips.group != strips.padded_group:
             # Its inputs are the other factor's outputs, which stand without gaps.
             return f"adapter B: scale groups of {strips.group} inputs, not of whole {BLOCK}"
     strips = Strips(weight_format)
@@ -74,127 +33,16 @@ def refusal(weight_format: WeightFormat) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Section:
-    """A run of bytes of one tensor: its first byte and the shape and type of what stands there."""
-
-    start: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def end(self) -> int:
-        """The byte behind it."""
-        return self.start + prod(self.shape) * self.dtype.itemsize
-
-    def of(self, stored: Tensor) -> Tensor:
-        """What stands there."""
-        return stored[self.start : self.end].view(self.dtype).view(self.shape)
+def table_of(weight_format: WeightFormat) -> Tensor:
+    """Levels of a table's codes as they are stored: of the zero code first.  -> float32 [2^bits]"""
+    assert weight_format.codebook
+    table = levels(weight_format.codebook.table)
+    return table[torch.arange(len(table)) ^ zero_code(weight_format.codebook.table)]
 
 
 @dataclass(frozen=True)
-class Strips(PaddedPanels):
-    """Where the entries of a weight of one format stand in strips."""
-
-    format: WeightFormat
-
-    @property
-    def bits_each(self) -> int:
-        """Bits of a stored entry."""
-        if self.format.grid:
-            return self.format.grid.bits
-        dtype: torch.dtype = getattr(torch, str(self.format.dtype))
-        return 8 * dtype.itemsize
-
-    @property
-    def two_four(self) -> bool:
-        """Whether two of four entries are stored."""
-        return self.format.pattern in AS_TWO_FOUR and self.bits_each > 3
-
-    @property
-    def streamed(self) -> bool:
-        """Whether kept entries stand one behind another, because they and a bitmap are smaller."""
-        pattern, bits = self.format.pattern, self.bits_each
-        if pattern is None or self.two_four or bits < 4:
-            return False
-        return BITMAP + bits * (1 - pattern.sparsity) < bits
-
-    @property
-    def unit_blocks(self) -> int:
-        """Blocks of a unit."""
-        if self.two_four or self.streamed or self.bits_each == 3:
-            return 4
-        return 2 if self.bits_each == 2 else 1
-
-    @property
-    def unit_words(self) -> int:
-        """16-byte words of a unit."""
-        if self.streamed:
-            return 1
-        entries = self.unit_blocks * BLOCK * self.bits_each // (8 * WORD)
-        return entries // 2 + 1 if self.two_four else entries
-
-    @property
-    def vectors(self) -> int:
-        """16-byte words of entries that a kernel takes for a block; blocks may share one."""
-        if self.streamed:
-            return 1
-        entries = BLOCK * self.bits_each // (8 * WORD)
-        return max(1, entries // 2 if self.two_four else entries)
-
-    @property
-    def units(self) -> int:
-        """Units of a row; the last may be padding in part."""
-        return -(-self.blocks // self.unit_blocks)
-
-    @property
-    def width(self) -> int:
-        """See `PaddedPanels`: whole units."""
-        return self.units * self.unit_blocks * BLOCK
-
-    @cached_property
-    def parts(self) -> tuple[range, ...]:
-        """The panels of each stored tensor."""
-        each = self.panels if self.streamed else max(1, LARGEST // self.size(1))
-        return tuple(
-            range(first, min(first + each, self.panels)) for first in range(0, self.panels, each)
-        )
-
-    def sections(self, panels: int) -> dict[str, Section]:
-        """What stands in the tensor of so many panels."""
-        grid = self.format.grid
-        words = Section(0, (panels, self.units, self.unit_words, PANEL, WORD), torch.uint8)
-        made = {"words": words}
-        if grid:
-            shape = (panels, self.groups, PANEL)
-            made["scale"] = Section(words.end, shape, getattr(torch, grid.scale_dtype))
-            if not grid.symmetric:
-                made["zero_point"] = Section(made["scale"].end, shape, torch.uint8)
-        if self.streamed:
-            end = max(section.end for section in made.values())
-            made["offsets"] = Section(end, (panels, self.units, PANEL), torch.int16)
-            stored = -(-stream.room(self.format) * self.bits_each // 8)
-            # Behind the last entry a kernel may read two words more.
-            room = (1, whole_words(stored) + WORD)
-            made["stream"] = Section(made["offsets"].end, room, torch.uint8)
-            made["starts"] = Section(made["stream"].end, (panels, self.units), torch.int32)
-        return made
-
-    def size(self, panels: int) -> int:
-        """Bytes of the tensor of so many panels, in whole words: a range ends at its tensor."""
-        return whole_words(max(section.end for section in self.sections(panels).values()))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the stored tensors, in the order of `parts`."""
-        if len(self.parts) == 1:
-            return ("strips",)
-        return tuple(f"strips_{number}" for number in range(len(self.parts)))
-
-    def own_shapes(self) -> Shapes:
-        """See `KernelStorage`."""
-        parts = zip(self.names, self.parts, strict=True)
-        return {name: ((self.size(len(panels)),), torch.uint8) for name, panels in parts}
+class Strips(StripGeometry):
+    """The stored tensors of a weight in strips."""
 
     def pack_values(self, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""
@@ -217,12 +65,8 @@ class Strips(PaddedPanels):
 
     def pack_codes(self, base: Numbers, mask: Tensor | None) -> dict[str, Tensor]:
         """See `KernelStorage`."""
-        assert isinstance(base, Quantized)  # `refusal` has refused tables
-        codes = self._padded(raw_codes(base, mask))
-        grid_shape = (self.format.shape[0], self.groups)
-        sections = {"scale": self._by_lane(base.scale.expand(grid_shape))}
-        if base.zero_point is not None:
-            sections["zero_point"] = self._by_lane(base.zero_point.expand(grid_shape))
+        codes = self._padded(raw_codes(base, mask) ^ self._code_of_zero)
+        sections = self._beside(base)
         kept = None
         if mask is not None and (self.two_four or self.streamed):
             codes = codes ^ self._zeros(sections.get("zero_point"))
@@ -248,8 +92,60 @@ class Strips(PaddedPanels):
             codes, mask = self._restored(self._from_bytes(entries), kept)
         if mask is not None:
             codes = codes ^ self._cut(self._zeros(zeros))
-        rows = self._from_lanes(self._whole(tensors, "scale"))
-        return Codes(codes, mask, rows, None if zeros is None else self._from_lanes(zeros))
+        codes ^= self._code_of_zero
+        if self.format.row_codebook:
+            return Codes(codes, mask, levels=self._from_lanes(self._whole(tensors, "levels")))
+        scale = self._from_lanes(self._whole(tensors, "scale"))[:, : self.groups]
+        zero_point = None if zeros is None else self._from_lanes(zeros)[:, : self.groups]
+        return Codes(codes, mask, scale, zero_point, self._outer_scale(tensors))
+
+    def _beside(self, base: Numbers) -> dict[str, Tensor]:
+        """What is stored beside codes, by section."""
+        out = self.format.shape[0]
+        if isinstance(base, RowCoded):
+            return {"levels": self._by_lane(base.levels.expand(out, -1))}
+        scale = base.scale.view(torch.uint8) if base.scale.dtype in EIGHT_BITS else base.scale
+        found = {"scale": self._by_lane(self._with_last(scale.expand(out, -1)))}
+        if isinstance(base, Coded):
+            outer = 1 if base.outer_scale is None else base.outer_scale[0]
+            found["levels"] = table_of(self.format) * outer
+        elif base.zero_point is not None:
+            found["zero_point"] = self._by_lane(self._with_last(base.zero_point.expand(out, -1)))
+        return found
+
+    def _with_last(self, values: Tensor) -> Tensor:
+        """[out, groups] -> [out, scales]"""
+        return torch.nn.functional.pad(values, (0, self.scales - self.groups))
+
+    def _outer_scale(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """What the stored levels are multiplied with: the level 1, which every table has, is it."""
+        codebook = self.format.codebook
+        if codebook is None or not codebook.outer_scale:
+            return None
+        return self._whole(tensors, "levels")[table_of(self.format) == 1].view(1, 1)
+
+    def add_outliers(self, weight: WithOutliers, found: dict[str, Tensor]) -> None:
+        """See `KernelStorage`."""
+        group, padded = self.group, self.padded_group
+        columns = weight.columns.long()
+        columns = columns // group * padded + columns % group
+        dtype = self.sections(0)["outlier_columns"].dtype
+        sections = {"outlier_columns": columns.to(dtype), "outlier_values": weight.values}
+        self._store(found, {name: self._by_lane(of) for name, of in sections.items()})
+
+    def unpack_outliers(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See `KernelStorage`."""
+        columns, values = (
+            self._from_lanes(self._whole(tensors, f"outlier_{name}"))
+            for name in ("columns", "values")
+        )
+        group, padded = self.group, self.padded_group
+        return columns // padded * group + columns % padded, values
+
+    @property
+    def _code_of_zero(self) -> int:
+        """What codes of a table are stored XOR with."""
+        return zero_code(self.format.codebook.table) if self.format.codebook else 0
 
     @property
     def symmetric(self) -> bool:
@@ -257,12 +153,13 @@ class Strips(PaddedPanels):
         return self.format.grid is None or self.format.grid.symmetric
 
     def _zeros(self, stored: Tensor | None) -> Tensor:
-        """The zero point of every padded entry.  stored: [panels, groups, 32]"""
-        shape = (self.panels * PANEL, self.units * self.unit_blocks * BLOCK)
+        """What stands for zero at every padded entry.  stored: [panels, scales, 32]"""
+        shape = (self.panels * PANEL, self.width)
         if stored is None:
-            return torch.full(shape, 1 << (self.bits_each - 1), dtype=torch.uint8)
-        rows = stored.permute(0, 2, 1).reshape(shape[0], self.groups)
-        wide = rows.repeat_interleave(self.span * BLOCK, dim=1)
+            zero = 1 << (self.bits_each - 1) if self.format.grid else 0
+            return torch.full(shape, zero, dtype=torch.uint8)
+        rows = stored.permute(0, 2, 1).reshape(shape[0], self.scales)
+        wide = rows.repeat_interleave(self.padded_group, dim=1)[:, : self.width]
         return torch.nn.functional.pad(wide, (0, shape[1] - wide.shape[1]))
 
     def _restored(self, stored: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -277,7 +174,7 @@ class Strips(PaddedPanels):
         """The bitmap, the stream and where it begins.  entries, kept: [rows, units' inputs]"""
         entries, kept = self._by_unit(entries), self._by_unit(kept)
         stored, places = stream.in_order(entries, kept, self.format), stream.places_of(kept)
-        if self.format.grid:
+        if self.format.code_bits:
             stored = pack_bits(stored, self.bits_each)
         stored = stored.contiguous().view(torch.uint8)
         (_, size), words = self.sections(self.panels)["stream"].shape, pack_bits(kept.byte(), 1)
@@ -340,31 +237,33 @@ class Strips(PaddedPanels):
         return entries.flatten(1), kept.flatten(1)
 
     def _by_lane(self, values: Tensor) -> Tensor:
-        """[out, groups] -> [panels, groups, 32], outputs padded with zeros."""
-        full = torch.zeros(self.panels * PANEL, self.groups, dtype=values.dtype)
+        """[out, some] -> [panels, some, 32], outputs padded with zeros."""
+        full = torch.zeros(self.panels * PANEL, values.shape[1], dtype=values.dtype)
         full[: len(values)] = values
-        return full.view(self.panels, PANEL, self.groups).permute(0, 2, 1)
+        return full.view(self.panels, PANEL, -1).permute(0, 2, 1)
 
     def _from_lanes(self, stored: Tensor) -> Tensor:
         """Inverse of `_by_lane`."""
-        rows = stored.permute(0, 2, 1).reshape(self.panels * PANEL, self.groups)
+        rows = stored.permute(0, 2, 1).reshape(self.panels * PANEL, stored.shape[1])
         return rows[: self.format.shape[0]].contiguous()
 
     def _in_parts(self, sections: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stored tensors of sections over all panels."""
-        made = {}
-        for name, panels in zip(self.names, self.parts, strict=True):
-            whole = torch.zeros(self.size(len(panels)), dtype=torch.uint8)
-            for key, section in self.sections(len(panels)).items():
-                given = sections[key]
-                section.of(whole).copy_(
-                    given if key == "stream" else given[panels.start : panels.stop]
-                )
-            made[name] = whole
+        parts = zip(self.names, self.parts, strict=True)
+        made = {name: torch.zeros(self.size(len(of)), dtype=torch.uint8) for name, of in parts}
+        self._store(made, sections)
         return made
+
+    def _store(self, found: Mapping[str, Tensor], sections: Mapping[str, Tensor]) -> None:
+        """Write sections over all panels into the stored tensors."""
+        for name, panels in zip(self.names, self.parts, strict=True):
+            places = self.sections(len(panels))
+            for key, given in sections.items():
+                here = given if key in self.undivided else given[panels.start : panels.stop]
+                places[key].of(found[name]).copy_(here)
 
     def _whole(self, tensors: Mapping[str, Tensor], key: str) -> Tensor:
         """A section over all panels."""
         parts = zip(self.names, self.parts, strict=True)
         found = [self.sections(len(panels))[key].of(tensors[name]) for name, panels in parts]
-        return torch.cat(found)
+        return found[0] if key in self.undivided else torch.cat(found)

@@ -172,10 +172,10 @@ class Panels(PanelGeometry):
             found[f"panel_{name}"] = ((self.panels, room, self.rows), dtype)
         return found
 
-    def pack_outliers(self, weight: WithOutliers) -> dict[str, Tensor]:
+    def add_outliers(self, weight: WithOutliers, found: dict[str, Tensor]) -> None:
         """See `KernelStorage`."""
         parts = {"columns": weight.columns, "values": weight.values}
-        return {f"panel_outlier_{name}": self._by_panel(of) for name, of in parts.items()}
+        found |= {f"panel_outlier_{name}": self._by_panel(of) for name, of in parts.items()}
 
     def unpack_outliers(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """See `KernelStorage`."""

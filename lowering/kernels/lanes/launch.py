@@ -10,6 +10,8 @@ import torch
 
 from trinity.lowering.kernels.padded_panels import PANEL
 from trinity.lowering.kernels.strips import Strips
+from trinity.lowering.kernels.strips import refusal as refused_by_strips
+from trinity.methods.formats import WeightFormat
 
 THREADS = 256  # of a block: 8 rows of a panel's lanes, which share the inputs
 TOKENS = (1, 8)  # of a block
@@ -26,6 +28,13 @@ PAIRS = (  # of kind and mask, in the order of FOR_EACH_FORMAT
 ENTRIES = tuple(f"lanes_{kind}_{mask}_{tokens}" for kind, mask in PAIRS for tokens in TOKENS)
 
 Name = Literal["", "B_", "A_"]
+
+
+def refusal(weight_format: WeightFormat) -> str | None:
+    """Why these kernels cannot multiply with a format, or None."""
+    if weight_format.codebook or weight_format.row_codebook:
+        return "values of a table"
+    return "outliers" if weight_format.outliers else refused_by_strips(weight_format)
 
 
 @dataclass(frozen=True)

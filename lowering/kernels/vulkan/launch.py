@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from trinity.lowering.kernels.padded_panels import PANEL
+from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
 from trinity.lowering.kernels.strips import Strips
 
 ENTRY = "main"  # glslc's name for every entry
@@ -18,7 +18,14 @@ SHARED = 16384  # bytes of shared memory that every device has
 NOTHING = 0
 ALL, TWO_FOUR, BITMAP = 0, 1, 2
 KINDS = {"float16": 16, "bfloat16": 17, "float32": 32}
-SCALE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SCALE_TYPES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.float8_e8m0fnu: 3,
+    torch.float8_e4m3fn: 4,
+}
+SYMMETRIC, ASYMMETRIC, TABLE, TABLES = 0, 1, 2, 3
 
 SECTIONS = ("scale", "zero_point", "stream", "starts", "offsets")
 
@@ -38,24 +45,47 @@ class Term:
 
     @property
     def format(self) -> tuple[int, ...]:
-        """Kind, mask, type of the scale, whether there are zero points, blocks and words of a
-        unit, and words of a block.
+        """Kind, mask, type of the scale, what codes are, blocks and words of a unit, words of a
+        block, and its parts that have scales.
         """
-        strips, grid = self.strips, self.strips.format.grid
-        kind = grid.bits if grid else KINDS[str(strips.format.dtype)]
-        scale = SCALE_TYPES[getattr(torch, grid.scale_dtype)] if grid else 0
+        strips, about = self.strips, self.strips.format
+        kind = about.code_bits or KINDS[str(about.dtype)]
         mask = TWO_FOUR if strips.two_four else BITMAP if strips.streamed else ALL
-        zeros = int(not strips.symmetric)
-        return (kind, mask, scale, zeros, strips.unit_blocks, strips.unit_words, strips.vectors)
+        codes = SYMMETRIC if strips.symmetric else ASYMMETRIC
+        if about.codebook or about.row_codebook:
+            codes = TABLE if about.codebook else TABLES
+        geometry = (strips.unit_blocks, strips.unit_words, strips.vectors, BLOCK // strips.step)
+        return (kind, mask, self._scale, codes, *geometry)
+
+    @property
+    def _scale(self) -> int:
+        """The type of scales, or of each output's levels."""
+        about = self.strips.format
+        if about.coded:
+            return SCALE_TYPES[getattr(torch, about.coded.scale_dtype)]
+        return SCALE_TYPES[getattr(torch, about.row_codebook.dtype)] if about.row_codebook else 0
+
+    @property
+    def outliers(self) -> tuple[int, int]:
+        """Bits of an outlier's column, and the type of its value; 0 without."""
+        if self.strips.format.outliers is None:
+            return (0, 0)
+        places = self.strips.sections(0)
+        columns, values = (places[f"outlier_{name}"].dtype for name in ("columns", "values"))
+        return (8 * columns.itemsize, SCALE_TYPES[values])
 
     def numbers(self, panels: int) -> tuple[int, ...]:
         """Blocks, span, and where the tensor's sections begin, in 32-bit words.
 
         panels: of the tensor
         """
-        strips, sections = self.strips, self.strips.sections(panels)
-        starts = (sections[key].start // 4 if key in sections else 0 for key in SECTIONS)
-        return (strips.blocks, strips.span, *starts)
+        starts = (self.start(key, panels) for key in SECTIONS)
+        return (self.strips.blocks, self.strips.span, *starts)
+
+    def start(self, section: str, panels: int) -> int:
+        """Where a section of the tensor of so many panels begins, in 32-bit words; 0 without."""
+        sections = self.strips.sections(panels)
+        return sections[section].start // 4 if section in sections else 0
 
 
 @dataclass(frozen=True)
@@ -109,8 +139,8 @@ class Launch:
     @property
     def constants(self) -> tuple[int, ...]:
         """Specialization constants behind lanes and rows, of which those depend on the device."""
-        second = self.second.format if self.second else (NOTHING, 0, 0, 0, 1, 1, 1)
-        return (self.tile, *self.first.format, *second)
+        second = self.second.format if self.second else (NOTHING, 0, 0, 0, 1, 1, 1, 1)
+        return (self.tile, *self.first.format, *second, *self.first.outliers)
 
     @property
     def name(self) -> str:
@@ -120,11 +150,25 @@ class Launch:
     @property
     def numbers(self) -> tuple[int, ...]:
         """The push constants of a call."""
-        first = self.first.numbers(len(self.panels))
+        panels, outliers = len(self.panels), self.first.strips.format.outliers
+        first = self.first.numbers(panels)
         second = (
             self.second.numbers(self.second.strips.panels) if self.second else (0,) * len(first)
         )
-        return (self.outputs, self.outputs, self.tokens, self.panels.start, *first, *second)
+        levels, columns, values = (
+            self.first.start(section, panels)
+            for section in ("levels", "outlier_columns", "outlier_values")
+        )
+        behind = (levels, outliers.room if outliers else 0, columns, values)
+        return (
+            self.outputs,
+            self.outputs,
+            self.tokens,
+            self.panels.start,
+            *first,
+            *second,
+            *behind,
+        )
 
     @property
     def operands(self) -> tuple[tuple[Term, str], tuple[Term, str]]:

@@ -1,4 +1,5 @@
-// y = W x [+ B t] for some tokens, W and B packed in any format that `Strips` holds.
+// y = W x [+ S x] [+ B t] for some tokens, W and B packed in any format that `Strips` holds, S a
+// few entries of each output.
 //
 // A lane has two or four outputs of its own, so that no sum crosses lanes: any size of subgroups
 // gives the same bits.  All lanes of a row of the workgroup read the same x, and each reading serves
@@ -9,25 +10,31 @@
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_GOOGLE_include_directive : require
 
-// Of a term: how many bits an entry has, or what float it is; its mask; the type of its scales;
-// whether it has zero points; blocks of a unit; words of a unit; words of a block, at least one.
+// Of a term: how many bits an entry has, or what float it is; its mask; the type of its scales, or
+// of each output's levels; what codes are; blocks of a unit; words of a unit; words of a block, at
+// least one; parts of a block that have scales of their own.  Of outliers: the bits of a column, 0
+// if there are none; the type of their values, as of scales.
 layout(constant_id = 0) const uint LANES = 8u;
 layout(constant_id = 1) const uint SLICES = 1u;
 layout(constant_id = 2) const uint TOKENS = 1u;
 layout(constant_id = 3) const uint KIND0 = 4u;
 layout(constant_id = 4) const uint MASK0 = 0u;
 layout(constant_id = 5) const uint SCALE0 = 1u;
-layout(constant_id = 6) const uint ZEROS0 = 0u;
+layout(constant_id = 6) const uint CODES0 = 0u;
 layout(constant_id = 7) const uint BLOCKS0 = 1u;
 layout(constant_id = 8) const uint SIZE0 = 1u;
 layout(constant_id = 9) const uint VECTORS0 = 1u;
-layout(constant_id = 10) const uint KIND1 = 0u;
-layout(constant_id = 11) const uint MASK1 = 0u;
-layout(constant_id = 12) const uint SCALE1 = 1u;
-layout(constant_id = 13) const uint ZEROS1 = 0u;
-layout(constant_id = 14) const uint BLOCKS1 = 1u;
-layout(constant_id = 15) const uint SIZE1 = 1u;
-layout(constant_id = 16) const uint VECTORS1 = 1u;
+layout(constant_id = 10) const uint PARTS0 = 1u;
+layout(constant_id = 11) const uint KIND1 = 0u;
+layout(constant_id = 12) const uint MASK1 = 0u;
+layout(constant_id = 13) const uint SCALE1 = 1u;
+layout(constant_id = 14) const uint CODES1 = 0u;
+layout(constant_id = 15) const uint BLOCKS1 = 1u;
+layout(constant_id = 16) const uint SIZE1 = 1u;
+layout(constant_id = 17) const uint VECTORS1 = 1u;
+layout(constant_id = 18) const uint PARTS1 = 1u;
+layout(constant_id = 19) const uint COLUMN = 0u;
+layout(constant_id = 20) const uint VALUE = 0u;
 const uint OUTPUTS = 32u / LANES;  // of a lane: those LANES apart
 const uint COUNT = OUTPUTS * TOKENS;  // sums of a lane
 layout(local_size_x_id = 0, local_size_y_id = 1) in;
@@ -40,19 +47,26 @@ layout(set = 0, binding = 3, std430) readonly buffer B { uvec4 b[]; };
 layout(set = 0, binding = 3, std430) readonly buffer C { uint c[]; };
 layout(set = 0, binding = 4, std430) writeonly buffer Y { float y[]; };
 
-// blocks: of a row; span: blocks of a scale group; the others: where a section of the tensor begins,
-// in 32-bit words
+// blocks: of a row; span: parts of blocks of a scale group; the others: where a section of the
+// tensor begins, in 32-bit words
 struct Numbers { uint blocks, span, scales, zeros, stream, starts, offsets; };
 // outputs: of this call; first: its first panel in B; stride: from a token's outputs to the
-// next one's
+// next one's; of the first term: where its levels begin, how many outliers an output has, and where
+// their columns and values begin
 layout(push_constant, std430) uniform P {
   uint outputs, stride, tokens, first;
   Numbers at0, at1;
+  uint levels, room, columns, values;
 } numbers;
 
-shared float partial[SLICES * TOKENS * 32u];
-
 #include "weights.glsl"
+
+// Of tables only a first term has: no factor of an adapter is stored so.
+const uint LEVELS = CODES0 == TABLES ? 32u << KIND0 : CODES0 == TABLE ? 1u << KIND0 : 0u;
+const uint SUMS = SLICES * TOKENS * 32u;
+// Levels, and when products are summed the sums of the workgroup's rows.
+shared float pool[SUMS > LEVELS ? SUMS : LEVELS];
+#include "levels.glsl"
 
 #define STREAM stream0
 #define STREAMED streamed0
@@ -64,10 +78,11 @@ shared float partial[SLICES * TOKENS * 32u];
 #define KIND KIND0
 #define MASK MASK0
 #define SCALE SCALE0
-#define ZEROS ZEROS0
+#define CODES CODES0
 #define BLOCKS BLOCKS0
 #define SIZE SIZE0
 #define VECTORS VECTORS0
+#define PARTS PARTS0
 #define AT numbers.at0
 #include "term.glsl"
 
@@ -81,12 +96,39 @@ shared float partial[SLICES * TOKENS * 32u];
 #define KIND KIND1
 #define MASK MASK1
 #define SCALE SCALE1
-#define ZEROS ZEROS1
+#define CODES CODES1
 #define BLOCKS BLOCKS1
 #define SIZE SIZE1
 #define VECTORS VECTORS1
+#define PARTS PARTS1
 #define AT numbers.at1
 #include "term.glsl"
+
+// Fills `pool` with the levels that a panel's outputs need.
+void load_levels(uint panel, uint slice) {
+  const uint type = CODES0 == TABLES ? SCALE0 : SCALE_F32;
+  for (uint i = slice * LANES + gl_LocalInvocationID.x; i < LEVELS; i += SLICES * LANES) {
+    const uint at = CODES0 == TABLES ? panel * LEVELS + i : i;
+    pool[i] = scale_of(v[numbers.levels + scale_word(at, type)], at, type);
+  }
+  barrier();
+}
+
+// sums += S x, over every SLICES-th outlier of an output.
+void add_outliers(inout float sums[COUNT], uint panel, uint first, uint token) {
+  for (uint entry = first; entry < numbers.room; entry += SLICES) {
+    [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+      const uint at = (panel * numbers.room + entry) * 32u + gl_LocalInvocationID.x + r * LANES;
+      const uint word = v[numbers.columns + (COLUMN == 32u ? at : at / 2u)];
+      const uint column = COLUMN == 32u ? word : word >> (16u * (at % 2u)) & 0xFFFFu;
+      const float value = scale_of(v[numbers.values + scale_word(at, VALUE)], at, VALUE);
+      [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+        const uint row = min(token + t, numbers.tokens - 1u);
+        sums[r * TOKENS + t] += value * x[row * numbers.at0.blocks * 8u + column / 4u][column % 4u];
+      }
+    }
+  }
+}
 
 void store(uint panel, uint output_, uint token, float sum) {
   const uint row = panel * 32u + output_;
@@ -99,7 +141,9 @@ void main() {
   const uint slice = SLICES == 1u ? 0u : gl_LocalInvocationID.y;
   float sums[COUNT];
   [[unroll]] for (uint i = 0u; i < COUNT; ++i) sums[i] = 0.0;
+  if (CODES0 >= TABLE) load_levels(panel, slice);
   term0(sums, panel, slice, token);
+  if (COLUMN != NOTHING) add_outliers(sums, panel, slice, token);
   if (KIND1 != NOTHING) term1(sums, numbers.first + panel, slice, token);
   if (SLICES == 1u) {
     [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
@@ -109,15 +153,16 @@ void main() {
     }
     return;
   }
+  if (CODES0 >= TABLE) barrier();  // nobody reads levels any more
   [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
     [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
-      partial[(slice * TOKENS + t) * 32u + r * LANES + lane] = sums[r * TOKENS + t];
+      pool[(slice * TOKENS + t) * 32u + r * LANES + lane] = sums[r * TOKENS + t];
     }
   }
   barrier();
   for (uint i = slice * LANES + lane; i < TOKENS * 32u; i += SLICES * LANES) {
     float sum = 0.0;
-    for (uint s = 0u; s < SLICES; ++s) sum += partial[s * TOKENS * 32u + i];
+    for (uint s = 0u; s < SLICES; ++s) sum += pool[s * TOKENS * 32u + i];
     store(panel, i % 32u, token + i / 32u, sum);
   }
 }

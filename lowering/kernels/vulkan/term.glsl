@@ -1,6 +1,6 @@
 // A function `TERM` that adds a product to `sums`, included once for each term of `product.comp`,
 // because GLSL has no pointers.  WORDS, ENTRIES, INPUT: the term's buffers; KIND, MASK, SCALE,
-// ZEROS, BLOCKS, SIZE, VECTORS: its specialization constants; AT: its numbers.
+// CODES, BLOCKS, SIZE, VECTORS, PARTS: its specialization constants; AT: its numbers.
 
 #define OWN(word) own[(word) % 4u]
 
@@ -26,24 +26,25 @@ vec4 STREAMED(uint next, uint kept) {
   return four;
 }
 
-// Weights 4 q to 4 q + 3 of a block.  own: those of its words that hold them; more: its places, its codes' upper bits, or
-// which it keeps; kept: the first of its entries in the stream
+// Weights 4 q to 4 q + 3 of a block.  own: those of its words that hold them; more: its places, its
+// codes' upper bits, or which it keeps; point: as of `decoded`; kept: the first of its entries in
+// the stream
 vec4 FOUR(uvec4 own, uint more, uint q, uint flip, uint point, uint kept) {
   if (MASK == BITMAP) {
     const uint here = more >> (4u * q) & 15u;
     const uint next = kept + bitCount(more & ((1u << (4u * q)) - 1u));
     if (KIND >= FLOAT16) return STREAMED(next, here);
-    return less_zero(spread_kept(STREAM(next), here, KIND) ^ flip, KIND, point);
+    return decoded(spread_kept(STREAM(next), here, KIND) ^ flip, KIND, CODES, point);
   }
   if (MASK == TWO_FOUR) {
     const uint places = more >> (4u * q);
     if (KIND == CODES4) {
       const uint pair = OWN(q / 4u) >> (8u * (q % 4u)) & 0xFFu;
-      return less_zero(spread(pair, places, 4u) ^ flip, KIND, point);
+      return decoded(spread(pair, places, 4u) ^ flip, KIND, CODES, point);
     }
     if (KIND == CODES8) {
       const uint pair = OWN(q / 2u) >> (16u * (q % 2u)) & 0xFFFFu;
-      return less_zero(spread(pair, places, 8u) ^ flip, KIND, point);
+      return decoded(spread(pair, places, 8u) ^ flip, KIND, CODES, point);
     }
     if (KIND == FLOAT32) {
       return spread_floats(uintBitsToFloat(uvec2(OWN(2u * q), OWN(2u * q + 1u))), places);
@@ -52,17 +53,18 @@ vec4 FOUR(uvec4 own, uint more, uint q, uint flip, uint point, uint kept) {
   }
   if (KIND == CODES2 || KIND == CODES3) {
     const uint low = OWN(q / 4u) >> (8u * (q % 4u));
-    if (KIND == CODES2) return less_zero(low, KIND, point);
-    return less_zero(beside(low, more >> (4u * q)), 4u, point);
+    if (KIND == CODES2) return decoded(low, KIND, CODES, point);
+    return decoded(beside(low, more >> (4u * q)), 4u, CODES, point);
   }
-  if (KIND == CODES4) return less_zero(OWN(q / 2u) >> (16u * (q % 2u)), KIND, point);
-  if (KIND == CODES8) return less_zero(OWN(q), KIND, point);
+  if (KIND == CODES4) return decoded(OWN(q / 2u) >> (16u * (q % 2u)), KIND, CODES, point);
+  if (KIND == CODES8) return decoded(OWN(q), KIND, CODES, point);
   if (KIND == FLOAT32) return uintBitsToFloat(own);
   return vec4(halves(OWN(2u * q), KIND), halves(OWN(2u * q + 1u), KIND));
 }
 
 void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
-  const uint groups = AT.blocks / AT.span, units = (AT.blocks + BLOCKS - 1u) / BLOCKS;
+  const uint units = (AT.blocks + BLOCKS - 1u) / BLOCKS;
+  const uint scales = (AT.blocks * PARTS + AT.span - 1u) / AT.span;
   const bool shares = BLOCKS > 1u && (KIND <= CODES3 || KIND == CODES4);  // two blocks a word
   uint lane[OUTPUTS];
   [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) lane[r] = gl_LocalInvocationID.x + r * LANES;
@@ -86,24 +88,31 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
     for (uint s = 0u; s < end; ++s) {
       const uint block = unit * BLOCKS + s;
       uvec4 own[OUTPUTS];
-      float scale[OUTPUTS], part[COUNT];
-      uint from[OUTPUTS], point[OUTPUTS], flip[OUTPUTS];
+      uint from[OUTPUTS];
       [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
         from[r] = (number * SIZE + (shares ? s / 2u : s * VECTORS)) * 32u + lane[r];
         own[r] = MASK == BITMAP ? uvec4(0u) : WORDS[from[r]];
         if (shares && s % 2u == 1u) own[r] = own[r].zwzw;
-        scale[r] = 1.0, point[r] = 0u, flip[r] = 0u;
-        if (KIND < FLOAT16) {
-          const uint at = (panel * groups + block / AT.span) * 32u + lane[r];
-          const uint word = ENTRIES[AT.scales + (SCALE == SCALE_F32 ? at : at / 2u)];
-          scale[r] = scale_of(word, at, SCALE);
-          point[r] = 1u << (KIND - 1u);
-          if (ZEROS != 0u) point[r] = ENTRIES[AT.zeros + at / 4u] >> (8u * (at % 4u)) & 255u;
-          flip[r] = point[r] * (KIND == CODES4 ? 0x11111111u : 0x01010101u);
-        }
-        [[unroll]] for (uint t = 0u; t < TOKENS; ++t) part[r * TOKENS + t] = 0.0;
       }
+      float scale[OUTPUTS], part[COUNT];
+      uint point[OUTPUTS], flip[OUTPUTS];
       [[unroll]] for (uint q = 0u; q < 8u; ++q) {
+        if (q % (8u / PARTS) == 0u) {
+          [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+            scale[r] = 1.0, point[r] = CODES == TABLES ? lane[r] : 0u, flip[r] = 0u;
+            if (KIND < FLOAT16 && CODES != TABLES) {
+              const uint group = (block * PARTS + q / (8u / PARTS)) / AT.span;
+              const uint at = (panel * scales + group) * 32u + lane[r];
+              scale[r] = scale_of(ENTRIES[AT.scales + scale_word(at, SCALE)], at, SCALE);
+              if (CODES == SYMMETRIC) point[r] = 1u << (KIND - 1u);
+              if (CODES == ASYMMETRIC) {
+                point[r] = ENTRIES[AT.zeros + at / 4u] >> (8u * (at % 4u)) & 255u;
+              }
+              if (CODES < TABLE) flip[r] = point[r] * (KIND == CODES4 ? 0x11111111u : 0x01010101u);
+            }
+            [[unroll]] for (uint t = 0u; t < TOKENS; ++t) part[r * TOKENS + t] = 0.0;
+          }
+        }
         vec4 given[TOKENS];
         [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
           const uint row = min(token + t, numbers.tokens - 1u);
@@ -121,11 +130,15 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
             part[r * TOKENS + t] = sum;
           }
         }
+        if ((q + 1u) % (8u / PARTS) == 0u) {
+          [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+            [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+              sums[r * TOKENS + t] += part[r * TOKENS + t] * scale[r];
+            }
+          }
+        }
       }
       [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
-        [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
-          sums[r * TOKENS + t] += part[r * TOKENS + t] * scale[r];
-        }
         if (MASK == BITMAP) kept[r] += bitCount(last[r][s]);
       }
     }
@@ -143,8 +156,9 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
 #undef KIND
 #undef MASK
 #undef SCALE
-#undef ZEROS
+#undef CODES
 #undef BLOCKS
 #undef SIZE
 #undef VECTORS
+#undef PARTS
 #undef AT

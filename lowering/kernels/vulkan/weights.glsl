@@ -7,7 +7,10 @@
 const uint CODES2 = 2u, CODES3 = 3u, CODES4 = 4u, CODES8 = 8u, FLOAT16 = 16u, BFLOAT16 = 17u,
            FLOAT32 = 32u, NOTHING = 0u;
 const uint ALL = 0u, TWO_FOUR = 1u, BITMAP = 2u;
-const uint SCALE_F32 = 0u, SCALE_F16 = 1u, SCALE_BF16 = 2u;
+const uint SCALE_F32 = 0u, SCALE_F16 = 1u, SCALE_BF16 = 2u, SCALE_E8M0 = 3u, SCALE_E4M3 = 4u;
+// What codes are: numbers less half their range or less a zero point, levels of one table, or of a
+// table of each output.
+const uint SYMMETRIC = 0u, ASYMMETRIC = 1u, TABLE = 2u, TABLES = 3u;
 
 // A float of 2^(23 - n) with a code in its bits from n on is 2^(23 - n) + that code: no conversion,
 // which is a slow instruction on some devices, and no shift.  The zero point is taken off with the
@@ -60,9 +63,20 @@ vec2 halves(uint word, uint kind) {
                          : uintBitsToFloat(uvec2(word << 16, word & 0xFFFF0000u));
 }
 
-// One number of a row of scales, from the word that holds it.
+// Which word holds one number of a row of scales.
+uint scale_word(uint at, uint type) {
+  return type == SCALE_F32 ? at : type <= SCALE_BF16 ? at / 2u : at / 4u;
+}
+
+// The number, from that word.  Of 8 bits they are positive; 2^-127, byte 0 of E8M0, is no normal
+// float32, and E4M3 below 8 no normal E4M3.
 float scale_of(uint word, uint at, uint type) {
   if (type == SCALE_F32) return uintBitsToFloat(word);
+  const uint bits = word >> (8u * (at & 3u)) & 255u;
+  if (type == SCALE_E8M0) return uintBitsToFloat(max(bits << 23, 0x00400000u));
+  if (type == SCALE_E4M3) {
+    return bits < 8u ? float(bits) / 512.0 : uintBitsToFloat((bits << 20) + 0x3C000000u);
+  }
   const vec2 pair = halves(word, type == SCALE_F16 ? FLOAT16 : BFLOAT16);
   return (at & 1u) == 0u ? pair.x : pair.y;
 }

@@ -69,6 +69,7 @@ def padded(launch: Launch, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
     strips, rows = launch.strips, len(x)
     if "input_scale" in strips.shapes():
         x = x * stored[f"{launch.prefix}input_scale"].float()
-    full = torch.zeros(rows, strips.groups, strips.span * BLOCK)
+    full = torch.zeros(rows, strips.groups, strips.padded_group)
     full[:, :, : strips.group] = x.view(rows, strips.groups, strips.group)
-    return full.flatten(1)
+    behind = strips.blocks * BLOCK - strips.groups * strips.padded_group
+    return torch.nn.functional.pad(full.flatten(1), (0, behind))

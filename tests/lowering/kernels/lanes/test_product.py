@@ -9,7 +9,7 @@ import torch
 
 from tests.lowering.conftest import packed_factors, random_weight
 from tests.lowering.kernels.lanes import emulated
-from trinity.lowering.kernels import strips as strips_module
+from trinity.lowering.kernels import strip_geometry
 from trinity.lowering.kernels.lanes.launch import ENTRIES, launches
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.module.check import relative_error
@@ -92,7 +92,7 @@ def test_scaled_inputs_bfloat16_scales_and_packed_factors(program: Path, rows: i
 def test_a_weight_in_several_tensors_adds_its_own_part_of_the_adapter(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strips_module, "LARGEST", 8192)
+    monkeypatch.setattr(strip_geometry, "LARGEST", 8192)
     weight = random_weight((100, 96), "int8 group 32", None, 5, torch.float16)
     assert len(Strips(format_of(weight)).names) > 1
     assert error(program, weight, 3) < TOLERANCE

@@ -52,6 +52,14 @@ WEIGHTS = {
     "float16_masked": ((40, 96), "float16", "2:4", 0, (1,)),
     "float32": ((31, 60), "float32", None, 0, (1,)),
     "float32_masked": ((40, 160), "float32", "2:4", 0, (1,)),
+    "nf4": ((70, 128), "nf4 group 64", None, 3, (1,)),
+    "nf4_masked": ((40, 224), "nf4 group 32", "2:4", 0, (1,)),
+    "nf4_half": ((40, 160), "nf4 channel", "50%", 0, (2,)),
+    "mxfp4": ((33, 96), "e2m1 group 32 e8m0", None, 0, (1,)),
+    "nvfp4": ((40, 144), "e2m1 group 16 e4m3 outer", None, 0, (3,)),
+    "fp8": ((40, 100), "e4m3 channel", None, 0, (9,)),
+    "row_tables": ((70, 100), "rows of 4", None, 0, (1,)),
+    "row_tables_two": ((5, 70), "rows of 2", None, 2, (2,)),
 }
 
 
@@ -81,7 +89,13 @@ def others() -> dict[str, Product]:
     for kind in ("int4 channel", "int8 channel"):
         high = packed_factors(kind, (40, 16))
         found[f"{kind[:4]}_factors"] = Adapted(base, high, low)
-    return {name: Product(weight, torch.randn(2, 96)) for name, weight in found.items()}
+    found["outliers"] = random_weight((70, 150), "int4 group 50", None, 3, torch.float16, 7)
+    found["stream_outliers"] = random_weight((40, 96), "float16", "50%", 0, torch.bfloat16, 3)
+    found["row_outliers"] = random_weight((40, 96), "rows of 3", None, 3, torch.bfloat16, 2)
+    made = {name: Product(of, torch.randn(2, of.shape[1])) for name, of in found.items()}
+    far = random_weight((5, 33000), "int4 channel", None, 0, torch.float32, 2)
+    some_inputs = torch.rand(2, 33000) < 0.01  # the sum of all is not exact to the tolerance
+    return made | {"far_outliers": Product(far, torch.randn(2, 33000) * some_inputs)}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +128,7 @@ def test_narrower_subgroups_make_the_same_bits(
     products: Mapping[str, Product], results: Mapping[str, Tensor], tmp_path: Path
 ) -> None:
     """Mesa's device on the CPU has subgroups of as many lanes as its vectors hold: four, here."""
-    products = some(products, "short_groups_1", "three_1")
+    products = some(products, "short_groups_1", "three_1", "row_outliers_2")
     settings = {"LP_NATIVE_VECTOR_WIDTH": "128"}
     found, printed = elsewhere(compiled(text_of(products)), products, tmp_path, settings)
     assert found is not None, printed
@@ -126,7 +140,7 @@ def test_rows_of_a_workgroup_that_share_the_inputs_make_the_same_product(
 ) -> None:
     """Subgroups of sixteen lanes get workgroups as a GPU does."""
     require_device()
-    products = some(products, "long_1", "long_two_four_1")
+    products = some(products, "long_1", "long_two_four_1", "row_outliers_2")
     settings = {"LP_NATIVE_VECTOR_WIDTH": "512"}
     found, printed = elsewhere(compiled(text_of(products)), products, tmp_path, settings)
     assert found is not None, printed
@@ -159,7 +173,7 @@ def validation() -> dict[str, str]:
 def test_the_validation_layer_finds_no_fault(
     products: Mapping[str, Product], validation: Mapping[str, str], tmp_path: Path
 ) -> None:
-    products = some(products, "short_groups_1", "three_1", "half_1")
+    products = some(products, "short_groups_1", "three_1", "half_1", "row_outliers_2")
     text = text_of(products)
     found, printed = elsewhere(compiled(text), products, tmp_path, validation)
     assert found is not None, printed
