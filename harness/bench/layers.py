@@ -20,7 +20,14 @@ from trinity.harness.records.measurement import Measurement, MeasurementPath
 from trinity.lowering.kernels.cpu.cpus import HOST
 from trinity.lowering.module.random_weights import random_weight
 from trinity.methods.errors import LoweringError
-from trinity.methods.formats import Codebook, CompressedWeight, Grid, ValuesFormat, WeightFormat
+from trinity.methods.formats import (
+    Codebook,
+    CompressedWeight,
+    Grid,
+    RowCodebook,
+    ValuesFormat,
+    WeightFormat,
+)
 
 # (out, in) of the linears of one block, each shape once.
 SHAPES: dict[str, tuple[tuple[int, int], ...]] = {
@@ -156,6 +163,8 @@ def resized(weight_format: WeightFormat, shape: tuple[int, int]) -> WeightFormat
 
 def _resized_values(values: ValuesFormat, d_in: int, shape: tuple[int, int]) -> ValuesFormat:
     """What the values of a weight of `d_in` inputs are for one of `shape`."""
+    if isinstance(values, RowCodebook) and values.tables > 1:
+        return replace(values, tables=shape[0])
     if not isinstance(values, Grid | Codebook):
         return values
     rows, groups = values.scale_shape

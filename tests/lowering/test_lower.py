@@ -353,10 +353,14 @@ def test_cuda_modules_hold_code_for_sm_80(packed: Built) -> None:
     assert b"sm_80" in lower(packed.model, plan).vmfb
 
 
-def test_vulkan_runs_the_same_model(packed: Built, tmp_path: Path) -> None:
+def test_vulkan_runs_the_same_model_with_values_of_tables_and_outliers_too(
+    packed: Built, compress_block: Compress, tmp_path: Path
+) -> None:
     if not devices.available(targets.get("vulkan")):
         pytest.skip("no Vulkan device (Debian's mesa-vulkan-drivers has one that runs on the CPU)")
-    built = build(packed.model, packed.weights, "vulkan", tmp_path)
+    kind = ("e2m1 group 16 e4m3 outer", None, 0, torch.float16, 2)
+    weights = packed.weights | compress_block(packed.model, 1, *kind)
+    built = build(packed.model, weights, "vulkan", tmp_path)
     assert built.load().path == "kernel"
     ids = tokens(LONGEST)
     assert check.relative_error(built.load().logits(ids), dense_logits(built, ids)) < 1e-5

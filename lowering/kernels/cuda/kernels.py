@@ -7,9 +7,9 @@ from trinity.lowering.kernels.cuda.linear import tile_kernels
 from trinity.lowering.kernels.cuda.tiles import Tiles
 from trinity.lowering.kernels.kernel_storage import KernelStorage
 from trinity.lowering.kernels.lanes.launch import PAIRS, TOKENS
-from trinity.lowering.kernels.lanes.launch import refusal as refused_by_lanes
 from trinity.lowering.kernels.lanes.linear import Compiled, lane_kernels
 from trinity.lowering.kernels.strips import Strips
+from trinity.lowering.kernels.strips import refusal as refused_by_strips
 from trinity.lowering.kernels.target_kernels import TargetKernels
 from trinity.methods.formats import WeightFormat
 
@@ -34,7 +34,7 @@ class CudaKernels(TargetKernels):
         """See `TargetKernels`."""
         reason = tiles.refusal(weight_format)
         dense = weight_format.dtype == "float32" and weight_format.pattern is None
-        return reason if reason is None or dense else refused_by_lanes(weight_format)
+        return reason if reason is None or dense else refused_by_strips(weight_format)
 
     def storage(self, weight_format: WeightFormat) -> KernelStorage:
         """See `TargetKernels`."""

@@ -8,33 +8,32 @@ from typing import Literal
 
 import torch
 
-from trinity.lowering.kernels.padded_panels import PANEL
+from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
 from trinity.lowering.kernels.strips import Strips
-from trinity.lowering.kernels.strips import refusal as refused_by_strips
-from trinity.methods.formats import WeightFormat
 
 THREADS = 256  # of a block: 8 rows of a panel's lanes, which share the inputs
 TOKENS = (1, 8)  # of a block
 BINDINGS = 4  # the input, the stored tensor, what the product is added to, and the result
-CONSTANTS = 14
+CONSTANTS = 22
 ALL, TWO_FOUR, BITMAP = 0, 1, 2
 KINDS = {"float16": 16, "bfloat16": 17, "float32": 32}
-SCALE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-SECTIONS = ("scale", "zero_point", "stream", "starts", "offsets")
+TABLE = 64  # and the bits of a code: the kind of codes of a table
+SCALE_TYPES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.float8_e8m0fnu: 3,
+    torch.float8_e4m3fn: 4,
+}
+SECTIONS = ("scale", "zero_point", "levels", "stream", "starts", "offsets")
+TABLES = tuple(TABLE + bits for bits in (2, 3, 4, 8))
 PAIRS = (  # of kind and mask, in the order of FOR_EACH_FORMAT
-    *((kind, ALL) for kind in (2, 3, 4, 8, 16, 17, 32)),
-    *((kind, mask) for mask in (TWO_FOUR, BITMAP) for kind in (4, 8, 16, 17, 32)),
+    *((kind, ALL) for kind in (2, 3, 4, 8, 16, 17, 32, *TABLES)),
+    *((kind, mask) for mask in (TWO_FOUR, BITMAP) for kind in (4, 8, 16, 17, 32, *TABLES[2:])),
 )
 ENTRIES = tuple(f"lanes_{kind}_{mask}_{tokens}" for kind, mask in PAIRS for tokens in TOKENS)
 
 Name = Literal["", "B_", "A_"]
-
-
-def refusal(weight_format: WeightFormat) -> str | None:
-    """Why these kernels cannot multiply with a format, or None."""
-    if weight_format.codebook or weight_format.row_codebook:
-        return "values of a table"
-    return "outliers" if weight_format.outliers else refused_by_strips(weight_format)
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,9 @@ class Launch:
     @property
     def entry(self) -> str:
         """The kernel of its format."""
-        strips, grid = self.strips, self.strips.format.grid
-        kind = grid.bits if grid else KINDS[str(strips.format.dtype)]
+        strips, about = self.strips, self.strips.format
+        kind = about.code_bits or KINDS[str(about.dtype)]
+        kind += TABLE if about.codebook or about.row_codebook else 0
         mask = TWO_FOUR if strips.two_four else BITMAP if strips.streamed else ALL
         return f"lanes_{kind}_{mask}_{self.tile}"
 
@@ -89,13 +89,37 @@ class Launch:
     @property
     def numbers(self) -> tuple[int, ...]:
         """The constants of a call, 32 bits each."""
-        strips, grid = self.strips, self.strips.format.grid
-        sections = strips.sections(len(self.panels))
-        starts = (sections[key].start // 4 if key in sections else 0 for key in SECTIONS)
-        scale = SCALE_TYPES[getattr(torch, grid.scale_dtype)] if grid else 0
+        strips, own = self.strips, self.strips.format.row_codebook
+        starts = (self._begins.get(key, 0) for key in SECTIONS)
+        geometry = (strips.blocks, BLOCK // strips.step, strips.span)
+        values = strips.format.coded
+        named = values.scale_dtype if values else own.dtype if own else "float32"
+        codes = (
+            SCALE_TYPES[getattr(torch, named)],
+            int(not strips.symmetric),
+            int(own is not None),
+        )
         adds = (1, self.panels.start * PANEL, self.after.outputs) if self.after else (0, 0, 0)
-        about = (scale, int(not strips.symmetric), *adds)
-        return (self.outputs, self.tokens, strips.blocks, strips.span, *starts, *about)
+        return (self.outputs, self.tokens, *geometry, *starts, *codes, *self._outliers, *adds)
+
+    @property
+    def _begins(self) -> dict[str, int]:
+        """Where each section of the tensor begins, in 32-bit words."""
+        sections = self.strips.sections(len(self.panels))
+        return {name: section.start // 4 for name, section in sections.items()}
+
+    @property
+    def _outliers(self) -> tuple[int, ...]:
+        """How many an output has, where their columns and values begin, whether columns have 32
+        bits, and the type of values.
+        """
+        outliers, begins = self.strips.format.outliers, self._begins
+        if outliers is None:
+            return (0, 0, 0, 0, 0)
+        wide = self.strips.sections(0)["outlier_columns"].dtype == torch.int32
+        kind = SCALE_TYPES[getattr(torch, outliers.dtype)]
+        places = (begins["outlier_columns"], begins["outlier_values"])
+        return (outliers.room, *places, int(wide), kind)
 
 
 def launches(strips: Strips, tokens: int) -> tuple[Launch, ...]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trinity.lowering.kernels.calls import KernelCode
-from trinity.lowering.kernels.lanes.launch import ENTRIES, refusal
+from trinity.lowering.kernels.lanes.launch import ENTRIES
 from trinity.lowering.kernels.lanes.linear import Compiled, lane_kernels
 from trinity.lowering.kernels.rocm.code_object import foreign, inside, require
 from trinity.lowering.kernels.rocm.device import OBJECTS, ROCM_CODE, file_of
-from trinity.lowering.kernels.strips import Strips
+from trinity.lowering.kernels.strips import Strips, refusal
 from trinity.lowering.kernels.target_kernels import TargetKernels
 from trinity.methods.formats import WeightFormat
 

@@ -7,7 +7,14 @@ from trinity.harness.bench import layers
 from trinity.harness.latency import ceilings
 from trinity.harness.recipes.recipe import BenchSpec
 from trinity.lowering.module.random_weights import random_weight
-from trinity.methods.formats import AdapterFormat, Floats, Grid, WeightFormat, parse_pattern
+from trinity.methods.formats import (
+    AdapterFormat,
+    Floats,
+    Grid,
+    RowCodebook,
+    WeightFormat,
+    parse_pattern,
+)
 
 FORMATS = [
     WeightFormat((32, 48), Floats("float32")),
@@ -20,6 +27,8 @@ FORMATS = [
         parse_pattern("2:4"),
         AdapterFormat(3, "float16"),
     ),
+    WeightFormat((32, 48), RowCodebook(4, 32, "float16")),
+    WeightFormat((32, 48), RowCodebook(2, 1, "float16")),
 ]
 
 

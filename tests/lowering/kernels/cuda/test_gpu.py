@@ -45,6 +45,14 @@ def _device() -> None:
         ("bfloat16", "70%", 0),
         ("float32", "2:4", 0),
         ("float32", "1:4", 0),
+        ("nf4 group 64", None, 20),
+        ("nf4 group 64", "2:4", 0),
+        ("nf4 group 64", "50%", 0),
+        ("e2m1 group 32 e8m0", None, 0),
+        ("e2m1 group 16 e4m3 outer", None, 0),
+        ("e4m3 channel", None, 0),
+        ("rows of 4", None, 0),
+        ("rows of 3", None, 0),
     ],
 )
 def test_a_kernel_is_the_float64_product_of_its_weight(

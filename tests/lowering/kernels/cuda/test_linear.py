@@ -73,6 +73,8 @@ def test_a_linear_of_every_format_compiles_with_its_kernel(
         ("float16", "2:4", 0, ["16_1"]),
         ("bfloat16", "50%", 0, ["17_2"]),
         ("float32", "1:4", 0, ["32_2"]),
+        ("nf4 group 32", "2:4", 3, ["68_1", "16_0"]),
+        ("rows of 3", None, 0, ["67_0"]),
     ],
 )
 def test_what_tiles_do_not_hold_compiles_with_the_kernels_an_output_a_lane(

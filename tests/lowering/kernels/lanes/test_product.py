@@ -41,6 +41,17 @@ WEIGHTS = {
     "bfloat16_most": ((33, 100), "bfloat16", "70%", 0),
     "float32_one_four": ((40, 96), "float32", "1:4", 0),
     "two_half": ((40, 96), "int2 channel", "50%", 0),
+    "nf4": ((70, 128), "nf4 group 64", None, 3),
+    "nf4_masked": ((40, 224), "nf4 group 32", "2:4", 0),
+    "nf4_half": ((40, 160), "nf4 channel", "50%", 0),
+    "mxfp4": ((33, 96), "e2m1 group 32 e8m0", None, 0),
+    "nvfp4": ((40, 144), "e2m1 group 16 e4m3 outer", None, 0),
+    "fp8": ((40, 100), "e4m3 channel", None, 0),
+    "fp8_masked": ((33, 96), "e4m3 group 48", "2:4", 0),
+    "fp8_half": ((40, 96), "e4m3 tensor", "50%", 0),
+    "row_tables": ((70, 100), "rows of 4", None, 3),
+    "row_tables_three": ((33, 288), "rows of 3", None, 0),
+    "row_tables_two": ((5, 70), "rows of 2", None, 0),
 }
 
 
@@ -89,11 +100,35 @@ def test_scaled_inputs_bfloat16_scales_and_packed_factors(program: Path, rows: i
         assert error(program, weight, rows) < TOLERANCE
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize(
+    ("shape", "kind", "pattern", "rank", "dtype", "count"),
+    [
+        ((70, 150), "int4 group 50", None, 3, torch.float16, 7),
+        ((40, 96), "float16", "50%", 0, torch.bfloat16, 3),
+        ((33, 100), "rows of 3", None, 0, torch.float32, 12),
+        ((5, 33000), "int4 channel", None, 0, torch.float16, 2),
+    ],
+)
+def test_outliers_are_added(
+    program: Path,
+    shape: tuple[int, int],
+    kind: str,
+    pattern: str | None,
+    rank: int,
+    dtype: torch.dtype,
+    count: int,
+    rows: int,
+) -> None:
+    weight = random_weight(shape, kind, pattern, rank, dtype, count)
+    assert error(program, weight, rows) < TOLERANCE
+
+
 def test_a_weight_in_several_tensors_adds_its_own_part_of_the_adapter(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strip_geometry, "LARGEST", 8192)
-    weight = random_weight((100, 96), "int8 group 32", None, 5, torch.float16)
+    weight = random_weight((100, 96), "e4m3 group 32", None, 5, torch.float16, 2)
     assert len(Strips(format_of(weight)).names) > 1
     assert error(program, weight, 3) < TOLERANCE
 
