@@ -1,8 +1,9 @@
 """Storage for our Vulkan kernels: a lane has one output, and 32 lanes read 512 bytes in a row.
 
-A *panel* is 32 outputs, one to a lane.  Inputs run in *blocks* of 32; every scale group is padded
-to whole blocks.  A *unit* is as many blocks of one output as fill whole 16-byte words: 128 inputs
-of a masked weight and of 3-bit codes, 64 of 2-bit codes, else 32.  Its words hold, in order:
+A *panel* is 32 outputs, one to a lane.  Inputs run in *blocks* of 32, or halves of blocks if scale
+groups are so short that whole ones would be much padding; every scale group is padded to whole ones
+of them.  A *unit* is as many blocks of one output as fill whole 16-byte words: 128 inputs of a
+masked weight and of 3-bit codes, 64 of 2-bit codes, else 32.  Its words hold, in order:
 
 | format                | words                                                               |
 |-----------------------|---------------------------------------------------------------------|
@@ -52,6 +53,7 @@ from trinity.methods.formats.outliers import index_dtype
 from trinity.methods.formats.scales import EIGHT_BITS
 
 WORD = 16  # bytes
+HALF = BLOCK // 2  # the least inputs that have one scale
 # What every Vulkan device reads of one buffer (maxStorageBufferRange).
 LARGEST = 2**27
 BITMAP = 1.25  # bits a weight of a bitmap, and of where its entries begin
@@ -136,8 +138,14 @@ class StripGeometry(PaddedPanels):
         return -(-self.blocks // self.unit_blocks)
 
     @property
+    def step(self) -> int:
+        """See `PaddedPanels`: half a block where whole ones would be half a block more."""
+        short = self.groups > 1 and -(-self.group // HALF) % 2 == 1
+        return HALF if short else BLOCK
+
+    @property
     def scales(self) -> int:
-        """Scales of a row."""
+        """Scales of a row, with one for a half block behind the last group."""
         return -(-self.blocks * BLOCK // self.padded_group)
 
     @property

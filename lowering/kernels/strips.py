@@ -8,8 +8,8 @@ from torch import Tensor
 
 from trinity.lowering.kernels import stream
 from trinity.lowering.kernels.kernel_storage import FACTORS, Codes, Numbers
-from trinity.lowering.kernels.padded_panels import BLOCK, PANEL, two_of_four
-from trinity.lowering.kernels.strip_geometry import LARGEST, WORD, StripGeometry
+from trinity.lowering.kernels.padded_panels import PANEL, two_of_four
+from trinity.lowering.kernels.strip_geometry import HALF, LARGEST, WORD, StripGeometry
 from trinity.lowering.rows.row_storage import raw_codes
 from trinity.methods.formats import Coded, RowCoded, WeightFormat, WithOutliers
 from trinity.methods.formats.bits import pack_bits, unpack_bits
@@ -26,7 +26,7 @@ def refusal(weight_format: WeightFormat) -> str | None:
         strips = Strips(weight_format.factor(name))
         if name == "B" and strips.groups > 1 and strips.group != strips.padded_group:
             # Its inputs are the other factor's outputs, which stand without gaps.
-            return f"adapter B: scale groups of {strips.group} inputs, not of whole {BLOCK}"
+            return f"adapter B: scale groups of {strips.group} inputs, not of whole {HALF}"
     strips = Strips(weight_format)
     if strips.streamed and strips.size(strips.panels) > LARGEST:
         return "more masked entries than a Vulkan buffer surely holds"

@@ -21,7 +21,9 @@ from trinity.harness.tracking import queries
 from trinity.lowering.module import devices
 from trinity.lowering.module.check import linears_text
 from trinity.lowering.module.compile import compile_text
+from trinity.lowering.module.random_weights import random_weight
 from trinity.lowering.targets import targets
+from trinity.lowering.targets.choose import storage_of
 from trinity.methods.formats import WeightFormat
 
 TARGET = "vulkan" if devices.available(targets.get("vulkan")) else "llvm-cpu"
@@ -118,6 +120,20 @@ def test_a_module_that_does_not_load_is_a_row_and_what_follows_runs(ran: Ran) ->
     name = f"check 64x128 int4 channel, 2 rows, float32, {TARGET}"
     assert reason(ran[1], name).startswith("LoweringError: target ")
     assert reason(ran[1], "layer 64x128 int4 channel, 1 rows", metric="speedup") == "None"
+
+
+def test_values_of_tables_and_outliers_are_checked_in_kernels_of_every_gpu_target() -> None:
+    formats = [
+        of
+        for of in PROFILES["full"].check_formats()
+        if of.codebook or of.row_codebook or of.outliers
+    ]
+    assert {of.label for of in formats} >= {"nf4 group 64", "16 levels channel + 8 outliers"}
+    for weight_format in formats:
+        for target in ("cuda", "rocm", "vulkan"):
+            assert storage_of(weight_format, targets.get(target)).path == "kernel"
+        if weight_format.row_codebook:
+            assert random_weight(weight_format).shape == weight_format.shape
 
 
 @pytest.mark.skipif(not MISSING, reason="this machine has an NVIDIA GPU")

@@ -87,6 +87,7 @@ def test_shapes_and_bits_are_those_of_the_stored_tensors(weight: CompressedWeigh
         ("int3 group 128", None, 3),
         ("int4 group 128", "2:4", 3),
         ("int8 group 128", "2:4", 5),
+        ("int4 group 16", None, 4),
     ],
 )
 def test_codes_take_their_bits_and_their_scales(
@@ -113,7 +114,7 @@ def test_a_weight_larger_than_a_buffer_is_several_tensors(
 
 def test_an_adapter_whose_groups_are_no_whole_blocks_is_refused(make_packed_adapter: Make) -> None:
     weight = make_packed_adapter((40, 48), 16, "int4 channel", "int4 group 8", "int4 channel")
-    said = "adapter B: scale groups of 8 inputs, not of whole 32"
+    said = "adapter B: scale groups of 8 inputs, not of whole 16"
     assert refusal(format_of(weight)) == said
 
 

@@ -49,6 +49,7 @@ WEIGHTS = {
     "fp8": ((40, 100), "e4m3 channel", None, 0),
     "fp8_masked": ((33, 96), "e4m3 group 48", "2:4", 0),
     "fp8_half": ((40, 96), "e4m3 tensor", "50%", 0),
+    "four_short_groups": ((33, 112), "int4 group 16 asymmetric", None, 0),
     "row_tables": ((70, 100), "rows of 4", None, 3),
     "row_tables_three": ((33, 288), "rows of 3", None, 0),
     "row_tables_two": ((5, 70), "rows of 2", None, 0),
@@ -96,7 +97,8 @@ def test_scaled_inputs_bfloat16_scales_and_packed_factors(program: Path, rows: i
     low, high = packed_factors("int4 group 32", (16, 96)), packed_factors("int8 channel", (40, 16))
     scaled = replace(base, input_scale=torch.rand(96) + 0.5)
     bfloat16 = random_weight((40, 96), "int4 group 32", None, 0, torch.bfloat16)
-    for weight in (scaled, bfloat16, Adapted(scaled, high, low)):
+    odd = packed_factors("int4 group 16", (48, 96)), packed_factors("int4 group 16", (40, 48))
+    for weight in (scaled, bfloat16, Adapted(scaled, high, low), Adapted(base, odd[1], odd[0])):
         assert error(program, weight, rows) < TOLERANCE
 
 
