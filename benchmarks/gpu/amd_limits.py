@@ -3,8 +3,8 @@
 Mesa's driver compiles them for GPUs that are not there (radv.py).  Of every format and number of
 tokens: registers, spilled ones, waves that fit, and in the loop over blocks of inputs, for each KB
 of weights, vector instructions of a wave of 64, how many the products themselves take (multiply and
-add), and how many KB are read into registers, most of them inputs.  Needs Debian's
-mesa-vulkan-drivers.
+add, or dot products of four bytes), and how many KB are read into registers, most of them inputs.
+Needs Debian's mesa-vulkan-drivers.
 
     python -m benchmarks.gpu.amd_limits --json results/notes/amd-limits.json
 """
@@ -23,7 +23,8 @@ from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.kernels.vulkan.device import OBJECTS
 from trinity.lowering.kernels.vulkan.launch import launches
-from trinity.methods.formats import NM, Floats, Grid, WeightFormat
+from trinity.lowering.kernels.vulkan.linear import shader_of
+from trinity.methods.formats import NM, Floats, Grid, InputFormat, WeightFormat
 
 DRIVER = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json"
 FAMILIES = {"vega20": "Radeon VII, MI50", "navi21": "RX 6800, 6900", "gfx1100": "RX 7900"}
@@ -63,6 +64,7 @@ def formats() -> dict[str, WeightFormat]:
         "int4": WeightFormat(SHAPE, grid),
         "2:4 int4": WeightFormat(SHAPE, grid, NM(2, 4)),
         "float16": WeightFormat(SHAPE, Floats("float16")),
+        "int4, inputs int8": WeightFormat(SHAPE, grid, inputs=InputFormat("int8", 128)),
     }
 
 
@@ -71,14 +73,15 @@ def counted(family: str, label: str, weight_format: WeightFormat, tokens: int) -
     strips = Strips(weight_format)
     (launch,) = launches(strips, tokens)[1]
     constants = (launch.lanes, launch.most_slices, *launch.constants)
-    said = compiled(family, constants, 4 * len(launch.numbers))
-    row = {
-        key: int(re.findall(rf"^{name}: (\d+)$", said, re.M)[-1]) for key, name in FIELDS.items()
-    }
+    shader = shader_of(launch)
+    said = compiled(family, shader, constants, 4 * len(launch.numbers))
+    row = statistics(said)
     body, outputs = loop(said), PANEL // launch.lanes
     own = len(re.findall(r"^\s+v_(?:fmac|fma|mac|mad)(?:_mix)?_f32", body, re.M))
     # The compiler may take the first product of a sum without an addition.
     expected = BLOCK * outputs * tokens
+    if shader == "dots":  # four products an instruction
+        expected, own = expected // 4, len(re.findall(r"^\s+v_dot4", body, re.M))
     if not 0.8 * expected <= own + len(re.findall(r"^\s+v_mul_f32", body, re.M)):
         raise SystemExit(
             f"{family}, {label}: {own} products of {expected} are in the largest block"
@@ -96,10 +99,17 @@ def counted(family: str, label: str, weight_format: WeightFormat, tokens: int) -
     }
 
 
-def compiled(family: str, constants: tuple[int, ...], push_bytes: int) -> str:
-    """What the driver prints of the shader: statistics and machine code."""
+def statistics(said: str) -> dict[str, int]:
+    """Of what the driver prints."""
+    return {
+        key: int(re.findall(rf"^{name}: (\d+)$", said, re.M)[-1]) for key, name in FIELDS.items()
+    }
+
+
+def compiled(family: str, shader: str, constants: tuple[int, ...], push_bytes: int) -> str:
+    """What the driver prints of a shader: statistics and machine code."""
     words = ",".join(str(number) for number in constants)
-    command = [sys.executable, "-m", "benchmarks.gpu.radv", str(OBJECTS / "product.spv")]
+    command = [sys.executable, "-m", "benchmarks.gpu.radv", str(OBJECTS / f"{shader}.spv")]
     done = subprocess.run(
         [*command, "--constants", words, "--push", str(push_bytes)],
         env={

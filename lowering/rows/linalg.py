@@ -53,14 +53,8 @@ def rounded_input(build: Builder, rows: int, x: str, d_in: int, inputs: InputFor
     """
     size = inputs.group_size or d_in
     shape, whole = (rows, d_in // size, size), [[rows], [d_in // size, size]]
-    value = build.expand(x, (rows, d_in), whole, "f32")
+    value, largest = largest_inputs(build, rows, x, d_in, inputs)
     source = Operand("x", value, ("m", "g", "k"), shape, "f32")
-    output = Operand("out", build.zeros(shape[:2]), ("m", "g"), shape[:2], "f32")
-    body = [
-        "%magnitude = math.absf %in_x : f32",
-        "%yield = arith.maximumf %acc, %magnitude : f32",
-    ]
-    largest = build.generic("m g k", [source], output, "k", body)
     body = [
         "%zero = arith.constant 0.0 : f32",
         "%one = arith.constant 1.0 : f32",
@@ -76,6 +70,25 @@ def rounded_input(build: Builder, rows: int, x: str, d_in: int, inputs: InputFor
     output = Operand("out", build.zeros(shape), ("m", "g", "k"), shape, "f32")
     found = build.generic("m g k", [source, scale], output, "", body)
     return build.collapse(found, whole, "f32")
+
+
+def largest_inputs(
+    build: Builder, rows: int, x: str, d_in: int, inputs: InputFormat
+) -> tuple[str, str]:
+    """The inputs in their groups, and the largest magnitude of each.
+
+    x: [rows, in]  ->  [rows, groups, inputs of a group], [rows, groups]
+    """
+    size = inputs.group_size or d_in
+    shape, whole = (rows, d_in // size, size), [[rows], [d_in // size, size]]
+    value = build.expand(x, (rows, d_in), whole, "f32")
+    source = Operand("x", value, ("m", "g", "k"), shape, "f32")
+    output = Operand("out", build.zeros(shape[:2]), ("m", "g"), shape[:2], "f32")
+    body = [
+        "%magnitude = math.absf %in_x : f32",
+        "%yield = arith.maximumf %acc, %magnitude : f32",
+    ]
+    return value, build.generic("m g k", [source], output, "k", body)
 
 
 def add_outliers(

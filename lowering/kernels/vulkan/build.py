@@ -18,17 +18,21 @@ ENVIRONMENT = "vulkan1.1"
 VERSION = "shaderc 2023.2-1"
 
 
-def sources() -> list[Path]:
-    """One source a file of SPIR-V; the others are included."""
-    return sorted(OBJECTS.glob("*.comp"))
+# Files of SPIR-V by name: their source, which includes the others, and what is defined in it.
+FILES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "product": ("product.comp", ()),
+    "tile": ("product.comp", ("TILED",)),
+    "dots": ("product.comp", ("DOTS",)),
+}
 
 
-def spirv_of(source: Path) -> bytes:
-    """The SPIR-V of a source, validated."""
+def spirv_of(name: str) -> bytes:
+    """The SPIR-V of a file, validated."""
+    source, defined = FILES[name]
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder, f"{source.stem}.spv")
-        target = f"--target-env={ENVIRONMENT}"
-        subprocess.run(["glslc", target, "-O", str(source), "-o", str(made)], check=True)
+        made = Path(folder, f"{name}.spv")
+        command = ["glslc", f"--target-env={ENVIRONMENT}", "-O", *(f"-D{of}" for of in defined)]
+        subprocess.run([*command, str(OBJECTS / source), "-o", str(made)], check=True)
         validate(made)
         return made.read_bytes()
 
@@ -49,9 +53,9 @@ def glslc_version() -> str:
 def main() -> None:
     """Write every file of SPIR-V."""
     sys.stderr.write(f"{glslc_version()}; the files in the package are of {VERSION}\n")
-    for source in sources():
-        source.with_suffix(".spv").write_bytes(spirv_of(source))
-        sys.stderr.write(f"{source.stem}.spv\n")
+    for name in FILES:
+        (OBJECTS / f"{name}.spv").write_bytes(spirv_of(name))
+        sys.stderr.write(f"{name}.spv\n")
 
 
 if __name__ == "__main__":

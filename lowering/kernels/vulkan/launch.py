@@ -118,11 +118,6 @@ class Launch:
         return next((size for size in TOKENS if self.tokens <= size), TOKENS[-1])
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Workgroups along outputs and tokens."""
-        return len(self.panels), -(-self.tokens // self.tile)
-
-    @property
     def lanes(self) -> int:
         """Of a row of a workgroup.
 
@@ -139,13 +134,13 @@ class Launch:
     @property
     def constants(self) -> tuple[int, ...]:
         """Specialization constants behind lanes and rows, of which those depend on the device."""
-        second = self.second.format if self.second else (NOTHING, 0, 0, 0, 1, 1, 1, 1)
-        return (self.tile, *self.first.format, *second, *self.first.outliers)
+        return (self.tile, *self.formats)
 
     @property
-    def name(self) -> str:
-        """Of the executable; the same for the same constants."""
-        return "product_" + "_".join(str(number) for number in self.constants)
+    def formats(self) -> tuple[int, ...]:
+        """Of both terms, and of the first one's outliers."""
+        second = self.second.format if self.second else (NOTHING, 0, 0, 0, 1, 1, 1, 1)
+        return (*self.first.format, *second, *self.first.outliers)
 
     @property
     def numbers(self) -> tuple[int, ...]:

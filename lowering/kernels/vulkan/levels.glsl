@@ -1,4 +1,4 @@
-// What codes of a table stand for: levels, which are the first of `pool` in shared memory.
+// What codes of a table stand for: levels, which are the first of `POOL` in shared memory.
 //
 // One way for all tables, because no arithmetic makes NF4 or the levels of a row: a load a weight.
 // From shared memory all lanes get theirs at once, where from a buffer a device may take some lanes
@@ -12,7 +12,7 @@ vec4 decoded(uint word, uint width, uint codes, uint point) {
   const uint each = (1u << width) - 1u, apart = codes == TABLES ? 32u : 1u;
   vec4 four;
   [[unroll]] for (uint i = 0u; i < 4u; ++i) {
-    four[i] = pool[(word >> (i * width) & each) * apart + point];
+    four[i] = POOL((word >> (i * width) & each) * apart + point);
   }
   return four;
 }

@@ -5,10 +5,14 @@
 // gives the same bits.  All lanes of a row of the workgroup read the same x, and each reading serves
 // all outputs of a lane: what is read comes back to registers at some 128 bytes a clock, whether it
 // is the same for all lanes or not, and at one output a lane that takes longer than the arithmetic.
-// The workgroup's rows (SLICES of them) share the inputs, and meet in shared memory.
+// The workgroup's rows (SLICES of them) share the inputs, and meet in shared memory.  With TILED
+// there is another way, for more than eight tokens: tiles.glsl.
 #version 450
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_GOOGLE_include_directive : require
+#ifdef DOTS
+#extension GL_EXT_spirv_intrinsics : require
+#endif
 
 // Of a term: how many bits an entry has, or what float it is; its mask; the type of its scales, or
 // of each output's levels; what codes are; blocks of a unit; words of a unit; words of a block, at
@@ -63,18 +67,37 @@ layout(push_constant, std430) uniform P {
 
 // Of tables only a first term has: no factor of an adapter is stored so.
 const uint LEVELS = CODES0 == TABLES ? 32u << KIND0 : CODES0 == TABLE ? 1u << KIND0 : 0u;
-const uint SUMS = SLICES * TOKENS * 32u;
+const uint SUMS = TOKENS > 8u ? 0u : SLICES * TOKENS * 32u;
 // Levels, and when products are summed the sums of the workgroup's rows.
+#ifdef TILED
+#include "tiles.glsl"
+#else
 shared float pool[SUMS > LEVELS ? SUMS : LEVELS];
+#define POOL(i) pool[i]
+#endif
 #include "levels.glsl"
+#ifdef DOTS
+#include "dots.glsl"
+#endif
 
 #define STREAM stream0
 #define STREAMED streamed0
 #define FOUR four0
+#define GRID grid0
+#define CODE code0
+#ifdef DOTS
+#define DOTTED 1
+#define INPUT bytes_in
+#else
+#define DOTTED 0
+#define INPUT x
+#endif
+#define KEPT kept0
+#define UNPACK unpack0
+#define TILE tile0
 #define TERM term0
 #define WORDS w
 #define ENTRIES v
-#define INPUT x
 #define KIND KIND0
 #define MASK MASK0
 #define SCALE SCALE0
@@ -89,6 +112,12 @@ shared float pool[SUMS > LEVELS ? SUMS : LEVELS];
 #define STREAM stream1
 #define STREAMED streamed1
 #define FOUR four1
+#define GRID grid1
+#define CODE code1
+#define DOTTED 0
+#define KEPT kept1
+#define UNPACK unpack1
+#define TILE tile1
 #define TERM term1
 #define WORDS b
 #define ENTRIES c
@@ -109,7 +138,7 @@ void load_levels(uint panel, uint slice) {
   const uint type = CODES0 == TABLES ? SCALE0 : SCALE_F32;
   for (uint i = slice * LANES + gl_LocalInvocationID.x; i < LEVELS; i += SLICES * LANES) {
     const uint at = CODES0 == TABLES ? panel * LEVELS + i : i;
-    pool[i] = scale_of(v[numbers.levels + scale_word(at, type)], at, type);
+    POOL(i) = scale_of(v[numbers.levels + scale_word(at, type)], at, type);
   }
   barrier();
 }
@@ -135,7 +164,31 @@ void store(uint panel, uint output_, uint token, float sum) {
   if (row < numbers.outputs && token < numbers.tokens) y[token * numbers.stride + row] = sum;
 }
 
+#ifdef TILED
+void tile() {
+  const uint panel = gl_WorkGroupID.x * (TILE_OUTPUTS / 32u), token = gl_WorkGroupID.y * TOKENS;
+  const uint last = (numbers.outputs + 31u) / 32u - 1u;
+  float sums[TILE_COUNT];
+  [[unroll]] for (uint i = 0u; i < TILE_COUNT; ++i) sums[i] = 0.0;
+  if (CODES0 == TABLE) load_levels(panel, gl_LocalInvocationID.y);
+  tile0(sums, panel, last, token);
+  if (KIND1 != NOTHING) tile1(sums, numbers.first + panel, numbers.first + last, token);
+  [[unroll]] for (uint r = 0u; r < ACROSS; ++r) {
+    const uint place = r * LANES + gl_LocalInvocationID.x;
+    [[unroll]] for (uint t = 0u; t < DOWN; ++t) {
+      store(panel, place, token + t * SLICES + gl_LocalInvocationID.y, sums[r * DOWN + t]);
+    }
+  }
+}
+#endif
+
 void main() {
+#ifdef TILED
+  if (TOKENS > 8u) {
+    tile();
+    return;
+  }
+#endif
   const uint panel = gl_WorkGroupID.x, token = gl_WorkGroupID.y * TOKENS;
   const uint lane = gl_LocalInvocationID.x;
   const uint slice = SLICES == 1u ? 0u : gl_LocalInvocationID.y;
@@ -156,13 +209,13 @@ void main() {
   if (CODES0 >= TABLE) barrier();  // nobody reads levels any more
   [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
     [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
-      pool[(slice * TOKENS + t) * 32u + r * LANES + lane] = sums[r * TOKENS + t];
+      POOL((slice * TOKENS + t) * 32u + r * LANES + lane) = sums[r * TOKENS + t];
     }
   }
   barrier();
   for (uint i = slice * LANES + lane; i < TOKENS * 32u; i += SLICES * LANES) {
     float sum = 0.0;
-    for (uint s = 0u; s < SLICES; ++s) sum += pool[s * TOKENS * 32u + i];
+    for (uint s = 0u; s < SLICES; ++s) sum += POOL(s * TOKENS * 32u + i);
     store(panel, i % 32u, token + i / 32u, sum);
   }
 }

@@ -1,8 +1,18 @@
 // A function `TERM` that adds a product to `sums`, included once for each term of `product.comp`,
 // because GLSL has no pointers.  WORDS, ENTRIES, INPUT: the term's buffers; KIND, MASK, SCALE,
-// CODES, BLOCKS, SIZE, VECTORS, PARTS: its specialization constants; AT: its numbers.
+// CODES, BLOCKS, SIZE, VECTORS, PARTS: its specialization constants; AT: its numbers; DOTTED: whether
+// its inputs are bytes (dots.glsl).
 
 #define OWN(word) own[(word) % 4u]
+#if DOTTED
+#define NUMBER int
+#define GIVEN uint
+#define RECORD 10u
+#else
+#define NUMBER float
+#define GIVEN vec4
+#define RECORD 8u
+#endif
 
 // The 32 bits of the stream that begin at entry `at`, whose entries have KIND bits.
 uint STREAM(uint at) {
@@ -26,40 +36,64 @@ vec4 STREAMED(uint next, uint kept) {
   return four;
 }
 
-// Weights 4 q to 4 q + 3 of a block.  own: those of its words that hold them; more: its places, its
-// codes' upper bits, or which it keeps; point: as of `decoded`; kept: the first of its entries in
-// the stream
-vec4 FOUR(uvec4 own, uint more, uint q, uint flip, uint point, uint kept) {
+// Codes 4 q to 4 q + 3 of a block, one behind another in the lowest bits; those of three bits are four
+// bits apart.  own: those of its words that hold them; more: its places, its codes' upper bits, or
+// which it keeps; kept: the first of its entries in the stream
+uint CODE(uvec4 own, uint more, uint q, uint flip, uint kept) {
   if (MASK == BITMAP) {
-    const uint here = more >> (4u * q) & 15u;
     const uint next = kept + bitCount(more & ((1u << (4u * q)) - 1u));
-    if (KIND >= FLOAT16) return STREAMED(next, here);
-    return decoded(spread_kept(STREAM(next), here, KIND) ^ flip, KIND, CODES, point);
+    return spread_kept(STREAM(next), more >> (4u * q) & 15u, KIND) ^ flip;
   }
   if (MASK == TWO_FOUR) {
     const uint places = more >> (4u * q);
     if (KIND == CODES4) {
-      const uint pair = OWN(q / 4u) >> (8u * (q % 4u)) & 0xFFu;
-      return decoded(spread(pair, places, 4u) ^ flip, KIND, CODES, point);
+      return spread(OWN(q / 4u) >> (8u * (q % 4u)) & 0xFFu, places, 4u) ^ flip;
     }
-    if (KIND == CODES8) {
-      const uint pair = OWN(q / 2u) >> (16u * (q % 2u)) & 0xFFFFu;
-      return decoded(spread(pair, places, 8u) ^ flip, KIND, CODES, point);
-    }
+    return spread(OWN(q / 2u) >> (16u * (q % 2u)) & 0xFFFFu, places, 8u) ^ flip;
+  }
+  if (KIND == CODES4) return OWN(q / 2u) >> (16u * (q % 2u));
+  if (KIND == CODES8) return OWN(q);
+  const uint low = OWN(q / 4u) >> (8u * (q % 4u));
+  return KIND == CODES2 ? low : beside(low, more >> (4u * q));
+}
+
+// Weights 4 q to 4 q + 3 of a block.  point: as of `decoded`
+vec4 FOUR(uvec4 own, uint more, uint q, uint flip, uint point, uint kept) {
+  if (KIND < FLOAT16) {
+    return decoded(CODE(own, more, q, flip, kept), KIND == CODES3 ? 4u : KIND, CODES, point);
+  }
+  if (MASK == BITMAP) {
+    const uint next = kept + bitCount(more & ((1u << (4u * q)) - 1u));
+    return STREAMED(next, more >> (4u * q) & 15u);
+  }
+  if (MASK == TWO_FOUR) {
+    const uint places = more >> (4u * q);
     if (KIND == FLOAT32) {
       return spread_floats(uintBitsToFloat(uvec2(OWN(2u * q), OWN(2u * q + 1u))), places);
     }
     return spread_floats(halves(OWN(q), KIND), places);
   }
-  if (KIND == CODES2 || KIND == CODES3) {
-    const uint low = OWN(q / 4u) >> (8u * (q % 4u));
-    if (KIND == CODES2) return decoded(low, KIND, CODES, point);
-    return decoded(beside(low, more >> (4u * q)), 4u, CODES, point);
-  }
-  if (KIND == CODES4) return decoded(OWN(q / 2u) >> (16u * (q % 2u)), KIND, CODES, point);
-  if (KIND == CODES8) return decoded(OWN(q), KIND, CODES, point);
   if (KIND == FLOAT32) return uintBitsToFloat(own);
   return vec4(halves(OWN(2u * q), KIND), halves(OWN(2u * q + 1u), KIND));
+}
+
+// What stands beside an output's codes: the scale of a group, what `decoded` takes, and the zero point
+// in a word's every code.  group: of all panels
+float GRID(uint group, uint output_, out uint point, out uint flip) {
+  point = CODES == TABLES ? output_ : 0u, flip = 0u;
+  if (KIND >= FLOAT16 || CODES == TABLES) return 1.0;
+  const uint at = group * 32u + output_;
+  if (CODES == SYMMETRIC) point = 1u << (KIND - 1u);
+  if (CODES == ASYMMETRIC) point = ENTRIES[AT.zeros + at / 4u] >> (8u * (at % 4u)) & 255u;
+  if (CODES < TABLE) flip = point * (KIND == CODES4 ? 0x11111111u : 0x01010101u);
+  return scale_of(ENTRIES[AT.scales + scale_word(at, SCALE)], at, SCALE);
+}
+
+// Where the stream has an output's entries of a unit.
+uint KEPT(uint number, uint output_) {
+  const uint at = number * 32u + output_;
+  const uint kept = ENTRIES[AT.offsets + at / 2u] >> (16u * (at % 2u)) & 0xFFFFu;
+  return kept + ENTRIES[AT.starts + number];
 }
 
 void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
@@ -78,11 +112,7 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
         last[r] = WORDS[(number * SIZE + SIZE - 1u) * 32u + lane[r]];
       }
       kept[r] = 0u;
-      if (MASK == BITMAP) {
-        const uint at = number * 32u + lane[r];
-        kept[r] = ENTRIES[AT.offsets + at / 2u] >> (16u * (at % 2u)) & 0xFFFFu;
-        kept[r] += ENTRIES[AT.starts + number];
-      }
+      if (MASK == BITMAP) kept[r] = KEPT(number, lane[r]);
     }
     const uint end = min(BLOCKS, AT.blocks - unit * BLOCKS);
     for (uint s = 0u; s < end; ++s) {
@@ -94,34 +124,32 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
         own[r] = MASK == BITMAP ? uvec4(0u) : WORDS[from[r]];
         if (shares && s % 2u == 1u) own[r] = own[r].zwzw;
       }
-      float scale[OUTPUTS], part[COUNT];
+      float scale[OUTPUTS];
+      NUMBER part[COUNT];
       uint point[OUTPUTS], flip[OUTPUTS];
       [[unroll]] for (uint q = 0u; q < 8u; ++q) {
         if (q % (8u / PARTS) == 0u) {
           [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
-            scale[r] = 1.0, point[r] = CODES == TABLES ? lane[r] : 0u, flip[r] = 0u;
-            if (KIND < FLOAT16 && CODES != TABLES) {
-              const uint group = (block * PARTS + q / (8u / PARTS)) / AT.span;
-              const uint at = (panel * scales + group) * 32u + lane[r];
-              scale[r] = scale_of(ENTRIES[AT.scales + scale_word(at, SCALE)], at, SCALE);
-              if (CODES == SYMMETRIC) point[r] = 1u << (KIND - 1u);
-              if (CODES == ASYMMETRIC) {
-                point[r] = ENTRIES[AT.zeros + at / 4u] >> (8u * (at % 4u)) & 255u;
-              }
-              if (CODES < TABLE) flip[r] = point[r] * (KIND == CODES4 ? 0x11111111u : 0x01010101u);
-            }
-            [[unroll]] for (uint t = 0u; t < TOKENS; ++t) part[r * TOKENS + t] = 0.0;
+            const uint group = panel * scales + (block * PARTS + q / (8u / PARTS)) / AT.span;
+            scale[r] = GRID(group, lane[r], point[r], flip[r]);
+            [[unroll]] for (uint t = 0u; t < TOKENS; ++t) part[r * TOKENS + t] = NUMBER(0);
           }
         }
-        vec4 given[TOKENS];
+        GIVEN given[TOKENS];
         [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
           const uint row = min(token + t, numbers.tokens - 1u);
-          given[t] = INPUT[(row * AT.blocks + block) * 8u + q];
+          given[t] = INPUT[(row * AT.blocks + block) * RECORD + q];
         }
         [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
           if (q % (8u / VECTORS) == 0u && MASK != BITMAP && q > 0u) {
             own[r] = WORDS[from[r] + q / (8u / VECTORS) * 32u];
           }
+#if DOTTED
+          const int four = int(bytes_of(CODE(own[r], last[r][s], q, flip[r], kept[r]), KIND));
+          [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+            part[r * TOKENS + t] += dot_of_bytes(four, int(given[t]), 0);
+          }
+#else
           const vec4 four = FOUR(own[r], last[r][s], q, flip[r], point[r], kept[r]);
           [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
             // One after another: `dot` would be an addition more.
@@ -129,7 +157,20 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
             [[unroll]] for (uint i = 0u; i < 4u; ++i) sum = fma(four[i], given[t][i], sum);
             part[r * TOKENS + t] = sum;
           }
+#endif
         }
+#if DOTTED
+        if (q == 7u) {
+          [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+            const uint at = (min(token + t, numbers.tokens - 1u) * AT.blocks + block) * RECORD;
+            const float step_ = uintBitsToFloat(INPUT[at + 8u]);
+            [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
+              const int zero = (int(point[r]) - byte_of_zero(KIND)) * int(INPUT[at + 9u]);
+              sums[r * TOKENS + t] += float(part[r * TOKENS + t] - zero) * step_ * scale[r];
+            }
+          }
+        }
+#else
         if ((q + 1u) % (8u / PARTS) == 0u) {
           [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
             [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
@@ -137,6 +178,7 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
             }
           }
         }
+#endif
       }
       [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
         if (MASK == BITMAP) kept[r] += bitCount(last[r][s]);
@@ -145,7 +187,20 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
   }
 }
 
+#ifdef TILED
+#include "tile.glsl"
+#endif
+
 #undef OWN
+#undef GRID
+#undef CODE
+#undef DOTTED
+#undef NUMBER
+#undef GIVEN
+#undef RECORD
+#undef KEPT
+#undef UNPACK
+#undef TILE
 #undef STREAMED
 #undef STREAM
 #undef FOUR

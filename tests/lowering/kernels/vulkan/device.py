@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,27 +20,34 @@ from trinity.lowering.module import devices
 from trinity.lowering.module.compile import compile_text, target_text
 from trinity.lowering.module.invoke import Loaded
 from trinity.lowering.targets import targets
-from trinity.methods.formats import CompressedWeight, format_of
+from trinity.methods.formats import CompressedWeight, InputFormat, WeightFormat, format_of
 
 VULKAN = targets.get("vulkan")
 
 
 @dataclass(frozen=True)
 class Product:
-    """A linear and some inputs.  x: [rows, in]"""
+    """A linear and some inputs.  x: [rows, in]; inputs: what they are rounded to"""
 
     weight: CompressedWeight
     x: Tensor
+    inputs: InputFormat | None = None
 
     @property
     def expected(self) -> Tensor:
         """In float64."""
-        return self.x.double() @ self.weight.dequantize().double().T
+        x = self.inputs.rounded(self.x) if self.inputs else self.x
+        return x.double() @ self.weight.dequantize().double().T
+
+    @property
+    def format(self) -> WeightFormat:
+        """Of the weight and what it is multiplied with."""
+        return replace(format_of(self.weight), inputs=self.inputs)
 
     @property
     def operands(self) -> list[Tensor]:
         """What its function takes."""
-        return [self.x, *Strips(format_of(self.weight)).pack(self.weight).values()]
+        return [self.x, *Strips(self.format).pack(self.weight).values()]
 
 
 def require_device() -> None:
@@ -48,10 +55,15 @@ def require_device() -> None:
         pytest.skip("no Vulkan device (Debian's mesa-vulkan-drivers has one that runs on the CPU)")
 
 
+def some(products: Mapping[str, Product], *names: str) -> dict[str, Product]:
+    """Some of them: a pipeline takes Mesa's compiler a quarter of a second."""
+    return {name: products[name] for name in names}
+
+
 def text_of(products: Mapping[str, Product]) -> str:
     """Stage target of a module with a public function for each."""
     kernels = [
-        strip_kernels(name, Strips(format_of(product.weight)), len(product.x))
+        strip_kernels(name, Strips(product.format), len(product.x))
         for name, product in products.items()
     ]
     text = with_kernels("module {\n}\n", kernels)

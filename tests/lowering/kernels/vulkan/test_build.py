@@ -14,7 +14,10 @@ MAGIC, VERSION_1_3 = 0x07230203, 0x00010300
 
 
 def test_every_source_has_its_spirv() -> None:
-    assert {source.stem for source in build.sources()} == {path.stem for path in SPIRV}
+    assert set(build.FILES) == {path.stem for path in SPIRV}
+    assert {source for source, _ in build.FILES.values()} == {
+        path.name for path in OBJECTS.glob("*.comp")
+    }
 
 
 @pytest.mark.parametrize("path", SPIRV, ids=lambda path: path.stem)
@@ -29,7 +32,7 @@ def test_a_file_is_what_its_source_makes(path: Path) -> None:
         pytest.skip("no glslc, which makes SPIR-V of the sources, or no spirv-val")
     if build.glslc_version() != build.VERSION:
         pytest.skip(f"glslc is {build.glslc_version()}; {build.VERSION} made it")
-    assert build.spirv_of(path.with_suffix(".comp")) == path.read_bytes()
+    assert build.spirv_of(path.stem) == path.read_bytes()
 
 
 @pytest.mark.parametrize("path", SPIRV, ids=lambda path: path.stem)

@@ -1,6 +1,5 @@
 """Vulkan kernels on the device that this machine has, against float64."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +17,7 @@ from tests.lowering.kernels.vulkan.device import (
     elsewhere,
     multiplied,
     require_device,
+    some,
     text_of,
 )
 from trinity.lowering.kernels.vulkan.linear import BINDING
@@ -112,11 +112,6 @@ def results(vmfb: bytes, products: Mapping[str, Product]) -> dict[str, Tensor]:
     return {name: multiplied(module, name, of.operands) for name, of in products.items()}
 
 
-def some(products: Mapping[str, Product], *names: str) -> dict[str, Product]:
-    """Some of them: a pipeline takes Mesa's compiler a quarter of a second."""
-    return {name: products[name] for name in names}
-
-
 def test_a_kernel_is_the_float64_product_of_its_weight(
     results: Mapping[str, Tensor], products: Mapping[str, Product]
 ) -> None:
@@ -148,26 +143,10 @@ def test_rows_of_a_workgroup_that_share_the_inputs_make_the_same_product(
     assert max(errors) < TOLERANCE
 
 
-def layer_is_installed() -> bool:
-    folders = [*os.environ.get("VK_LAYER_PATH", "").split(":"), "/etc/vulkan/explicit_layer.d"]
-    folders += ["/usr/share/vulkan/explicit_layer.d", "/usr/local/share/vulkan/explicit_layer.d"]
-    name = "VkLayer_khronos_validation.json"
-    return any(folder and Path(folder, name).exists() for folder in folders)
-
-
 def without_a_binding(text: str) -> str:
     """A module of one kernel whose layout and calls have one operand fewer than its shader."""
     text = text.replace(f"{BINDING}, ReadOnly>, ", "", 1)
     return re.sub(r", %arg_strips\) : \((.*), tensor<\d+xi8>\) ->", r") : (\1) ->", text)
-
-
-@pytest.fixture
-def validation() -> dict[str, str]:
-    """Settings that have every call of Vulkan's looked at."""
-    require_device()
-    if not layer_is_installed():
-        pytest.skip("no Khronos validation layer (Debian's vulkan-validationlayers)")
-    return {"VK_INSTANCE_LAYERS": "VK_LAYER_KHRONOS_validation"}
 
 
 def test_the_validation_layer_finds_no_fault(
