@@ -22,8 +22,8 @@ from trinity.harness.store.stages import write_json
 from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.kernels.vulkan.device import OBJECTS
+from trinity.lowering.kernels.vulkan.dispatches import shader_of
 from trinity.lowering.kernels.vulkan.launch import launches
-from trinity.lowering.kernels.vulkan.linear import shader_of
 from trinity.methods.formats import NM, Floats, Grid, InputFormat, WeightFormat
 
 DRIVER = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json"
@@ -72,8 +72,8 @@ def counted(family: str, label: str, weight_format: WeightFormat, tokens: int) -
     """A row of the table."""
     strips = Strips(weight_format)
     (launch,) = launches(strips, tokens)[1]
-    constants = (launch.lanes, launch.most_slices, *launch.constants)
-    shader = shader_of(launch)
+    constants = (launch.lanes, launch.most_slices, launch.tile, 0, *launch.constants)
+    shader = shader_of(launch).file
     said = compiled(family, shader, constants, 4 * len(launch.numbers))
     row = statistics(said)
     body, outputs = loop(said), PANEL // launch.lanes

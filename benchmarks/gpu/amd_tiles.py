@@ -46,7 +46,7 @@ def main() -> None:
 def counted(family: str, label: str, weight_format: WeightFormat, size: int) -> dict[str, Any]:
     """A row of the table.  size: tokens of a tile"""
     (launch,) = launches(Strips(weight_format), size)[1]
-    constants = (tiles.LANES, tiles.ROWS, size, *launch.formats)
+    constants = (tiles.LANES, tiles.ROWS, size, 0, *launch.constants)
     said = compiled(family, "tile", constants, 4 * len(launch.numbers))
     products = PANEL * tiles.PANELS * size // LANES * BLOCK  # of a lane, of a block of inputs
     body = loop(said, products)

@@ -14,7 +14,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_size_t, c_uint32, c_ui
 from pathlib import Path
 from typing import Any
 
-BINDINGS = 5
+BINDINGS = 6
 STORAGE_BUFFER, COMPUTE = 7, 32  # VkDescriptorType, VkShaderStageFlagBits
 VULKAN_1_3 = 1 << 22 | 3 << 12
 

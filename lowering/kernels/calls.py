@@ -41,13 +41,41 @@ def dispatch(
     entry: as `entry_of` writes it, or a path of more symbols
     constants: numbers of 32 bits that the call passes   result: type of what comes back
     """
+    return build.value(f"{_call(build, entry, grid, operands, constants)} -> {result}")
+
+
+def dispatch_in_place(
+    build: Builder,
+    entry: str,
+    grid: Sequence[int],
+    operands: Sequence[tuple[str, str]],
+    written: Sequence[str],
+    constants: Sequence[int] = (),
+) -> list[str]:
+    """As `dispatch`, of an entry that writes into some of its operands and makes nothing else.
+
+    written: their values  -> the values after it
+    """
+    call = _call(build, entry, grid, operands, constants)
+    found = [f"{value}_{build.count}" for value in written]
+    build.count += 1
+    build.lines.append(f"{', '.join(found)} = {call} -> ({', '.join(written)})")
+    return found
+
+
+def _call(
+    build: Builder,
+    entry: str,
+    grid: Sequence[int],
+    operands: Sequence[tuple[str, str]],
+    constants: Sequence[int],
+) -> str:
     sizes = [build.value(f"arith.constant {size} : index") for size in grid]
     numbers = [build.value(f"arith.constant {number} : i32") for number in constants]
     values, types = zip(*operands, strict=True)
-    return build.value(
-        f"flow.dispatch {entry}[{', '.join(sizes)}]"
-        f"({', '.join([*numbers, *values])}) : "
-        f"({', '.join(['i32'] * len(numbers) + list(types))}) -> {result}"
+    return (
+        f"flow.dispatch {entry}[{', '.join(sizes)}]({', '.join([*numbers, *values])}) : "
+        f"({', '.join(['i32'] * len(numbers) + list(types))})"
     )
 
 

@@ -9,12 +9,14 @@ from trinity.lowering.mlir.builder import Builder, tensor_type
 from trinity.lowering.rows.linalg import rounded_input
 
 
-def activations(build: Builder, strips: Strips, rows: int, prefix: str) -> str:
+def activations(
+    build: Builder, strips: Strips, rows: int, prefix: str, value: str = "%arg_x"
+) -> str:
     """The input of a weight, every scale group padded to whole blocks.
 
     The same text twice is computed once.  prefix: of the names of the weight's tensors
     """
-    value, (_, d_in) = "%arg_x", strips.format.shape
+    _, d_in = strips.format.shape
     if inputs := strips.format.inputs:
         value = rounded_input(build, rows, value, d_in, inputs)
     return padded_input(build, strips, rows, value, prefix)
@@ -23,12 +25,17 @@ def activations(build: Builder, strips: Strips, rows: int, prefix: str) -> str:
 def strip_function(
     build: Builder, name: str, strips: Strips, rows: int, parts: Sequence[tuple[str, str]]
 ) -> str:
-    """The private function of a linear, whose outputs are those of its parts (value, type) in
-    order.
-    """
-    (out, d_in), (result, _) = strips.format.shape, parts[0]
-    kind = tensor_type((rows, out), "f32")
-    if len(parts) > 1:
-        values, types = (", ".join(of) for of in zip(*parts, strict=True))
-        result = build.value(f"tensor.concat dim(1) {values} : ({types}) -> {kind}")
-    return build.function(name, linear_arguments(d_in, rows, strips.shapes()), result, kind)
+    """The private function of a linear, whose outputs are those of its parts (value, type)."""
+    kind = tensor_type((rows, strips.format.shape[0]), "f32")
+    result = whole(build, strips, rows, parts)
+    arguments = linear_arguments(strips.format.shape[1], rows, strips.shapes())
+    return build.function(name, arguments, result, kind)
+
+
+def whole(build: Builder, strips: Strips, rows: int, parts: Sequence[tuple[str, str]]) -> str:
+    """The outputs of a linear's parts (value, type), one behind another.  -> [rows, out]"""
+    if len(parts) == 1:
+        return parts[0][0]
+    values, types = (", ".join(of) for of in zip(*parts, strict=True))
+    kind = tensor_type((rows, strips.format.shape[0]), "f32")
+    return build.value(f"tensor.concat dim(1) {values} : ({types}) -> {kind}")

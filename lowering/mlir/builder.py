@@ -34,11 +34,19 @@ class Builder:
     count: int = 0
 
     def function(self, name: str, arguments: Sequence[str], result: str, result_type: str) -> str:
-        """The lines so far as a private function."""
+        """The lines so far as a private function of one result."""
+        return self.function_of(name, arguments, [(result, result_type)])
+
+    def function_of(
+        self, name: str, arguments: Sequence[str], results: Sequence[tuple[str, str]]
+    ) -> str:
+        """The lines so far as a private function.  results: values and types"""
         body = "\n".join(f"  {line}" for line in self.lines)
+        values, types = (", ".join(of) for of in zip(*results, strict=True))
+        kinds = f"({types})" if len(results) > 1 else types
         return (
-            f"func.func private @{name}({', '.join(arguments)}) -> {result_type} {{\n"
-            f"{body}\n  return {result} : {result_type}\n}}\n"
+            f"func.func private @{name}({', '.join(arguments)}) -> {kinds} {{\n"
+            f"{body}\n  return {values} : {types}\n}}\n"
         )
 
     def value(self, expression: str) -> str:

@@ -23,6 +23,9 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "product": ("product.comp", ()),
     "tile": ("product.comp", ("TILED",)),
     "dots": ("product.comp", ("DOTS",)),
+    "norm": ("norm.comp", ()),
+    "cache": ("cache.comp", ()),
+    "attention": ("attention.comp", ()),
 }
 
 

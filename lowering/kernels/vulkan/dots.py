@@ -57,8 +57,8 @@ def dotted(strips: Strips) -> bool:
     return whole and strips.step == BLOCK and about.grid.input_scale is None
 
 
-def byte_inputs(build: Builder, strips: Strips, rows: int) -> tuple[str, str]:
-    """`%arg_x` as words, int32 [rows, blocks * (WORDS + ABOUT)], and their type.
+def byte_inputs(build: Builder, strips: Strips, rows: int, x: str) -> tuple[str, str]:
+    """x, [rows, in], as words, int32 [rows, blocks * (WORDS + ABOUT)], and their type.
 
     A word has the codes of four inputs, the first in its lowest bits.
     """
@@ -67,9 +67,9 @@ def byte_inputs(build: Builder, strips: Strips, rows: int) -> tuple[str, str]:
     size = inputs.group_size or d_in
     sizes = (d_in // size, size // BLOCK, WORDS, 4)
     blocks = (rows, *sizes[:2])
-    _, found = largest_inputs(build, rows, "%arg_x", d_in, inputs)
+    _, found = largest_inputs(build, rows, x, d_in, inputs)
     largest = Operand("largest", found, LOOPS[:2], blocks[:2], "f32")
-    value = build.expand("%arg_x", (rows, d_in), [[rows], list(sizes)], "f32")
+    value = build.expand(x, (rows, d_in), [[rows], list(sizes)], "f32")
     given = [Operand("x", value, LOOPS, (rows, *sizes), "f32"), largest]
     words = build.generic(
         " ".join(LOOPS), given, _zeros(build, (*blocks, WORDS)), "k", [*CODE, *INTO_WORDS]

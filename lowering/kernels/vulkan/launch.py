@@ -11,7 +11,6 @@ import torch
 from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
 from trinity.lowering.kernels.strips import Strips
 
-ENTRY = "main"  # glslc's name for every entry
 TOKENS = (1, 2, 4, 8)  # of a workgroup
 MOST_LANES = 256  # of a workgroup
 SHARED = 16384  # bytes of shared memory that every device has
@@ -29,7 +28,10 @@ SYMMETRIC, ASYMMETRIC, TABLE, TABLES = 0, 1, 2, 3
 
 SECTIONS = ("scale", "zero_point", "stream", "starts", "offsets")
 
+AFTER = {None: 0, "added": 1, "gated": 2}
+
 Source = Literal["x", "low"]
+After = Literal["added", "gated"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Launch:
     """The sum of its terms for so many tokens and some outputs, a part of the first's storage.
 
     part: which   low: the result is t, [tokens, panels 32], and not y, [tokens, outputs]
+    after: what becomes of the product and of other numbers for every output: their sum, or SiLU
+    of the product times them
     """
 
     first: Term
@@ -100,6 +104,7 @@ class Launch:
     tokens: int
     part: int = 0
     low: bool = False
+    after: After | None = None
 
     @property
     def panels(self) -> range:
@@ -133,14 +138,11 @@ class Launch:
 
     @property
     def constants(self) -> tuple[int, ...]:
-        """Specialization constants behind lanes and rows, of which those depend on the device."""
-        return (self.tile, *self.formats)
-
-    @property
-    def formats(self) -> tuple[int, ...]:
-        """Of both terms, and of the first one's outliers."""
+        """Specialization constants behind those that depend on the device: both terms, the first
+        one's outliers, and what is done to the product.
+        """
         second = self.second.format if self.second else (NOTHING, 0, 0, 0, 1, 1, 1, 1)
-        return (*self.first.format, *second, *self.first.outliers)
+        return (*self.first.format, *second, *self.first.outliers, AFTER[self.after])
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -155,9 +157,10 @@ class Launch:
             for section in ("levels", "outlier_columns", "outlier_values")
         )
         behind = (levels, outliers.room if outliers else 0, columns, values)
+        of_all = self.outputs if self.low else self.first.strips.format.shape[0]
         return (
             self.outputs,
-            self.outputs,
+            of_all,
             self.tokens,
             self.panels.start,
             *first,
@@ -174,10 +177,15 @@ class Launch:
         return first, (self.second, self.second.prefix + self.second.strips.names[0])
 
 
-def launches(strips: Strips, tokens: int) -> tuple[tuple[Launch, ...], tuple[Launch, ...]]:
-    """What computes `t = x A^T`, if there is an adapter, and what `x W^T [+ t B^T]`, in parts."""
+def launches(
+    strips: Strips, tokens: int, after: After | None = None
+) -> tuple[tuple[Launch, ...], tuple[Launch, ...]]:
+    """What computes `t = x A^T`, if there is an adapter, and what `x W^T [+ t B^T]`, in parts.
+
+    after: of the latter
+    """
     base, factors = Term(strips, "", "x"), strips.factors
     high = Term(factors["B"], "B_", "low") if factors else None
     low = (Launch(Term(factors["A"], "A_", "x"), None, tokens, low=True),) if factors else ()
     parts = range(len(strips.parts))
-    return low, tuple(Launch(base, high, tokens, part) for part in parts)
+    return low, tuple(Launch(base, high, tokens, part, after=after) for part in parts)

@@ -1,5 +1,6 @@
 // y = W x [+ S x] [+ B t] for some tokens, W and B packed in any format that `Strips` holds, S a
-// few entries of each output.
+// few entries of each output.  What other numbers are added to it, or its SiLU is multiplied with, is
+// the same dispatch's affair.
 //
 // A lane has two or four outputs of its own, so that no sum crosses lanes: any size of subgroups
 // gives the same bits.  All lanes of a row of the workgroup read the same x, and each reading serves
@@ -7,9 +8,13 @@
 // is the same for all lanes or not, and at one output a lane that takes longer than the arithmetic.
 // The workgroup's rows (SLICES of them) share the inputs, and meet in shared memory.  With TILED
 // there is another way, for more than eight tokens: tiles.glsl.
+//
+// With NARROW the workgroup is one subgroup of eight lanes, and the device a processor: a load takes
+// each lane its turn there, so a lane reads one word of a block's inputs, and the others ask it.
 #version 450
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_ballot : require
 #ifdef DOTS
 #extension GL_EXT_spirv_intrinsics : require
 #endif
@@ -21,24 +26,26 @@
 layout(constant_id = 0) const uint LANES = 8u;
 layout(constant_id = 1) const uint SLICES = 1u;
 layout(constant_id = 2) const uint TOKENS = 1u;
-layout(constant_id = 3) const uint KIND0 = 4u;
-layout(constant_id = 4) const uint MASK0 = 0u;
-layout(constant_id = 5) const uint SCALE0 = 1u;
-layout(constant_id = 6) const uint CODES0 = 0u;
-layout(constant_id = 7) const uint BLOCKS0 = 1u;
-layout(constant_id = 8) const uint SIZE0 = 1u;
-layout(constant_id = 9) const uint VECTORS0 = 1u;
-layout(constant_id = 10) const uint PARTS0 = 1u;
-layout(constant_id = 11) const uint KIND1 = 0u;
-layout(constant_id = 12) const uint MASK1 = 0u;
-layout(constant_id = 13) const uint SCALE1 = 1u;
-layout(constant_id = 14) const uint CODES1 = 0u;
-layout(constant_id = 15) const uint BLOCKS1 = 1u;
-layout(constant_id = 16) const uint SIZE1 = 1u;
-layout(constant_id = 17) const uint VECTORS1 = 1u;
-layout(constant_id = 18) const uint PARTS1 = 1u;
-layout(constant_id = 19) const uint COLUMN = 0u;
-layout(constant_id = 20) const uint VALUE = 0u;
+layout(constant_id = 3) const uint NARROW = 0u;
+layout(constant_id = 4) const uint KIND0 = 4u;
+layout(constant_id = 5) const uint MASK0 = 0u;
+layout(constant_id = 6) const uint SCALE0 = 1u;
+layout(constant_id = 7) const uint CODES0 = 0u;
+layout(constant_id = 8) const uint BLOCKS0 = 1u;
+layout(constant_id = 9) const uint SIZE0 = 1u;
+layout(constant_id = 10) const uint VECTORS0 = 1u;
+layout(constant_id = 11) const uint PARTS0 = 1u;
+layout(constant_id = 12) const uint KIND1 = 0u;
+layout(constant_id = 13) const uint MASK1 = 0u;
+layout(constant_id = 14) const uint SCALE1 = 1u;
+layout(constant_id = 15) const uint CODES1 = 0u;
+layout(constant_id = 16) const uint BLOCKS1 = 1u;
+layout(constant_id = 17) const uint SIZE1 = 1u;
+layout(constant_id = 18) const uint VECTORS1 = 1u;
+layout(constant_id = 19) const uint PARTS1 = 1u;
+layout(constant_id = 20) const uint COLUMN = 0u;
+layout(constant_id = 21) const uint VALUE = 0u;
+layout(constant_id = 22) const uint AFTER = 0u;  // what is done to a product
 const uint OUTPUTS = 32u / LANES;  // of a lane: those LANES apart
 const uint COUNT = OUTPUTS * TOKENS;  // sums of a lane
 layout(local_size_x_id = 0, local_size_y_id = 1) in;
@@ -49,21 +56,41 @@ layout(set = 0, binding = 1, std430) readonly buffer V { uint v[]; };
 layout(set = 0, binding = 2, std430) readonly buffer L { vec4 low[]; };
 layout(set = 0, binding = 3, std430) readonly buffer B { uvec4 b[]; };
 layout(set = 0, binding = 3, std430) readonly buffer C { uint c[]; };
-layout(set = 0, binding = 4, std430) writeonly buffer Y { float y[]; };
+layout(set = 0, binding = 4, std430) readonly buffer E { float others[]; };
+layout(set = 0, binding = 5, std430) writeonly buffer Y { float y[]; };
 
 // blocks: of a row; span: parts of blocks of a scale group; the others: where a section of the
 // tensor begins, in 32-bit words
 struct Numbers { uint blocks, span, scales, zeros, stream, starts, offsets; };
-// outputs: of this call; first: its first panel in B; stride: from a token's outputs to the
-// next one's; of the first term: where its levels begin, how many outliers an output has, and where
-// their columns and values begin
+// outputs: of this call; of_all: of the linear; first: its first panel in B; of the first term: where
+// its levels begin, how many outliers an output has, and where their columns and values begin
 layout(push_constant, std430) uniform P {
-  uint outputs, stride, tokens, first;
+  uint outputs, of_all, tokens, first;
   Numbers at0, at1;
   uint levels, room, columns, values;
 } numbers;
 
+#include "exponential.glsl"
 #include "weights.glsl"
+
+const uint ADDED = 1u, GATED = 2u;
+
+// What another lane has; which one must be known when the shader is compiled.
+#define OF_LANE(type)                                \
+  type of_lane(type mine, uint lane) {               \
+    switch (lane) {                                  \
+      case 0u: return subgroupBroadcast(mine, 0u);   \
+      case 1u: return subgroupBroadcast(mine, 1u);   \
+      case 2u: return subgroupBroadcast(mine, 2u);   \
+      case 3u: return subgroupBroadcast(mine, 3u);   \
+      case 4u: return subgroupBroadcast(mine, 4u);   \
+      case 5u: return subgroupBroadcast(mine, 5u);   \
+      case 6u: return subgroupBroadcast(mine, 6u);   \
+      default: return subgroupBroadcast(mine, 7u);   \
+    }                                                \
+  }
+OF_LANE(vec4)
+OF_LANE(uint)
 
 // Of tables only a first term has: no factor of an adapter is stored so.
 const uint LEVELS = CODES0 == TABLES ? 32u << KIND0 : CODES0 == TABLE ? 1u << KIND0 : 0u;
@@ -161,7 +188,11 @@ void add_outliers(inout float sums[COUNT], uint panel, uint first, uint token) {
 
 void store(uint panel, uint output_, uint token, float sum) {
   const uint row = panel * 32u + output_;
-  if (row < numbers.outputs && token < numbers.tokens) y[token * numbers.stride + row] = sum;
+  if (row >= numbers.outputs || token >= numbers.tokens) return;
+  const uint at = token * numbers.of_all + numbers.first * 32u + row;
+  if (AFTER == ADDED) sum += others[at];
+  if (AFTER == GATED) sum = sum / (1.0 + exponential(-sum)) * others[at];
+  y[token * numbers.outputs + row] = sum;
 }
 
 #ifdef TILED

@@ -102,6 +102,8 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
   const bool shares = BLOCKS > 1u && (KIND <= CODES3 || KIND == CODES4);  // two blocks a word
   uint lane[OUTPUTS];
   [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) lane[r] = gl_LocalInvocationID.x + r * LANES;
+  float scale[OUTPUTS];
+  uint point[OUTPUTS], flip[OUTPUTS];
   for (uint unit = first; unit < units; unit += SLICES) {
     const uint number = panel * units + unit;
     uvec4 last[OUTPUTS];
@@ -124,21 +126,32 @@ void TERM(inout float sums[COUNT], uint panel, uint first, uint token) {
         own[r] = MASK == BITMAP ? uvec4(0u) : WORDS[from[r]];
         if (shares && s % 2u == 1u) own[r] = own[r].zwzw;
       }
-      float scale[OUTPUTS];
       NUMBER part[COUNT];
-      uint point[OUTPUTS], flip[OUTPUTS];
+      GIVEN mine[TOKENS];
+      if (NARROW != 0u) {
+        [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
+          const uint row = min(token + t, numbers.tokens - 1u);
+          mine[t] = INPUT[(row * AT.blocks + block) * RECORD + gl_LocalInvocationID.x];
+        }
+      }
+      // A row that visits every block keeps what it has read of a group.
+      const bool next = NARROW == 0u || PARTS > 1u || block % AT.span == 0u;
       [[unroll]] for (uint q = 0u; q < 8u; ++q) {
         if (q % (8u / PARTS) == 0u) {
           [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
             const uint group = panel * scales + (block * PARTS + q / (8u / PARTS)) / AT.span;
-            scale[r] = GRID(group, lane[r], point[r], flip[r]);
+            if (next) scale[r] = GRID(group, lane[r], point[r], flip[r]);
             [[unroll]] for (uint t = 0u; t < TOKENS; ++t) part[r * TOKENS + t] = NUMBER(0);
           }
         }
         GIVEN given[TOKENS];
         [[unroll]] for (uint t = 0u; t < TOKENS; ++t) {
           const uint row = min(token + t, numbers.tokens - 1u);
-          given[t] = INPUT[(row * AT.blocks + block) * RECORD + q];
+          if (NARROW != 0u) {
+            given[t] = of_lane(mine[t], q);
+          } else {
+            given[t] = INPUT[(row * AT.blocks + block) * RECORD + q];
+          }
         }
         [[unroll]] for (uint r = 0u; r < OUTPUTS; ++r) {
           if (q % (8u / VECTORS) == 0u && MASK != BITMAP && q > 0u) {

@@ -74,6 +74,11 @@ def compiled(text: str) -> bytes:
     return compile_text(text, VULKAN)
 
 
+def loaded(text: str) -> Loaded:
+    """A module of kernels, on the device."""
+    return Loaded(compiled(target_text(text, VULKAN)), VULKAN)
+
+
 def multiplied(module: Loaded, name: str, operands: Sequence[Tensor]) -> Tensor:
     """-> [rows, out]"""
     return module.fetch(module.call(name, [module.put(tensor) for tensor in operands]))
