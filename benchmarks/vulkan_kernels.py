@@ -2,9 +2,9 @@
 
 Products of one shape, and decoding of a random Llama of two blocks.  Of each, our kernels, the
 compiler's code on the same format, and the compiler's code on dense float32 are timed in turn, in
-one process; a sample is the time that the process's threads worked, which other programs disturb
-least.  Mesa's llvmpipe, which Debian's mesa-vulkan-drivers installs, is a processor: there
-only ratios between code for that device mean something, and nothing for a GPU.
+one process, by the clock on the wall: threads that wait for Mesa's device spin, and would count as
+work.  So nothing else should run.  Mesa's llvmpipe, which Debian's mesa-vulkan-drivers installs, is
+a processor: there only ratios between code for that device mean something, and nothing for a GPU.
 
     python benchmarks/vulkan_kernels.py --shape 2048 2048 --rows 1 8 --repeats 7 --json FILE
 """
@@ -61,7 +61,7 @@ def main() -> None:
         found.append(timed(f"decode, {name}", calls, options.repeats))
     if options.json:
         record = {
-            "schema": "vulkan-kernel-speed/1",
+            "schema": "vulkan-kernel-speed/2",
             "command": f"python benchmarks/vulkan_kernels.py {' '.join(map(str, words(options)))}",
             "environment": environment(),
             "measurements": found,
@@ -109,6 +109,21 @@ def product(weight_format: WeightFormat, target: targets.Target, rows: int) -> C
 
 def decode(width: int, name: str | None, target: targets.Target) -> Call:
     """One step of a Llama of two blocks whose linears have a format, dense without a name."""
+    model, plan = decoder(width, name, target, 64)
+    lowered = lower(model, plan)
+    folder = Path(tempfile.mkdtemp(prefix="trinity-vulkan-"))
+    lowered.save(folder)
+    weights = {key: random_weight(of) for key, of in plan.formats.items()}
+    path = folder / "parameters.safetensors"
+    write_parameters(path, model, weights, lowered.parameters, plan)
+    session = CompiledModel(folder, path, target).session()
+    return lambda: session.step(torch.tensor([7]))
+
+
+def decoder(
+    width: int, name: str | None, target: targets.Target, places: int
+) -> tuple[nn.Module, Lowering]:
+    """The Llama and how a step of one token is lowered.  places: of its caches"""
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=width,
@@ -116,7 +131,7 @@ def decode(width: int, name: str | None, target: targets.Target) -> Call:
         num_hidden_layers=2,
         num_attention_heads=width // 64,
         num_key_value_heads=width // 64,
-        max_position_embeddings=64,
+        max_position_embeddings=places,
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -126,27 +141,19 @@ def decode(width: int, name: str | None, target: targets.Target) -> Call:
         if isinstance(layer, nn.Linear) and ".layers." in key
     }
     found = {key: formats(shape)[name] for key, shape in linears.items()} if name else {}
-    plan = Lowering(config, found, target, (1,), 64)
-    lowered = lower(model, plan)
-    folder = Path(tempfile.mkdtemp(prefix="trinity-vulkan-"))
-    lowered.save(folder)
-    weights = {key: random_weight(of) for key, of in found.items()}
-    path = folder / "parameters.safetensors"
-    write_parameters(path, model, weights, lowered.parameters, plan)
-    session = CompiledModel(folder, path, target).session()
-    return lambda: session.step(torch.tensor([7]))
+    return model, Lowering(config, found, target, (1,), places)
 
 
 def timed(name: str, calls: dict[str, Call], repeats: int) -> dict[str, object]:
-    """Milliseconds of work of every call, in turn, and the others over ours."""
+    """Milliseconds of every call, in turn, and the others over ours."""
     samples: dict[str, list[float]] = {key: [] for key in calls}
     for call in calls.values():
         call()
     for _ in range(repeats):
         for key, call in calls.items():
-            start = time.process_time()
+            start = time.perf_counter()
             call()
-            samples[key].append(1000 * (time.process_time() - start))
+            samples[key].append(1000 * (time.perf_counter() - start))
     speed = {key: paired_ratio(of, samples["ours"]) for key, of in samples.items() if key != "ours"}
     ratios = {key: median(samples[key]) / median(samples["ours"]) for key in speed}
     said = ", ".join(
