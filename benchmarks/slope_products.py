@@ -2,13 +2,14 @@
 
     python benchmarks/slope_products.py --json FILE
 
-    forward          Y  = X (W * R)^T        2:4 along the inputs
+    forward          Y  = X W^T              W is 2:4 along the inputs: zero outside R
     input gradient   dX = dY (W * R * C)     at most 2:4 along the outputs, so W^T is 2:4 packed
     weight gradient  dW = (dY^T X) * R       a dense product, then a mask
 
-`dense` has no mask.  `masked` is what `trinity train` runs: masks are multiplied in and torch's
-dense products follow.  `packed` are this project's kernels on the stored halves, which serve a
-checkpoint; training does not use them, because a weight would be packed again at every step.
+`dense` has no mask, and is what `trinity train` runs forward.  `masked` is what it runs backward: a
+mask is multiplied in, before torch's dense product or after it.  `packed` are this project's
+kernels on the stored halves, which serve a checkpoint; training does not use them, because a weight
+would be packed again at every step.
 """
 
 import argparse
@@ -105,7 +106,6 @@ def products(layer: Layer, X: Tensor, dY: Tensor, cpu: str) -> dict[str, Ways]:
     return {
         "forward": {
             "dense": _seconds(lambda: X @ next(weights).T),
-            "masked": _seconds(lambda: X @ (next(weights) * layer.R).T),
             "packed": forward.seconds,
         },
         "input gradient": {

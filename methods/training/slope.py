@@ -3,9 +3,12 @@
 
 Tensors only; `trinity.harness.training.slope_linear` puts them in a model.
 
-    Y  = X (W * R)^T            R: N:M along the inputs, static                       (eq. 2)
+    Y  = X W^T                  W = W * R; R: N:M along the inputs, static            (eq. 2)
     dW = (dY^T X) * R           only kept entries have a gradient and moments         (eq. 3)
     dX = dY (W * R * C)         C: at most N of M along the outputs, by magnitude     (eq. 6)
+
+R is not multiplied in where it would change no bit: W starts as zero outside R, and
+`SparseMoments.step` writes kept entries alone.
 
 Differs from the code: masks are `True` where kept everywhere (the performance code's pruner and its
 optimiser read the mask with opposite signs); the adapters see the whole batch (the accuracy code
@@ -60,7 +63,7 @@ def extra_sparsity(pattern: NM) -> float:
 
 
 class DoublePruned(torch.autograd.Function):
-    """`x -> x (W * R)^T` with the gradients of the equations above.
+    """`x -> x W^T` with the gradients of the equations above.
 
     x: [..., in]  W: [out, in], zero outside R  R, RC: bool [out, in]  ->  [..., out]
     """
@@ -69,7 +72,7 @@ class DoublePruned(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W: Tensor, R: Tensor, RC: Tensor) -> Tensor:
         """ctx: autograd's, which has no public type."""
         ctx.save_for_backward(x, W, R, RC)
-        return x @ (W * R).T
+        return x @ W.T
 
     @staticmethod
     def backward(ctx: Any, *dY: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -85,7 +88,10 @@ class DoublePruned(torch.autograd.Function):
 
 
 def double_pruned(x: Tensor, W: Tensor, R: Tensor, RC: Tensor) -> Tensor:
-    """Apply `DoublePruned`.  x: [..., in]  W: [out, in]  R, RC: bool [out, in]  ->  [..., out]"""
+    """Apply `DoublePruned`.
+
+    x: [..., in]  W: [out, in], zero outside R  R, RC: bool [out, in]  ->  [..., out]
+    """
     result: Tensor = DoublePruned.apply(x, W, R, RC)  # type: ignore[no-untyped-call]  # torch's
     return result
 
@@ -124,7 +130,7 @@ class SparseMoments:
         self.steps = 0
 
     def step(self, W: Tensor, gradient: Tensor, options: AdamW) -> None:
-        """Update W in place at the kept entries; decay is decoupled and comes first.
+        """Update W in place at the kept entries, and no other; decay is decoupled and comes first.
 
         W, gradient: [out, in], contiguous
         """

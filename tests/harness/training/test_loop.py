@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.harness import families
 from tests.harness.training.trainings import (
@@ -30,10 +31,11 @@ from trinity.harness.runs import requests
 from trinity.harness.runs.train import train_to
 from trinity.harness.store.stages import StageStore
 from trinity.harness.terminal.progress import Reporter
-from trinity.harness.training import loop, pretrain
+from trinity.harness.training import loop, pretrain, slope_linear
 from trinity.harness.training.snapshots import FILE, Snapshots
 from trinity.harness.training.workers import Workers
 from trinity.methods.errors import ConfigError
+from trinity.methods.training.slope import double_pruned
 
 
 @pytest.mark.parametrize("after", range(1, STEPS))
@@ -71,6 +73,39 @@ def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_bytes(tmp_pa
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert checkpoint(train(tmp_path, **SPARSE)) == checkpoint(whole)
+
+
+def test_weights_outside_their_mask_are_zero_after_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward pass takes a weight as it is, so nothing may ever write there."""
+    step, seen = pretrain.SlopeJob.update, []
+
+    def update(job: pretrain.SlopeJob, lr: float) -> None:
+        step(job, lr)
+        for layer in job.layers.values():
+            assert not bool(layer.weight[~layer.row_mask].any())
+            assert int(layer.weight.count_nonzero()) == int(layer.row_mask.sum())
+        seen.append(lr)
+
+    monkeypatch.setattr(pretrain.SlopeJob, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, reporter=Interrupted(5), **SPARSE, lr=0.1)
+    train(tmp_path, **SPARSE, lr=0.1)
+    assert len(seen) == STEPS + 1  # the fifth was not kept
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_multiplying_the_mask_in_once_more_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    plain = train(tmp_path, "plain", **SPARSE, precision=precision)
+
+    def masked(x: Tensor, weight: Tensor, mask: Tensor, both: Tensor) -> Tensor:
+        return double_pruned(x, weight * mask, mask, both)
+
+    monkeypatch.setattr(slope_linear, "double_pruned", masked)
+    assert checkpoint(train(tmp_path, **SPARSE, precision=precision)) == checkpoint(plain)
 
 
 def test_a_snapshot_of_another_training_is_refused(tmp_path: Path) -> None:
