@@ -22,19 +22,20 @@ def tune(
     sequences: Tensor,
     blocks: list[Path],
     folder: Path,
-    say: Callable[[], None] = lambda: None,
+    say: Callable[[], Callable[[], None]] = lambda: lambda: None,
 ) -> None:
     """Write the tuned blocks into `tuned_folders(folder, ...)`.
 
     sequences: int64 [samples, seqlen]   blocks: finished stages, in order
+    say: called at the start; what it gives is called for every loss that the method asks for
     """
-    say()
+    counted = say()
     current: dict[str, CompressedWeight] = {}
     for index, block in enumerate(blocks):
         loaded = load_block(block)
         current |= {name: loaded[name] for name in decoder.layer_names(index)}
     on_device = sequences.to(decoder.device)
-    loss = _Loss(decoder)
+    loss = _Loss(decoder, counted)
     task = ModelTask(current, on_device, loss, loss.original)
     tuned = _tuned(step, task)
     for index, place in enumerate(tuned_folders(folder, len(blocks))):
@@ -85,9 +86,9 @@ def tuned_folders(folder: Path, count: int) -> list[Path]:
 class _Loss:
     """Mean next-token loss of the model with other weights in the linears of its blocks."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        """Load everything but those weights."""
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder, counted: Callable[[], None]) -> None:
+        """Load everything but those weights.  counted: called for every loss"""
+        self.decoder, self.counted = decoder, counted
         decoder.load_outside_blocks()
         for index in range(len(decoder.blocks)):
             self._load(index)
@@ -114,6 +115,7 @@ class _Loss:
 
     def __call__(self, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         """weights: [out, in] each   ids: int64 [seq]"""
+        self.counted()
         model, state = self.decoder.model, {}
         for name, weight in weights.items():
             own = oriented(model.get_submodule(name), weight)

@@ -37,7 +37,7 @@ from trinity.harness.recipes.recipe import (
 from trinity.harness.records.environment import environment, numerics, tokenizing
 from trinity.harness.records.measurement import Measurement, with_spread
 from trinity.harness.records.record import ModelInfo, Record
-from trinity.harness.runs import recording, run_checks
+from trinity.harness.runs import recording, run_checks, tuning
 from trinity.harness.runs.measure import Measuring
 from trinity.harness.runs.requests import check_machine
 from trinity.harness.sources import sources
@@ -243,10 +243,13 @@ class Run:
             "code": own_code.sha256(BlockTuning if by_block else tune, methods=[step.method]),
         }
         if by_block:
-            tuning = BlockTuning(self.decoder, step, sequences, self.store, inputs)
-            found = tuning.run(blocks, lambda at, of: self._step("tune, blocks", at, of))
+            of_blocks = BlockTuning(self.decoder, step, sequences, self.store, inputs)
+            found = of_blocks.run(blocks, lambda at, of: self._step("tune, blocks", at, of))
             return found[-1].name, found, done
-        say = partial(self.reporter.say, f"{self.recipe.name}: {step.name}")
+        work = tuning.work(self.recipe)
+        assert work is not None
+        named = f"{self.recipe.name}: {step.name}, sequences"
+        say = partial(self.reporter.counter, named, work.trained)
         write = partial(tune.tune, self.decoder, step, sequences, blocks, say=say)
         stage = self.store.fill("tuned", {**inputs, "last_block": blocks[-1].name}, write)
         return stage.name, tune.tuned_folders(stage, len(blocks)), done

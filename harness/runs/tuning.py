@@ -31,7 +31,7 @@ class Work:
 
     by_block: whether blocks are tuned one by one   seqlen: tokens of a sequence
     forwards: of a sequence through every weight, a backward as two   steps: updates of parameters
-    samples: sequences
+    samples: sequences   trained: of them, once for every pass
     """
 
     by_block: bool
@@ -39,6 +39,7 @@ class Work:
     forwards: int
     steps: int
     samples: int
+    trained: int
 
 
 def work(recipe: Recipe) -> Work | None:
@@ -54,10 +55,10 @@ def work(recipe: Recipe) -> Work | None:
     if isinstance(registry.get(spec.method), BlockMethod):
         # The targets, the error before and after every epoch, and the next block's inputs.
         seen = samples * (3 + epochs)
-        return Work(True, text.seqlen, STEP_FORWARDS * trained + seen, trained, samples)
+        return Work(True, text.seqlen, STEP_FORWARDS * trained + seen, trained, samples, trained)
     batch = min(samples, int(getattr(config, "batch", 1)))
     steps = epochs * -(-samples // batch)
-    return Work(False, text.seqlen, STEP_FORWARDS * trained, steps, samples)
+    return Work(False, text.seqlen, STEP_FORWARDS * trained, steps, samples, trained)
 
 
 def seconds(of: Work, weights: int, trained: int, rate: float, bandwidth: float) -> float:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -77,6 +78,19 @@ class Reporter:
             self._tasks[name] = self._bars.add_task(name, total=None)
         elif self._bars and name in self._tasks:
             self._bars.remove_task(self._tasks.pop(name))
+
+    def counter(self, name: str, total: int) -> Callable[[], None]:
+        """To be called after each of `total` things of a stage; says the time left."""
+        start, done = time.monotonic(), 0
+
+        def one_more() -> None:
+            nonlocal done
+            done += 1
+            if done <= total:
+                left_s = (time.monotonic() - start) / done * (total - done)
+                self.step(name, done, total, left_s)
+
+        return one_more
 
     def _show_all(self, said: str, done: int, total: int) -> None:
         if self._bars:

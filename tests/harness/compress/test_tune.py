@@ -39,7 +39,7 @@ def test_the_loss_is_that_of_the_model_and_differentiable(tmp_path: Path, family
     for name in decoder.layer_shapes():
         weight = model.get_submodule(name).weight.detach()
         weights[name] = (weight.t() if family == "gpt2" else weight).clone().requires_grad_()
-    found = _Loss(decoder)(weights, ids)
+    found = _Loss(decoder, lambda: None)(weights, ids)
     with torch.no_grad():
         logits = model(ids[None]).logits[0]
     expected = torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
@@ -103,6 +103,29 @@ def test_a_second_run_reads_the_tuned_stage(
 
     monkeypatch.setattr("trinity.harness.compress.tune.tune", forbidden)
     assert _run(store, tune=TUNE).compress() == first
+
+
+TWO_FOUR = [{"method": "magnitude", "pattern": "2:4"}]
+TUNED = {
+    "slim-tune": (STEPS, {**TUNE, "epochs": 3}),
+    "patch": (TWO_FOUR, {"method": "patch", "tile": 32, "batch": 3, "epochs": 3}),
+}
+
+
+@pytest.mark.parametrize("method", TUNED)
+def test_every_sequence_is_reported_up_to_the_last(tmp_path: Path, method: str) -> None:
+    seen = []
+
+    class Listening(Reporter):
+        def step(self, name: str, done: int, total: int, left_s: float | None = None) -> None:
+            if "sequences" in name:
+                seen.append((name, done, total))
+
+    steps, tuned = TUNED[method]
+    run = _run(StageStore(tmp_path / "cache"), steps=steps, tune=tuned)
+    run.reporter = Listening(quiet=True)
+    run.compress()
+    assert seen == [(f"test: {method}, sequences", done, 12) for done in range(1, 13)]
 
 
 def test_tuning_and_compressing_are_not_taken_for_each_other(tmp_path: Path) -> None:

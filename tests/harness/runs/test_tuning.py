@@ -61,7 +61,7 @@ def test_a_whole_model_is_updated_once_a_batch() -> None:
 
 
 def test_time_is_work_over_the_rate_and_traffic_over_the_bandwidth() -> None:
-    of = tuning.Work(by_block=True, seqlen=10, forwards=5, steps=2, samples=3)
+    of = tuning.Work(True, seqlen=10, forwards=5, steps=2, samples=3, trained=2)
     assert tuning.seconds(of, 1000, 0, 1e3, 1e9) == pytest.approx(2 * 1000 * 10 * 5 / 1e3)
     only_traffic = tuning.seconds(of, 0, 1000, 1e3, 1e6)
     assert only_traffic == pytest.approx(2 * 1000 * 4 * tuning.STEP_TRAFFIC / 1e6)
