@@ -40,8 +40,8 @@ def repro(
     profile: Annotated[
         str | None,
         typer.Option(
-            help="smoke, embedded, small or paper. Unless told: paper with a GPU, small where the "
-            "Hugging Face hub answers, else embedded."
+            help="smoke, embedded, small, paper, or another that a paper has. Unless told: paper "
+            "with a GPU, small where there is one and the Hugging Face hub answers, else embedded."
         ),
     ] = None,
     rows: Annotated[

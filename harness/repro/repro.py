@@ -249,6 +249,8 @@ def _say_cost(
     from trinity.harness.latency import ceilings
     from trinity.harness.repro import cost
 
+    # First of all: a tiny model is trained on the way to its cost.
+    reporter.say(f"profile {chosen.profile_name}: {chosen.profile.summary}")
     works = []
     for model in chosen.models:
         if model in refused:
@@ -259,7 +261,6 @@ def _say_cost(
         except TrinityError as error:  # its rows will say the same, and the others go on
             reporter.say(f"{model}: its cost is not known: {error}")
     if works:
-        reporter.say(f"profile {chosen.profile_name}: {chosen.profile.summary}")
         limits = None if availability.has_gpu() else ceilings.kept(store)
         for line in cost.said(works, limits):
             reporter.say(line)
