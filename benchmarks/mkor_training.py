@@ -1,6 +1,7 @@
 """Steps to a loss: MKOR beside SGD, AdamW, LAMB and K-FAC, on small models of bytes.
 
     python benchmarks/mkor_training.py --model causal --json FILE
+    python benchmarks/mkor_training.py --read FILE --targets 2.5    # its table with other losses
 
 Each optimizer gets the same windows and starts.  Its learning rate is the best of three on a seed
 that is not counted; then every seed trains once.  A run reaches a loss when the mean of ten steps
@@ -8,6 +9,7 @@ is below it.  Seconds are of the machine as it was: they mean something only on 
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +38,10 @@ TUNED_ON, SMOOTHED = 1000, 10
 MASK, VOCABULARY = 256, 257  # bytes, and what stands for a hidden one
 HIDDEN_SHARE = 0.15  # of the bytes that a BERT is asked for
 UNLABELLED = -100  # torch's mark of a place without a loss
+MODELS = {
+    "causal": "a Llama of two blocks of width 64, on bytes",
+    "masked": "a BERT of two blocks of width 64, on bytes",
+}
 HEADS = ("lm_head", "cls.predictions.decoder")
 
 Maker = Callable[[nn.Module, float], torch.optim.Optimizer]
@@ -186,16 +192,34 @@ def cell(values: list[float], digits: int) -> str:
     return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]"
 
 
-def compared(kind: str, seeds: int, steps: int) -> dict[str, list[dict[str, Any]]]:
+def compared(
+    kind: str, seeds: int, steps: int, reporter: Reporter
+) -> dict[str, list[dict[str, Any]]]:
     """Every optimizer's runs, at its best rate."""
     text = "\n\n".join(corpora.load("pydoc", "train").documents)
     ids = torch.tensor(list(text.encode()), dtype=torch.int64)
-    found = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    one_more = reporter.counter("trainings", sum(len(r) + seeds for _, r in OPTIMIZERS.values()))
+
+    def run(name: str, lr: float, seed: int) -> dict[str, Any]:
+        made = trained(kind, name, lr, seed, steps, ids)
+        one_more()
+        return made
+
     for name, (_, rates) in OPTIMIZERS.items():
-        tried = {lr: trained(kind, name, lr, TUNED_ON, steps, ids) for lr in rates}
+        tried = {lr: run(name, lr, TUNED_ON) for lr in rates}
         best = min(tried, key=lambda lr: end(tried[lr]["losses"]))
-        found[name] = [trained(kind, name, best, seed, steps, ids) for seed in range(seeds)]
+        found[name] = [run(name, best, seed) for seed in range(seeds)]
+        losses = cell([end(made["losses"]) for made in found[name]], 3)
+        reporter.say(f"{name}: the best of three rates is {best:g}, loss at the end {losses}")
     return found
+
+
+def rate(name: str, lr: float) -> str:
+    """A learning rate, and whether another one beyond those that were tried may be better."""
+    rates = OPTIMIZERS[name][1]
+    ends = {min(rates): ", the lowest tried", max(rates): ", the highest tried"}
+    return f"{lr:g}{ends.get(lr, '')}"
 
 
 def table(found: Mapping[str, list[dict[str, Any]]], targets: list[float]) -> str:
@@ -205,11 +229,12 @@ def table(found: Mapping[str, list[dict[str, Any]]], targets: list[float]) -> st
         "| | rate | " + " | ".join(heads) + " | loss at the end | seconds of a step |",
         "|---|---:|" + "---:|" * (len(targets) + 2),
     ]
-    for name, runs in found.items():
+    for name in OPTIMIZERS:  # a record has its keys in another order
+        runs = found[name]
         cells = [cell([steps_to(run["losses"], t) for run in runs], 0) for t in targets]
         ends = cell([end(run["losses"]) for run in runs], 3)
         each = np.median([run["seconds"] / max(1, len(run["losses"])) for run in runs])
-        row = [name, f"{runs[0]['lr']:g}", *cells, ends, f"{each:.4f}"]
+        row = [name, rate(name, runs[0]["lr"]), *cells, ends, f"{each:.4f}"]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -222,8 +247,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--targets", type=float, nargs="+", default=[3.0, 2.6])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--read", type=Path, help="a record, whose table is printed")
     asked = parser.parse_args()
-    found = compared(asked.model, asked.seeds, asked.steps)
+    if asked.read:
+        print(table(json.loads(asked.read.read_text())["runs"], asked.targets))
+        return
+    with Reporter() as reporter:
+        reporter.say(f"{MODELS[asked.model]}, {asked.steps} steps, {asked.seeds} seeds")
+        found = compared(asked.model, asked.seeds, asked.steps, reporter)
     print(table(found, asked.targets))
     if asked.json:
         options = {"model": asked.model, "steps": asked.steps, "targets": asked.targets}

@@ -24,7 +24,8 @@ PROFILES = [(name, profile) for name, found in PAPERS.items() for profile in fou
 TINY = {"model.layers.0.self_attn.q_proj": (128, 128), "model.layers.0.mlp.down_proj": (128, 256)}
 OPT = {"model.decoder.layers.0.fc1": (3072, 768)}
 QWEN = {"model.layers.0.self_attn.q_proj": (896, 896), "model.layers.0.mlp.down_proj": (896, 4864)}
-MET = {"smoke": TINY, "embedded": SHAPES, "second-model": QWEN, "small": OPT, "paper": OPT}
+MET = {"smoke": TINY, "embedded": SHAPES, "smollm2": SHAPES, "second-model": QWEN}
+MET |= {"small": OPT, "paper": OPT}
 
 
 def _recipes(name: str, profile: str) -> list[Recipe]:
