@@ -28,7 +28,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mkor_training, "OPTIMIZERS", chosen)
 
     def trained(kind: str, name: str, lr: float, seed: int, steps: int, _: object) -> object:
-        loss = (2 if lr == best[name] else 4) + 0.1 * (seed % 2)
+        loss = (2 if lr == best[name] else 4) + 0.1 * (seed % 2) - 0.5 * (name == "LAMB")
         return {"losses": [5.0, *[loss] * (steps - 1)], "seconds": 1.0, "lr": lr, "seed": seed}
 
     monkeypatch.setattr(mkor_training, "trained", trained)
@@ -38,7 +38,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_optimizer_runs_at_its_best_rate_and_says_how_far_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = mkor_training.compared("masked", 2, 20, Reporter())
+    found = mkor_training.compared("masked", ["SGD", "LAMB"], 2, 20, Reporter())
     rates = {name: {run["lr"] for run in runs} for name, runs in found.items()}
     assert rates == {"SGD": {0.1}, "LAMB": {3e-2}}
     said = capsys.readouterr().err
@@ -57,5 +57,6 @@ def test_a_record_is_read_again_with_other_losses_and_edges_are_named(
     monkeypatch.setattr("sys.argv", ["mkor_training.py", "--read", made, "--targets", "2.2"])
     mkor_training.main()
     assert capsys.readouterr().out == first
-    assert "| SGD | 0.1 |" in first
-    assert "| LAMB | 0.03, the highest tried |" in first
+    assert "| SGD | 0.1 | 11 [11, 11] | 2.050 [1.415, 2.685] |  | 0.0500 |" in first
+    lamb = "10 [10, 10] | 1.550 [0.915, 2.185] | -0.500 [-0.500, -0.500] | 0.0500"
+    assert f"| LAMB | 0.03, the highest tried | {lamb} |" in first
