@@ -83,7 +83,8 @@ def _said_of(work: Work) -> str:
     rows = f"{len(work.rows)} row{'s' * (len(work.rows) != 1)}"
     if work.estimate is None:
         return "; ".join([*words, rows])
-    parts = [f"{part} {duration(seconds)}" for part, seconds in work.estimate.seconds.items()]
+    named = work.estimate.seconds.items()
+    parts = [f"{part} {duration(seconds)}" for part, seconds in named if seconds]
     return "; ".join([*words, f"{rows}: {', '.join(parts)}"])
 
 

@@ -23,6 +23,12 @@ def test_what_is_said_are_the_sums_of_its_parts(monkeypatch: pytest.MonkeyPatch)
     assert "at 100 GFLOP/s and 20 GB/s" in total
 
 
+def test_what_a_table_does_without_is_not_said() -> None:
+    made = Estimate(SECONDS | {"lower": 0.0, "bench": 0.0}, 3_000_000_000, 2_500_000_000)
+    line, _ = cost.said([cost.Work("some/model", ("a",), 0, (3.0,), made)], None)
+    assert line == "some/model: 1 row: compress 40 s, evaluate 1.9 hours"
+
+
 def test_with_a_gpu_no_hours_are_told_from_the_processor() -> None:
     line, total = cost.said([cost.Work("some/model", ("a",) * 5, 251_000_000)], None)
     assert line == "some/model: 0.25 GB to fetch; 5 rows"
