@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 from math import hypot, isfinite, sqrt
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from trinity.harness.audit.layout import Decoded, Fault
 
 T = TypeVar("T")
 NUMBER = re.compile(r"\d+")
+INDEX = re.compile(r"[0-9]{1,9}")  # of a block or an expert: of more digits there is none
 FACTOR = 10.0  # between a layer and its neighbours
 NEIGHBOURS = 4  # on either side, in the order of blocks and experts
 FEWEST = 2  # neighbours, to say anything
@@ -117,12 +119,7 @@ def absent(names: Sequence[str], blocks: int | None) -> list[Fault]:
 
     names: of every matrix   blocks: that the configuration says there are
     """
-    there = {numbers(name)[0] for name in names if numbers(name)}
-    faults = [
-        Fault(f"block {number}", "holds no matrix at all")
-        for number in range(blocks or 0)
-        if there and number not in there
-    ]
+    faults = _missing({numbers(name)[0] for name in names if numbers(name)}, blocks or 0)
     modules: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in names:
         parent, _, part = name.rpartition(".")
@@ -138,9 +135,23 @@ def absent(names: Sequence[str], blocks: int | None) -> list[Fault]:
     return faults
 
 
+def _missing(there: Set[int], blocks: int) -> list[Fault]:
+    """A fault for each gap: a configuration may claim more blocks than can be listed."""
+    if not there:
+        return []
+    ends = [-1, *sorted(number for number in there if number < blocks), blocks]
+    faults = []
+    for before, after in pairwise(ends):
+        if after - before == 2:
+            faults.append(Fault(f"block {before + 1}", "holds no matrix at all"))
+        elif after - before > 2:
+            faults.append(Fault(f"blocks {before + 1} to {after - 1}", "hold no matrix at all"))
+    return faults
+
+
 def numbers(name: str) -> tuple[int, ...]:
     """The numbers in a module's name: its block, its expert."""
-    return tuple(int(part) for part in name.split(".") if part.isdigit())
+    return tuple(int(part) for part in name.split(".") if INDEX.fullmatch(part))
 
 
 def _far(what: str, mine: float | None, others: Sequence[float]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trinity.harness.audit import gguf_header
 from trinity.harness.audit.layout import Decoded, Fault, Matrix
 from trinity.harness.models.model_files import damaged
 from trinity.methods.errors import ConfigError
@@ -43,6 +44,7 @@ class Gguf:
 
         self.path = path
         try:
+            gguf_header.check(path)
             self._reader = GGUFReader(path)
             self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         except (ValueError, OSError, IndexError, KeyError, TypeError) as error:

@@ -7,7 +7,7 @@ import torch
 
 from tests.harness.audit import written
 from tests.harness.audit.written import FIRST, SECOND, WRITERS, Written
-from trinity.harness.audit import shown, where
+from trinity.harness.audit import faults, shown, where
 from trinity.harness.audit.audit import Audit, audit, layout_of
 from trinity.harness.terminal.printing import laid_out
 from trinity.methods.errors import ConfigError, UnsupportedError
@@ -173,6 +173,12 @@ def test_a_block_that_is_not_there_is_found(tmp_path: Path) -> None:
         name: tensor for name, tensor in made.tensors.items() if ".layers.2." not in name
     }
     assert _faults(made, tmp_path / "model") == [("block 2", "holds no matrix at all")]
+
+
+@pytest.mark.parametrize("number", ["\u00b2", "9" * 5000])
+def test_what_is_no_number_of_a_block_is_a_name(number: str) -> None:
+    names = [f"layers.0.{part}" for part in ("up", "down")]
+    assert faults.absent([*names, f"layers.{number}.up"], 1) == []
 
 
 @pytest.mark.parametrize(("name", "key"), [("gptq", "bits"), ("pack-quantized", "num_bits")])
