@@ -78,6 +78,7 @@ class Walk:
         self._watch = Stopwatch()
 
     @torch.no_grad()
+    @available.large_mapped()
     def run(self, progress: Callable[[int, int], None]) -> list[Path]:
         """Folders of all finished blocks, in order."""
         finished: list[Path] = []

@@ -4,7 +4,8 @@ A container's limit is not what the machine has: who goes by the machine is kill
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,9 @@ _ROOT = Path("/sys/fs/cgroup")
 # Version 2 and version 1 of control groups (Linux, admin-guide/cgroup-v2 and cgroup-v1/memory): the
 # file of the limit, and what memory.stat calls the bytes that cannot be dropped.
 _V2, _V1 = ("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")
+# glibc's (malloc.h, and DEFAULT_MMAP_THRESHOLD_MAX on 64 bits).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_THRESHOLD = -1, -3, 1 << 25
+MAPPED = 1 << 23  # bytes: of less, holes are small beside what libraries take
 
 
 def total_bytes() -> int:
@@ -33,6 +37,31 @@ def give_back() -> None:
     """
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+@contextmanager
+def large_mapped() -> Iterator[None]:
+    """Within, glibc maps every block of 8 MiB or more by itself, and it is gone when it is freed.
+
+    By its own rule it does so from 128 KiB on until one is freed, and then from the size of that
+    one on, 32 MiB at most: matrices of such sizes leave holes, which differ from run to run.
+    Where the C library cannot be told (musl, macOS) nothing changes.
+    """
+    tell = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tell is None:
+        yield
+        return
+    _set(tell, MAPPED)
+    try:
+        yield
+    finally:
+        # What its own rule comes to in the end; the rule itself cannot be brought back.
+        _set(tell, _LARGEST_THRESHOLD)
+
+
+def _set(tell: Callable[[int, int], int], mapped: int) -> None:
+    tell(_MMAP_THRESHOLD, mapped)
+    tell(_TRIM_THRESHOLD, 2 * mapped)  # as in its own rule: of the heap's end, what is left free
 
 
 def _limits() -> Iterator[tuple[int, int]]:

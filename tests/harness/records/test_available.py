@@ -1,8 +1,11 @@
+import platform
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from trinity.harness.latency import memory
 from trinity.harness.records import available
 
 
@@ -46,3 +49,24 @@ def test_a_group_named_as_outside_of_a_container_is_the_one_at_the_top(
     (tmp_path / "own").write_text("0::/system.slice/docker-1.scope\n", encoding="utf-8")
     group(root, {"memory.max": "4096", "memory.stat": "anon 5000\n"})
     assert (available.total_bytes(), available.available_bytes()) == (4096, 0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_large_blocks_leave_no_holes_once_they_are_freed() -> None:
+    size = 3 << 20  # numbers, 12 MiB
+    torch.ones(2 * size)  # glibc's own rule would take the next ones from its heap
+    with available.large_mapped():
+        before = memory.resident_bytes()
+        large, small = [], []
+        for _ in range(8):
+            large.append(torch.ones(size))
+            small.append(torch.ones(1000))  # above it, the heap could not shrink
+        assert memory.resident_bytes() - before > 7 * 4 * size
+        large.clear()
+        assert memory.resident_bytes() - before < 4 * size
+
+
+def test_a_library_that_cannot_be_told_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available.ctypes, "CDLL", lambda _: object())
+    with available.large_mapped():
+        available.give_back()
