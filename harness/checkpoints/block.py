@@ -24,7 +24,7 @@ from trinity.methods.transforms import Fold
 
 WEIGHTS, LAYERS, TIMING = "block.safetensors", "layers.json", "timing.json"
 SCALES = "scales.safetensors"
-_PANEL = 512  # inputs: smaller ones save more products, and run slower
+PANEL = 512  # inputs: smaller ones save more products, and run slower
 
 
 def layer_report(W: Tensor | None, weight: CompressedWeight, stats: LayerStats) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def _at_outputs(W: Tensor, H: Tensor) -> Tensor:
     symmetric: a pair of different inputs is multiplied once and counts twice.
     """
     total = W.new_zeros(())
-    for start in range(0, len(H), _PANEL):
-        panel = W[:, start : start + _PANEL]
-        below = H[start:, start : start + _PANEL].contiguous()
+    for start in range(0, len(H), PANEL):
+        panel = W[:, start : start + PANEL]
+        below = H[start:, start : start + PANEL].contiguous()
         with products.fastest():
             made = functional.linear(panel.contiguous(), below)
         made *= W[:, start:]

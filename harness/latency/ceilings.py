@@ -72,6 +72,17 @@ class Ceilings:
             if m.metric == MATMUL and Numbers.of(m).dtype in ("float32", dtype)
         )
 
+    @property
+    def alone(self) -> float:
+        """Floating-point operations a second of float32 products in one thread."""
+        found = [
+            m.value or 0.0
+            for m in self.measurements
+            if m.metric == MATMUL and m.details.get("threads") == 1
+            if Numbers.of(m).dtype == "float32"
+        ]
+        return max(found, default=self.products("float32"))
+
 
 def kept(store: StageStore) -> Ceilings:
     """This machine's ceilings, from the store if they were measured before.

@@ -1,9 +1,9 @@
 """How long a row takes and what it needs, from its sizes and what the machine can do at most.
 
-Arithmetic that can be checked: operations over the rate of matrix products, bytes over the read
-bandwidth, both measured (`harness/latency/ceilings.py`).  What no ceiling bounds (Python, the
-compiler, tests of numbers) is a constant for each layer, block or row, read off runs on two cores;
-docs/diary/cost.md compares with measured runs.
+Arithmetic that can be checked: operations (`operations.py`) over the rate of matrix products, bytes
+over the read bandwidth, both measured (`harness/latency/ceilings.py`).  What no ceiling bounds
+(Python, the compiler, tests of numbers) is a constant for each layer, block or row, read off runs
+on two cores; docs/diary/cost.md compares with measured runs.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,31 @@ from pathlib import Path
 
 from trinity.harness.accuracy import suites
 from trinity.harness.accuracy.suite import Suite, TextSuite
+from trinity.harness.compress.activations import HELD_OUT_EVERY
 from trinity.harness.latency.ceilings import Ceilings
 from trinity.harness.recipes.recipe import BenchSpec, CompressSpec, Recipe, Step
-from trinity.harness.runs import run_checks, tuning
+from trinity.harness.runs import operations, run_checks, tuning
 from trinity.harness.store.spent import BENCH, COMPRESS, EVALUATE, LOWER
+from trinity.lowering.geometry import Geometry
 from trinity.methods import registry
 from trinity.methods.contract import Statistic
 from trinity.methods.searching import Levels, Searched, SearchMethod
 
 # A block is run twice: for the statistics, and again to hand its compressed outputs on.
 CALIBRATION_PASSES = 2
-SHARE = 0.5  # of the products' rate that a forward in eager torch reaches
-# Operations for m n^2 of a singular value decomposition, [m, n], n the less: docs/diary/cost.md.
-DECOMPOSED = 80.0
+# Of the products' rate that a forward in eager torch reaches: linears, attention, the head, and
+# what is between them.  This and what follows: docs/diary/cost.md#counted-operations.
+SHARE = 0.75
+# For a logit of a text, of its log-probability, and of comparing it with the dense model's.
+LOGIT_S, COMPARED_S = 4.5e-9, 8.5e-9
+# Operations of one thread, in which LAPACK works, for m n^2 of a singular value decomposition,
+# [m, n], n the less.
+DECOMPOSED = 30.0
 RANGES = 30.0  # multiplications in the time in which JSQ looks at a weight for one token
-LAYER_S, BLOCK_S = 0.03, 0.05  # of one layer's methods and report; of a block that is stored
+# Of a linear's Python, of each of its weights in a step or a report, of a block that is stored.
+LAYER_S, WEIGHT_S, BLOCK_S = 0.01, 6e-8, 0.05
+# Of a column that error feedback settles; of a number that statistics sum, beside X^T X.
+COLUMN_S, SUMMED_S = 8e-5, 1.9e-8
 EXPORT_S, EXPORT_BLOCK_S = 2.0, 0.4  # once a model
 COMPILE_S, COMPILE_BLOCK_S = 4.0, 0.3
 LOADED_S = 0.5  # an engine, in the process that weighs it
@@ -42,6 +52,8 @@ class Size:
 
     weights: that a token goes through   parameters: all of them   blocks: how many
     linears: numbers of every matrix of the blocks, and its inputs   vocabulary, hidden: of a token
+    groups: linears of a block, [out, in], by the input that they share, in the order of execution
+    attention: operations of a block for a pair of positions
     """
 
     weights: int
@@ -50,6 +62,8 @@ class Size:
     linears: tuple[tuple[int, int], ...]
     vocabulary: int
     hidden: int
+    groups: operations.Groups
+    attention: int
 
     @property
     def in_blocks(self) -> int:
@@ -79,11 +93,13 @@ def size_of(folder: Path) -> Size:
     # Imported here: it loads transformers' models.
     import torch
 
-    from trinity.harness.models.decoder import skeleton
+    from trinity.harness.models import families
+    from trinity.harness.models.decoder import linear_shape, skeleton
     from trinity.harness.models.model_config import read_config
 
     config = read_config(folder)
-    model = skeleton(config, torch.float32)
+    model, family = skeleton(config, torch.float32), families.get(config.model_type)
+    block = model.get_submodule(f"{family.blocks}.0")
     parameters = {id(p): p for p in model.parameters()}
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     outside = {id(embedding), id(head)}
@@ -97,6 +113,9 @@ def size_of(folder: Path) -> Size:
         linears=tuple((p.numel(), p.shape[1]) for p in linears),
         vocabulary=config.vocab_size,
         hidden=config.hidden_size,
+        groups=[[linear_shape(block.get_submodule(n)) for n in group] for group in family.groups],
+        # A query with a key, and their weight with a value.
+        attention=4 * config.num_attention_heads * Geometry.of(config).head_dim,
     )
 
 
@@ -113,7 +132,7 @@ def of_rows(recipes: Sequence[Recipe], size: Size, limits: Ceilings) -> Estimate
     rows = [of_row(recipe, size, limits) for recipe in recipes]
     parts = {part: sum(row.seconds[part] for row in rows) for part in rows[0].seconds}
     first = recipes[0]  # the dense model reads what rows are compared on once for all of them
-    compared = _evaluated_tokens(first, only_compared=True)
+    compared = operations.read_by(_asked(first, only_compared=True))
     parts[EVALUATE] += _forwards_s(size, compared, limits.products(first.model.dtype))
     if any(recipe.lower for recipe in recipes):
         parts[LOWER] += EXPORT_S + EXPORT_BLOCK_S * size.blocks
@@ -134,10 +153,12 @@ def of_row(recipe: Recipe, size: Size, limits: Ceilings) -> Estimate:
     lowering = (COMPILE_S + COMPILE_BLOCK_S * size.blocks) if recipe.lower else 0.0
     seconds = {
         COMPRESS: _compress_s(recipe, size, rate, limits.products("float32"))
+        + _adapters_s(recipe, size, limits.alone)
         + _search_s(recipe, size, rate, limits.products("float32"))
         + _tune_s(recipe, size, rate, limits.read),
         LOWER: lowering,
-        EVALUATE: _forwards_s(size, _evaluated_tokens(recipe), rate),
+        EVALUATE: _forwards_s(size, operations.read_by(_asked(recipe)), rate)
+        + _distributions_s(_asked(recipe), size.vocabulary),
         BENCH: _bench_s(recipe.bench, size, rate, limits.read) if recipe.bench else 0.0,
     }
     return Estimate(seconds, _disk(recipe, size), _memory(recipe, size))
@@ -148,70 +169,84 @@ def _calibration_tokens(recipe: Recipe) -> int:
     return text.samples * text.seqlen if text and any(recipe.compress.steps) else 0
 
 
-def _evaluated_tokens(recipe: Recipe, *, only_compared: bool = False) -> int:
-    """That the row's model reads, windows of one text once for all suites that read them.
+def text_tokens(recipe: Recipe, *, only_compared: bool = False) -> int:
+    """Of the windows of texts that are read, each once.
 
     only_compared: of suites that compare with the dense model, which reads as much
     """
-    asked = _asked(recipe, only_compared)
-    others = sum(suite.tokens() for suite in asked if not isinstance(suite, TextSuite))
-    return others + text_tokens(recipe, only_compared=only_compared)
+    return sum(operations.windows(_asked(recipe, only_compared=only_compared)).values())
 
 
-def text_tokens(recipe: Recipe, *, only_compared: bool = False) -> int:
-    """Of the windows of texts that are read, each once."""
-    windows: dict[tuple[str, str, int], int] = {}
-    for suite in _asked(recipe, only_compared):
-        if isinstance(suite, TextSuite):
-            text = (suite.corpus, suite.split, suite.seqlen)
-            windows[text] = max(windows.get(text, 0), suite.tokens())
-    return sum(windows.values())
-
-
-def _asked(recipe: Recipe, only_compared: bool) -> list[Suite]:
+def _asked(recipe: Recipe, *, only_compared: bool = False) -> list[Suite]:
     """The suites, or those that compare with the dense model."""
     found = [suites.resolve(spec) for spec in recipe.evaluate.suites] if recipe.evaluate else []
     return [suite for suite in found if suite.needs_dense or not only_compared]
 
 
-def _forwards_s(size: Size, tokens: int, rate: float) -> float:
-    return 2.0 * size.weights * tokens / (SHARE * rate)
+def _forwards_s(size: Size, read: operations.Read, rate: float) -> float:
+    attention = size.attention * size.blocks
+    return operations.forwards(size.weights, attention, read) / (SHARE * rate)
+
+
+def _distributions_s(asked: Sequence[Suite], vocabulary: int) -> float:
+    """Of suites on a text, each by itself: the model is asked once, its answers are read by all."""
+    texts = [suite for suite in asked if isinstance(suite, TextSuite)]
+    each = sum(s.tokens() * (COMPARED_S if s.needs_dense else LOGIT_S) for s in texts)
+    return each * vocabulary
 
 
 def _compress_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> float:
     """rate: of products in the model's type   in_floats: of float32, which methods compute in"""
-    stored = BLOCK_S * size.blocks
     if not recipe.compress.steps:
-        return stored
-    tokens = _calibration_tokens(recipe)
-    needs = [
-        getattr(registry.get(s.method), "needs", Statistic.NOTHING) for s in recipe.compress.steps
-    ]
-    streams = 2 if any(Statistic.DRIFT in need for need in needs) else 1
-    forwards = 2.0 * size.in_blocks * tokens * CALIBRATION_PASSES * streams
-    if any(Statistic.FISHER in need for need in needs):
-        # Once forwards, and with gradients by inputs and weights once more and twice backwards.
-        forwards += 4 * 2.0 * size.in_blocks * tokens
-    if any(Statistic.GRADIENTS in need for need in needs):
-        # Once forwards, with gradients by inputs as often and backwards, then by weights too.
-        forwards += 7 * 2.0 * size.in_blocks * tokens
-    inputs = [d_in for _, d_in in size.linears]
-    statistics = 2.0 * tokens * sum(d_in**2 for d_in in inputs)
-    # A report multiplies two weights with H; a method that needs H factors it and sweeps once.
-    reports = 4.0 * sum(numbers * d_in for numbers, d_in in size.linears)
-    solving = 0.0
-    for step in recipe.compress.steps:
-        need = getattr(registry.get(step.method), "needs", Statistic.NOTHING)
-        if need & Statistic.HESSIAN:
-            solving += sum(2.0 * n * d_in + d_in**3 for n, d_in in size.linears)
-        if _has_rank(step):
-            solving += sum(DECOMPOSED * n * min(d_in, n // d_in) for n, d_in in size.linears)
-        if need & Statistic.X_MEAN_CLIPPED and recipe.calibration:
-            solving += RANGES * recipe.calibration.seqlen * sum(n for n, _ in size.linears)
-    layers = LAYER_S * len(size.linears) * len(recipe.compress.steps)
-    return (
-        stored + layers + forwards / (SHARE * rate) + (statistics + reports + solving) / in_floats
+        return BLOCK_S * size.blocks
+    methods = [registry.get(step.method) for step in recipe.compress.steps]
+    needs = [getattr(method, "needs", Statistic.NOTHING) for method in methods]
+    calibrated = _calibrated_s(recipe, size, needs, rate, in_floats) if recipe.calibration else 0.0
+    return BLOCK_S * size.blocks + calibrated + _solved_s(recipe, size, needs, in_floats)
+
+
+def _calibrated_s(
+    recipe: Recipe, size: Size, needs: Sequence[Statistic], rate: float, in_floats: float
+) -> float:
+    """Of forwards, and of what is summed over inputs.  needs: of each step"""
+    text, tokens = recipe.calibration, _calibration_tokens(recipe)
+    assert text is not None
+    drift, held_out, fisher, gradients = (
+        any(kind in need for need in needs)
+        for kind in (Statistic.DRIFT, Statistic.HELD_OUT, Statistic.FISHER, Statistic.GRADIENTS)
     )
+    passes = operations.calibrated(
+        size.groups, size.blocks, size.attention, text, recipe.compress.order
+    )
+    forwards = (1 + drift) * passes
+    # Once forwards, and with gradients by inputs and weights once more and twice backwards; by
+    # sequence, with gradients by inputs as often and backwards, then by weights too.
+    forwards += (4 * fisher + 7 * gradients) * 2.0 * size.in_blocks * tokens
+    squares = operations.squared(size.groups, size.blocks, tokens)
+    squares *= 1 + drift + held_out / HELD_OUT_EVERY
+    summed = SUMMED_S * tokens * size.blocks * sum(group[0][1] for group in size.groups)
+    return forwards / (SHARE * rate) + squares / in_floats + summed
+
+
+def _solved_s(recipe: Recipe, size: Size, needs: Sequence[Statistic], in_floats: float) -> float:
+    """Of methods and reports.  needs: of each step"""
+    weights, text = size.in_blocks, recipe.calibration
+    seconds = LAYER_S * len(size.linears) * len(needs) + WEIGHT_S * weights * (len(needs) + 1)
+    work = operations.reported(size.groups, size.blocks) if text else 0.0
+    for need in needs:
+        if need & Statistic.HESSIAN:  # a factor, which linears with one input share, and a sweep
+            work += size.blocks * sum(float(group[0][1]) ** 3 for group in size.groups)
+            work += sum(2.0 * n * d_in for n, d_in in size.linears)
+            seconds += COLUMN_S * sum(d_in for _, d_in in size.linears)
+        if need & Statistic.X_MEAN_CLIPPED and text:
+            work += RANGES * text.seqlen * weights
+    return seconds + work / in_floats
+
+
+def _adapters_s(recipe: Recipe, size: Size, alone: float) -> float:
+    """Of the singular values of every layer's error.  alone: rate of products in one thread"""
+    fitted = sum(_has_rank(step) for step in recipe.compress.steps)
+    return fitted * sum(DECOMPOSED * n * min(d_in, n // d_in) for n, d_in in size.linears) / alone
 
 
 def _search_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> float:
@@ -225,7 +260,8 @@ def _search_s(recipe: Recipe, size: Size, rate: float, in_floats: float) -> floa
         weights = size.weights + size.vocabulary * size.hidden
         seconds += 2.0 * weights * tokens / (SHARE * rate)
         for (numbers, d_in), tried in zip(size.linears, levels.values(), strict=True):
-            seconds += len(tried) * (LAYER_S + 2.0 * numbers * d_in / in_floats)
+            one = LAYER_S + WEIGHT_S * numbers + 2.0 * numbers * d_in / in_floats
+            seconds += len(tried) * one
     return seconds
 
 

@@ -5,7 +5,7 @@ from trinity.harness.checkpoints import block
 from trinity.methods.formats import Dense
 
 
-@pytest.mark.parametrize("inputs", [3, block._PANEL, block._PANEL + 1, 2 * block._PANEL + 40])
+@pytest.mark.parametrize("inputs", [3, block.PANEL, block.PANEL + 1, 2 * block.PANEL + 40])
 def test_the_error_at_the_outputs_is_that_of_the_product_with_every_input(inputs: int) -> None:
     generator = torch.Generator().manual_seed(0)
     W, noise = torch.randn(2, 7, inputs, generator=generator)

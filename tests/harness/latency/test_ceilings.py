@@ -75,7 +75,7 @@ def test_ceilings_of_a_busy_machine_are_replaced_by_those_of_an_idle_one(
     assert found[0] == found[1] != found[2] == found[3]
 
 
-def _products(dtype: str, value: float) -> Measurement:
+def _products(dtype: str, value: float, threads: int = 2) -> Measurement:
     return Measurement(
         name=f"ceiling-matmul-{dtype}",
         metric=ceilings.MATMUL,
@@ -84,7 +84,7 @@ def _products(dtype: str, value: float) -> Measurement:
         higher_is_better=True,
         path="reference",
         engine="torch",
-        details={"dtype": dtype},
+        details={"dtype": dtype, "threads": threads},
     )
 
 
@@ -94,6 +94,16 @@ def test_the_rate_of_a_type_is_its_own_or_that_of_float32_which_holds_it() -> No
     )
     assert found.products("bfloat16") == 8e11
     assert found.products("float32") == found.products("float16") == 2e11
+
+
+def test_what_works_in_one_thread_has_the_rate_of_one_where_it_was_measured() -> None:
+    two, one, other = (
+        _products("float32", 2e11),
+        _products("float32", 1e11, threads=1),
+        _products("bfloat16", 4e11, threads=1),
+    )
+    assert Ceilings((two, one, other)).alone == 1e11
+    assert Ceilings((two, other)).alone == 2e11
 
 
 @pytest.mark.parametrize(

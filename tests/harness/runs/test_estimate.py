@@ -16,7 +16,8 @@ from trinity.harness.runs import estimate
 from trinity.harness.runs.estimate import Size
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-SIZE = Size(1_000_000, 1_200_000, 2, ((400_000, 1000), (400_000, 1000)), 200, 1000)
+LINEARS, GROUPS = ((400_000, 1000), (400_000, 1000)), [[(400, 1000)]]
+SIZE = Size(1_000_000, 1_200_000, 2, LINEARS, 200, 1000, GROUPS, attention=4000)
 
 
 def _limits(flops: float = 1e9, read: float = 1e9) -> Ceilings:
@@ -80,10 +81,12 @@ def test_a_rows_tokens_are_its_calibration_twice_and_its_suites() -> None:
     assert estimate.tokens_of(dense) == 7 * 100 + tasks
 
 
-def test_evaluating_takes_two_operations_a_weight_and_token_at_a_share_of_the_rate() -> None:
+def test_evaluating_multiplies_weights_and_positions_at_a_share_of_the_rate() -> None:
     suites = [{"suite": "perplexity-pydoc", "seqlen": 100, "windows": 5}]
     row = estimate.of_row(_recipe(evaluate={"suites": suites}), SIZE, _limits(flops=4e9))
-    assert row.seconds["evaluate"] == pytest.approx(2 * 1e6 * 500 / 4e9 / estimate.SHARE)
+    work = 2 * 1e6 * 500 + 2 * 4000 * 100 * 500
+    logits = 500 * SIZE.vocabulary * estimate.LOGIT_S
+    assert row.seconds["evaluate"] == pytest.approx(work / 4e9 / estimate.SHARE + logits)
 
 
 def test_windows_that_two_suites_read_count_once_and_the_dense_models_once_for_all_rows() -> None:
@@ -93,7 +96,9 @@ def test_windows_that_two_suites_read_count_once_and_the_dense_models_once_for_a
     ]
     run = _recipe(evaluate={"suites": suites})
     found = estimate.of_rows([run] * 3, SIZE, _limits(flops=4e9)).seconds["evaluate"]
-    assert found == pytest.approx(2 * 1e6 * (3 * 500 + 200) / 4e9 / estimate.SHARE)
+    work = (2 * 1e6 + 2 * 4000 * 100) * (3 * 500 + 200)
+    logits = 3 * SIZE.vocabulary * (500 * estimate.LOGIT_S + 200 * estimate.COMPARED_S)
+    assert found == pytest.approx(work / 4e9 / estimate.SHARE + logits)
 
 
 def test_decoding_reads_every_weight_for_each_token() -> None:
@@ -178,9 +183,9 @@ def test_a_search_reads_its_tokens_with_the_whole_model_and_compresses_every_lev
     )
     # Of seven levels five: the outermost would leave nothing of these layers, or everything.
     tokens = 5 * (4 * 16 + 3 * 64)
-    read = 2.0 * (SIZE.weights + SIZE.vocabulary * SIZE.hidden) * tokens / (0.5 * 1e9)
-    made = 2 * 5 * (estimate.LAYER_S + 2.0 * 400_000 * 1000 / 1e9)
-    step = estimate.LAYER_S * 2  # of the second step of each layer
+    read = 2.0 * (SIZE.weights + SIZE.vocabulary * SIZE.hidden) * tokens / (estimate.SHARE * 1e9)
+    made = 2 * 5 * (estimate.LAYER_S + estimate.WEIGHT_S * 400_000 + 2.0 * 400_000 * 1000 / 1e9)
+    step = estimate.LAYER_S * 2 + estimate.WEIGHT_S * 800_000  # the second of each layer
     more = found.seconds["compress"] - plain.seconds["compress"]
     assert more == pytest.approx(read + made + step)
     assert found.disk - plain.disk == 5 * 800_000 * 4
