@@ -260,6 +260,7 @@ template <int TOKENS>
 __device__ __forceinline__ void add_outliers(float (&sums)[TOKENS], const float* x,
                                              const Weight& weight, const Numbers& numbers,
                                              int panel, int lane, int slice, int token) {
+#pragma unroll 1
   for (int entry = slice; entry < numbers.outliers; entry += SLICES) {
     const int64_t at = (static_cast<int64_t>(panel) * numbers.outliers + entry) * LANES + lane;
     const uint32_t word = weight.entries[numbers.columns + (numbers.wide ? at : at / 2)];
@@ -291,9 +292,9 @@ __device__ __forceinline__ void product(float* shared, const Four* x, const Weig
     }
     await_block();
   }
-  add_product<KIND, MASK, TOKENS>(sums, x, weight, table, numbers, panel, lane, slice, token);
   const auto inputs = reinterpret_cast<const float*>(x);
   add_outliers<TOKENS>(sums, inputs, weight, numbers, panel, lane, slice, token);
+  add_product<KIND, MASK, TOKENS>(sums, x, weight, table, numbers, panel, lane, slice, token);
   if constexpr (Of::TABLED) await_block();  // nobody reads levels any more
 #pragma unroll
   for (int t = 0; t < TOKENS; ++t) shared[(slice * TOKENS + t) * LANES + lane] = sums[t];
