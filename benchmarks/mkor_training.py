@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--read", type=Path, help="a record, whose table is printed")
     asked = parser.parse_args()
     if asked.read:
-        found = json.loads(asked.read.read_text())["runs"]
+        found = json.loads(asked.read.read_text("utf-8"))["runs"]
         print(f"{table(found, asked.targets)}\n\n{LEGEND}")
         return
     with Reporter() as reporter:
