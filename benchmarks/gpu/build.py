@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 MOST_BYTES = 60 << 20
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
 # Sources, and code that travels in modules; `alone` launches the others of the PTX files itself.
-NOT_NEEDED = ("*.cu*", "*.hip", "*.comp", "*.spv", "*.hsaco", "lanes_*.ptx")
+NOT_NEEDED = ("*.cu*", "*.hip", "*.comp", "*.spv", "*.hsaco", "lanes_*.ptx", "decoder.ptx")
 Case = dict[str, Any]
 
 

@@ -12,9 +12,11 @@
 // Activations and dequantized codes as float16 or bfloat16, two in a register.
 enum class Type { F16, BF16 };
 
-// What lanes/product.cuh asks of a GPU, whoever made it.
+// What the sources in lanes/ ask of a GPU, whoever made it.
 #define THREADS(count) __launch_bounds__(count)
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ __forceinline__ float root(float x) { return __fsqrt_rn(x); }
 __device__ __forceinline__ int count_bits(uint32_t bits) { return __popc(bits); }
 __device__ __forceinline__ int thread_index() { return threadIdx.x; }
 __device__ __forceinline__ int block_x() { return blockIdx.x; }

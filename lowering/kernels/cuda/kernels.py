@@ -1,51 +1,77 @@
 """Our kernels for NVIDIA GPUs."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.cuda import tiles
-from trinity.lowering.kernels.cuda.device import CUDA_CODE, OBJECTS
-from trinity.lowering.kernels.cuda.linear import tile_kernels
+from trinity.lowering.kernels.cuda.device import CODE, OBJECTS
+from trinity.lowering.kernels.cuda.linear import tile_kernels, tile_product
 from trinity.lowering.kernels.cuda.tiles import Tiles
 from trinity.lowering.kernels.kernel_storage import KernelStorage
-from trinity.lowering.kernels.lanes.launch import PAIRS, TOKENS
-from trinity.lowering.kernels.lanes.linear import Compiled, lane_kernels
+from trinity.lowering.kernels.lanes.block import Linears, fused_kernels
+from trinity.lowering.kernels.lanes.decoder import element_by_element
+from trinity.lowering.kernels.lanes.dispatches import Dispatches
+from trinity.lowering.kernels.lanes.linear import lane_kernels, lane_product
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.kernels.strips import refusal as refused_by_strips
-from trinity.lowering.kernels.target_kernels import TargetKernels
+from trinity.lowering.kernels.target_kernels import FusedKernel, TargetKernels
 from trinity.methods.formats import WeightFormat
 
-# A file for each kind and mask: the driver compiles all of a file when a module is loaded.
-LANES = Compiled(
-    CUDA_CODE,
-    {
-        f"lanes_{kind}_{mask}.ptx": tuple(f"lanes_{kind}_{mask}_{count}" for count in TOKENS)
-        for kind, mask in PAIRS
-    },
-)
+
+def refusal(weight_format: WeightFormat) -> str | None:
+    """Why neither tiles nor strips are of use to a format, or None."""
+    reason = tiles.refusal(weight_format)
+    dense = weight_format.dtype == "float32" and weight_format.pattern is None
+    return reason if reason is None or dense else refused_by_strips(weight_format)
+
+
+def storage(weight_format: WeightFormat) -> KernelStorage:
+    """Tiles where they hold a format, else strips."""
+    tiled = tiles.refusal(weight_format) is None
+    return Tiles(weight_format) if tiled else Strips(weight_format)
+
+
+def product(
+    made: Dispatches, weight_format: WeightFormat, x: str, place: str, added: str | None
+) -> str:
+    """See `lane_product`.  To a product of tiles a launch of its own adds."""
+    stored = storage(weight_format)
+    if isinstance(stored, Strips):
+        return lane_product(made, stored, 1, x, place, added)
+    assert isinstance(stored, Tiles)
+    y = tile_product(made, stored, 1, "float32", x, place)
+    return element_by_element(made, "add", y, added, weight_format.shape[0]) if added else y
+
+
+LINEARS = Linears(refusal, storage, product)
 
 
 class CudaKernels(TargetKernels):
-    """Products on tensor cores, and of formats that tiles do not hold an output a lane, from PTX
-    that is part of the package.
+    """Products on tensor cores, and of formats that tiles do not hold an output a lane, whole
+    blocks at one token and attention of many tokens, from PTX that is part of the package.
     """
 
     objects = OBJECTS
 
     def refusal(self, weight_format: WeightFormat) -> str | None:
         """See `TargetKernels`."""
-        reason = tiles.refusal(weight_format)
-        dense = weight_format.dtype == "float32" and weight_format.pattern is None
-        return reason if reason is None or dense else refused_by_strips(weight_format)
+        return refusal(weight_format)
 
     def storage(self, weight_format: WeightFormat) -> KernelStorage:
         """See `TargetKernels`."""
-        tiled = tiles.refusal(weight_format) is None
-        return Tiles(weight_format) if tiled else Strips(weight_format)
+        return storage(weight_format)
 
     def linear(self, name: str, weight_format: WeightFormat, rows: int, dtype: str) -> KernelCode:
         """See `TargetKernels`.  Lanes multiply in float32, whatever the model's numbers are."""
         if tiles.refusal(weight_format):
-            return lane_kernels(name, Strips(weight_format), rows, LANES)
+            return lane_kernels(name, Strips(weight_format), rows, CODE)
         return tile_kernels(name, Tiles(weight_format), rows, dtype)
+
+    @property
+    def fused(self) -> Mapping[str, FusedKernel[Any]]:  # as in `TargetKernels`
+        """See `TargetKernels`."""
+        return fused_kernels(CODE, LINEARS)
 
 
 KERNELS = CudaKernels()

@@ -1,7 +1,7 @@
 """One compressed linear as a function that launches our CUDA kernels, in text for IREE."""
 
 from trinity.lowering.kernels.calls import KernelCode, dispatch, entry_of, linear_arguments
-from trinity.lowering.kernels.cuda.device import CUDA_CODE
+from trinity.lowering.kernels.cuda.device import CODE, CUDA_CODE
 from trinity.lowering.kernels.cuda.launch import (
     BINDINGS,
     CONSTANTS,
@@ -11,6 +11,7 @@ from trinity.lowering.kernels.cuda.launch import (
     launches,
 )
 from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.kernels.lanes.dispatches import Dispatches
 from trinity.lowering.kernels.padded_panels import BLOCK, padded_input
 from trinity.lowering.mlir.builder import MLIR_TYPES, Builder, Operand, tensor_type
 
@@ -22,24 +23,36 @@ def tile_kernels(name: str, tiles: Tiles, rows: int, dtype: str) -> KernelCode:
 
     dtype: of the model, which says what numbers x holds
     """
-    (out, d_in), build = tiles.format.shape, Builder()
+    (out, d_in), made = tiles.format.shape, Dispatches(CODE)
     arguments = linear_arguments(d_in, rows, tiles.shapes())
+    result = tile_product(made, tiles, rows, dtype)
+    function = made.build.function(name, arguments, result, tensor_type((rows, out), "f32"))
+    return KernelCode(name, function, made.executables)
+
+
+def tile_product(
+    made: Dispatches, tiles: Tiles, rows: int, dtype: str, x: str = "%arg_x", place: str = ""
+) -> str:
+    """A linear.
+
+    x: [rows, in]   place: before the names of its tensors, among the function's arguments
+    -> [rows, out]
+    """
     result, low = "", ("", "")
-    executables = {}
     for launch in launches(tiles, rows, dtype):
         operands = []
         for term in launch.terms:
-            operands.append(low if term.source == "low" else activations(build, term, rows))
+            given = low
+            if term.source != "low":
+                given = activations(made.build, term, rows, x, place)
+            operands.append(given)
             shapes = {f"{term.prefix}{key}": of for key, of in term.tiles.shapes().items()}
-            operands += [(f"%arg_{key}", tensor_type(*shapes[key])) for key in term.stored]
-        made = _tensor(launch)
-        entry = entry_of(launch.entry)
-        result = dispatch(build, entry, launch.grid, operands, made, launch.constants)
-        low = result, made
-        executables[launch.entry] = executable(launch)
-    kind = tensor_type((rows, out), "f32")
-    function = build.function(name, arguments, result, kind)
-    return KernelCode(name, function, tuple(executables.items()))
+            operands += [(f"%arg_{place}{key}", tensor_type(*shapes[key])) for key in term.stored]
+        kind, entry = _tensor(launch), entry_of(launch.entry)
+        result = dispatch(made.build, entry, launch.grid, operands, kind, launch.constants)
+        low = result, kind
+        made.texts[launch.entry] = executable(launch)
+    return result
 
 
 def _tensor(launch: Launch) -> str:
@@ -47,7 +60,9 @@ def _tensor(launch: Launch) -> str:
     return tensor_type(shape, "i16" if launch.low else MLIR_TYPES[dtype])
 
 
-def activations(build: Builder, term: Term, rows: int) -> tuple[str, str]:
+def activations(
+    build: Builder, term: Term, rows: int, x: str = "%arg_x", place: str = ""
+) -> tuple[str, str]:
     """The input of a term in the order of B operands: (value, type).
 
     [blocks, digits, rows, 4, 4, 2]: thread `t` of four takes from each block of 32 inputs those at
@@ -55,10 +70,10 @@ def activations(build: Builder, term: Term, rows: int) -> tuple[str, str]:
     loop, so that it can be part of what makes the input.
     """
     tiles = term.tiles
-    value = padded_input(build, tiles, rows, "%arg_x", term.prefix)
+    value = padded_input(build, tiles, rows, x, place + term.prefix)
     width = tiles.blocks * BLOCK
     value = build.expand(value, (rows, width), [[rows], [tiles.blocks, *SPLIT]], "f32")
-    x = Operand("x", value, tuple("mbrte"), (rows, tiles.blocks, *SPLIT), "f32")
+    padded = Operand("x", value, tuple("mbrte"), (rows, tiles.blocks, *SPLIT), "f32")
     count, kind = (DIGITS, "i16") if term.digits else (1, "f16")
     loops, shape = "b p m t r e", (tiles.blocks, count, rows, 4, 4, 2)
     body = ["%yield = arith.truncf %in_x : f32 to f16"]  # exact: x came from float16
@@ -66,7 +81,7 @@ def activations(build: Builder, term: Term, rows: int) -> tuple[str, str]:
         body = _digit_of("%in_x", loops.split().index("p"))
     empty = build.value(f"tensor.empty() : {tensor_type(shape, kind)}")
     output = Operand("out", empty, tuple(loops.split()), shape, kind)
-    return build.generic(loops, [x], output, "", body), output.type
+    return build.generic(loops, [padded], output, "", body), output.type
 
 
 def _digit_of(value: str, loop: int) -> list[str]:

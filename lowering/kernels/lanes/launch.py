@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 
+from trinity.lowering.kernels.lanes.executable import Entry
 from trinity.lowering.kernels.padded_panels import BLOCK, PANEL
 from trinity.lowering.kernels.strips import Strips
 
-THREADS = 256  # of a block: 8 rows of a panel's lanes, which share the inputs
 TOKENS = (1, 8)  # of a block
-BINDINGS = 4  # the input, the stored tensor, what the product is added to, and the result
+READS = 3  # the input, the stored tensor, and what the product is added to
 CONSTANTS = 22
 ALL, TWO_FOUR, BITMAP = 0, 1, 2
 KINDS = {"float16": 16, "bfloat16": 17, "float32": 32}
@@ -31,7 +31,11 @@ PAIRS = (  # of kind and mask, in the order of FOR_EACH_FORMAT
     *((kind, ALL) for kind in (2, 3, 4, 8, 16, 17, 32, *TABLES)),
     *((kind, mask) for mask in (TWO_FOUR, BITMAP) for kind in (4, 8, 16, 17, 32, *TABLES[2:])),
 )
-ENTRIES = tuple(f"lanes_{kind}_{mask}_{tokens}" for kind, mask in PAIRS for tokens in TOKENS)
+ENTRIES = tuple(
+    Entry(f"lanes_{kind}_{mask}_{tokens}", READS, 1, CONSTANTS)
+    for kind, mask in PAIRS
+    for tokens in TOKENS
+)
 
 Name = Literal["", "B_", "A_"]
 
@@ -42,6 +46,7 @@ class Launch:
 
     prefix: of the names of the weight's tensors: the base, or a factor of the adapter
     after: the launch whose result is B t, to which a base's product is added
+    added: whether numbers that the caller gives, [tokens, out], are what it is added to
     """
 
     strips: Strips
@@ -49,6 +54,7 @@ class Launch:
     tokens: int
     part: int = 0
     after: "Launch | None" = None
+    added: bool = False
 
     @property
     def panels(self) -> range:
@@ -99,7 +105,9 @@ class Launch:
             int(not strips.symmetric),
             int(own is not None),
         )
-        adds = (1, self.panels.start * PANEL, self.after.outputs) if self.after else (0, 0, 0)
+        adds = (0, 0, 0)
+        if self.after or self.added:
+            adds = (1, self.panels.start * PANEL, strips.format.shape[0])
         return (self.outputs, self.tokens, *geometry, *starts, *codes, *self._outliers, *adds)
 
     @property
@@ -122,11 +130,15 @@ class Launch:
         return (outliers.room, *places, int(wide), kind)
 
 
-def launches(strips: Strips, tokens: int) -> tuple[Launch, ...]:
-    """`t = A x` and `B t`, if there is an adapter, and `W x [+ B t]` in parts; in order."""
+def launches(strips: Strips, tokens: int, added: bool = False) -> tuple[Launch, ...]:
+    """`t = A x` and `B t`, if there is an adapter, and `W x [+ B t]` in parts; in order.
+
+    added: whether the first that makes outputs adds its own to numbers of the caller's
+    """
     after, before = None, tuple[Launch, ...]()
     if factors := strips.factors:
-        after = Launch(factors["B"], "B_", tokens)
+        after = Launch(factors["B"], "B_", tokens, added=added)
         before = Launch(factors["A"], "A_", tokens), after
+    own = added and after is None
     parts = range(len(strips.parts))
-    return (*before, *(Launch(strips, "", tokens, part, after) for part in parts))
+    return (*before, *(Launch(strips, "", tokens, part, after, own) for part in parts))

@@ -10,6 +10,7 @@
 // *unit* is as many blocks as fill whole 16-byte words.  Words stand as [panels, units, words of a
 // unit, 32 lanes].  `Strips` in strips.py says which bits are which.
 #pragma once
+#include "four.cuh"
 #include "intrinsics.cuh"
 
 constexpr int LANES = 32;   // outputs of a panel
@@ -33,10 +34,6 @@ struct Numbers {
   int outputs, tokens, blocks, parts, span, scales, zeros, levels, stream, starts, offsets;
   int scale_type, asymmetric, own, outliers, columns, values, wide, value_type;
   int adds, first, width;
-};
-
-struct alignas(16) Four {
-  float x, y, z, w;
 };
 
 // Geometry of a format, as `Strips` has it.

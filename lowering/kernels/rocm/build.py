@@ -1,4 +1,4 @@
-"""Code objects of the HIP source: `python -m trinity.lowering.kernels.rocm.build` writes them.
+"""Code objects of the HIP sources: `python -m trinity.lowering.kernels.rocm.build` writes them.
 
 Needs clang and lld of version 19 (Debian's clang-19 and lld-19) and no SDK, and users need neither:
 the code objects are part of the package.  They name no path and no time, so the same compiler makes
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from trinity.lowering.kernels.rocm.code_object import require
-from trinity.lowering.kernels.rocm.device import ARCHITECTURES, OBJECTS, file_of
+from trinity.lowering.kernels.rocm.device import ARCHITECTURES, OBJECTS, SOURCES, file_of
 
 CLANG = "clang-19"  # 16 knows neither gfx942 nor gfx1201
 COMMAND = (
@@ -21,14 +21,14 @@ COMMAND = (
 )
 
 
-def object_of(architecture: str) -> bytes:
-    """The code object of the source for an architecture, checked."""
+def object_of(source: str, architecture: str) -> bytes:
+    """The code object of a source for an architecture, checked."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder, file_of(architecture))
-        command = [*COMMAND, f"--offload-arch={architecture}", "lanes.hip", "-o", str(made)]
+        made = Path(folder, file_of(source, architecture))
+        command = [*COMMAND, f"--offload-arch={architecture}", f"{source}.hip", "-o", str(made)]
         subprocess.run(command, cwd=OBJECTS, check=True)
         code = made.read_bytes()
-    require(code, architecture)
+    require(code, architecture, SOURCES[source])
     return code
 
 
@@ -40,9 +40,11 @@ def clang_version() -> bytes:
 
 def main() -> None:
     """Write every code object."""
-    for architecture in ARCHITECTURES:
-        (OBJECTS / file_of(architecture)).write_bytes(object_of(architecture))
-        sys.stderr.write(f"{file_of(architecture)}\n")
+    for source in SOURCES:
+        for architecture in ARCHITECTURES:
+            name = file_of(source, architecture)
+            (OBJECTS / name).write_bytes(object_of(source, architecture))
+            sys.stderr.write(f"{name}\n")
 
 
 if __name__ == "__main__":

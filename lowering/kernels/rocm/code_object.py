@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trinity.lowering.kernels.lanes.launch import BINDINGS, CONSTANTS, ENTRIES, THREADS
+from trinity.lowering.kernels.lanes.executable import THREADS, Entry
 from trinity.lowering.kernels.rocm.device import ARCHITECTURES
 from trinity.methods.errors import LoweringError
 
@@ -22,8 +22,6 @@ SYMBOL = struct.Struct("<IBBHQQ")
 MACHINE, NOTES, DYNAMIC_SYMBOLS = 224, 4, 11  # EM_AMDGPU, PT_NOTE, SHT_DYNSYM
 METADATA = 32  # NT_AMDGPU_METADATA
 WAVES = {"gfx9": 64, "gfx1": 32}  # lanes of a wavefront, by the start of an architecture
-# As IREE's runtime passes them: pointers in the order of bindings, then constants.
-ARGUMENTS = (*[("global_buffer", 8)] * BINDINGS, *[("by_value", 4)] * CONSTANTS)
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ def read(code: bytes) -> CodeObject:
         raise LoweringError(msg) from error
 
 
-def require(code: bytes, architecture: str) -> None:
+def require(code: bytes, architecture: str, entries: Sequence[Entry]) -> None:
     """LoweringError unless these are our kernels for an architecture, as modules call them."""
-    if faults := list(faults_of(read(code), architecture)):
+    if faults := list(faults_of(read(code), architecture, entries)):
         msg = (
             f"the code object for {architecture} is not what modules call: {'; '.join(faults)}. "
             f"Make it again: python -m trinity.lowering.kernels.rocm.build"
@@ -57,19 +55,21 @@ def require(code: bytes, architecture: str) -> None:
         raise LoweringError(msg)
 
 
-def faults_of(found: CodeObject, architecture: str) -> Iterator[str]:
+def faults_of(found: CodeObject, architecture: str, entries: Sequence[Entry]) -> Iterator[str]:
     """What is wrong with our kernels for an architecture."""
     yield from foreign(found, architecture)
-    names = [kernel[".name"] for kernel in found.kernels]
-    if sorted(names) != sorted(ENTRIES):
-        yield f"its kernels are {', '.join(names)}"
-    for kernel in found.kernels:
-        name, arguments = kernel[".name"], kernel.get(".args", [])
+    kernels = {kernel[".name"]: kernel for kernel in found.kernels}
+    if sorted(kernels) != sorted(entry.name for entry in entries):
+        yield f"its kernels are {', '.join(kernels)}"
+        return
+    for entry in entries:
+        name, kernel = entry.name, kernels[entry.name]
+        arguments, passed = kernel.get(".args", []), _passed(entry)
         if kernel[".symbol"] not in found.symbols or name not in found.symbols:
             yield f"{name} has no symbol"
-        if (taken := _taken(arguments)) != ARGUMENTS or not _packed(arguments):
+        if (taken := _taken(arguments)) != passed or not _packed(arguments):
             yield f"{name} takes {', '.join(f'{kind} of {size} bytes' for kind, size in taken)}"
-        if kernel[".kernarg_segment_size"] != sum(size for _, size in ARGUMENTS):
+        if kernel[".kernarg_segment_size"] != sum(size for _, size in passed):
             yield f"{name} takes {kernel['.kernarg_segment_size']} bytes"
         if kernel[".max_flat_workgroup_size"] != THREADS:
             yield f"{name} is for {kernel['.max_flat_workgroup_size']} threads"
@@ -93,6 +93,11 @@ def inside(module: bytes) -> list[CodeObject]:
         places.append(at)
         at = module.find(MAGIC, at + 1)
     return [read(module[place:]) for place in places]
+
+
+def _passed(entry: Entry) -> tuple[tuple[str, int], ...]:
+    """As IREE's runtime passes arguments: pointers in the order of bindings, then numbers."""
+    return (*[("global_buffer", 8)] * entry.bindings, *[("by_value", 4)] * entry.numbers)
 
 
 def _taken(arguments: Sequence[dict[str, Any]]) -> tuple[tuple[str, int], ...]:

@@ -25,6 +25,10 @@ __device__ __forceinline__ float float_of(uint32_t bits) { return __builtin_bit_
 __device__ __forceinline__ float half_to_float(uint32_t bits) {
   return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<unsigned short>(bits)));
 }
+__device__ __forceinline__ float fused(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+__device__ __forceinline__ float root(float x) { return __builtin_sqrtf(x); }
 __device__ __forceinline__ int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 __device__ __forceinline__ int thread_index() { return __builtin_amdgcn_workitem_id_x(); }
 __device__ __forceinline__ int block_x() { return __builtin_amdgcn_workgroup_id_x(); }

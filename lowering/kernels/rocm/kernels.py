@@ -1,21 +1,25 @@
 """Our kernels for AMD GPUs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from trinity.lowering.kernels.calls import KernelCode
-from trinity.lowering.kernels.lanes.launch import ENTRIES
-from trinity.lowering.kernels.lanes.linear import Compiled, lane_kernels
+from trinity.lowering.kernels.lanes.block import LANE_LINEARS, fused_kernels
+from trinity.lowering.kernels.lanes.executable import Compiled
+from trinity.lowering.kernels.lanes.linear import lane_kernels
 from trinity.lowering.kernels.rocm.code_object import foreign, inside, require
-from trinity.lowering.kernels.rocm.device import OBJECTS, ROCM_CODE, file_of
+from trinity.lowering.kernels.rocm.device import OBJECTS, ROCM_CODE, SOURCES, file_of
 from trinity.lowering.kernels.strips import Strips, refusal
-from trinity.lowering.kernels.target_kernels import TargetKernels
+from trinity.lowering.kernels.target_kernels import FusedKernel, TargetKernels
 from trinity.methods.formats import WeightFormat
 
 
 @dataclass(frozen=True)
 class RocmKernels(TargetKernels):
-    """Products in HIP kernels, from a code object that is part of the package.
+    """Products, whole blocks at one token and attention of many tokens in HIP kernels, from code
+    objects that are part of the package.
 
     architecture: which
     """
@@ -26,10 +30,11 @@ class RocmKernels(TargetKernels):
 
     @cached_property
     def code(self) -> Compiled:
-        """The code object; LoweringError if it is not what modules call."""
-        path = file_of(self.architecture)
-        require((OBJECTS / path).read_bytes(), self.architecture)
-        return Compiled(ROCM_CODE, {path: ENTRIES})
+        """The code objects; LoweringError if one is not what modules call."""
+        files = {file_of(name, self.architecture): of for name, of in SOURCES.items()}
+        for path, entries in files.items():
+            require((OBJECTS / path).read_bytes(), self.architecture, entries)
+        return Compiled(ROCM_CODE, files)
 
     def refusal(self, weight_format: WeightFormat) -> str | None:
         """See `TargetKernels`."""
@@ -42,6 +47,11 @@ class RocmKernels(TargetKernels):
     def linear(self, name: str, weight_format: WeightFormat, rows: int, dtype: str) -> KernelCode:
         """See `TargetKernels`; all numbers are float32, whatever the model's are."""
         return lane_kernels(name, Strips(weight_format), rows, self.code)
+
+    @property
+    def fused(self) -> Mapping[str, FusedKernel[Any]]:  # as in `TargetKernels`
+        """See `TargetKernels`."""
+        return fused_kernels(self.code, LANE_LINEARS)
 
     def fault(self, module: bytes) -> str | None:
         """See `TargetKernels`: no code, or code for another architecture."""

@@ -303,6 +303,8 @@ inline uint32_t __float_as_uint(float value) { return emulation::bits_of(value);
 
 #define THREADS(count)
 inline float float_of(uint32_t bits) { return emulation::from_bits(bits); }
+inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
+inline float root(float x) { return std::sqrt(x); }
 inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline int thread_index() { return static_cast<int>(threadIdx.x); }
 inline int block_x() { return static_cast<int>(blockIdx.x); }

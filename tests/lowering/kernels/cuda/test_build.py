@@ -8,25 +8,26 @@ from pathlib import Path
 import pytest
 
 from trinity.lowering.kernels.cuda import build
-from trinity.lowering.kernels.cuda.device import OBJECTS
-from trinity.lowering.kernels.cuda.kernels import LANES
+from trinity.lowering.kernels.cuda.device import CODE, OBJECTS
 from trinity.lowering.kernels.cuda.launch import BINDINGS, CONSTANTS, TOKENS
-from trinity.lowering.kernels.lanes import launch as lanes
+from trinity.lowering.kernels.lanes.decoder import DECODER
+from trinity.lowering.kernels.lanes.executable import Entry
+from trinity.lowering.kernels.lanes.launch import ENTRIES
 
 PTX = sorted(OBJECTS.glob("*.ptx"))
 
 
-def entries_of(path: Path) -> list[str]:
+def entries_of(path: Path) -> tuple[Entry, ...]:
     """The entries that launches ask a file for."""
-    return list(LANES.entries.get(path.name, [path.stem]))
+    return CODE.entries.get(path.name, (Entry(path.stem, BINDINGS - 1, 1, CONSTANTS),))
 
 
 def test_every_source_has_its_ptx_and_every_launch_its_entry() -> None:
     names = {source.stem for source in build.sources()}
     assert names == {path.stem for path in PTX}
     tiled = {f"product_f{bits}_{tokens // 8}" for bits in (16, 32) for tokens in TOKENS}
-    assert names == tiled | {Path(path).stem for path in LANES.entries}
-    assert {of for found in LANES.entries.values() for of in found} == set(lanes.ENTRIES)
+    assert names == tiled | {Path(path).stem for path in CODE.entries}
+    assert {of for found in CODE.entries.values() for of in found} == {*ENTRIES, *DECODER}
 
 
 @pytest.mark.parametrize("path", PTX, ids=lambda path: path.stem)
@@ -35,16 +36,13 @@ def test_a_ptx_file_has_the_entries_that_launches_ask_for_and_any_driver_since_1
 ) -> None:
     text = path.read_text("utf-8")
     entries = entries_of(path)
-    tiled = entries == [path.stem]
-    bindings, constants = (BINDINGS, CONSTANTS) if tiled else (lanes.BINDINGS, lanes.CONSTANTS)
     found = re.findall(r"^\.visible \.entry (\w+)\(", text, re.MULTILINE)
-    assert sorted(found) == sorted(entries)
+    assert sorted(found) == sorted(entry.name for entry in entries)
     assert f"\n.version {build.PTX_VERSION}\n.target sm_80\n" in text
     for entry in entries:
-        assert text.count(f"{entry}_param_") >= bindings + constants
-    pointers, numbers = (re.findall(rf"^\t\.param \.u{n}", text, re.MULTILINE) for n in (64, 32))
-    assert len(pointers) == bindings * len(entries)
-    assert len(numbers) == constants * len(entries)
+        (head,) = re.findall(rf"^\.visible \.entry {entry.name}\((.*?)\)", text, re.M | re.S)
+        taken = re.findall(r"^\t\.param \.(u\d+)", head, re.MULTILINE)
+        assert taken == ["u64"] * entry.bindings + ["u32"] * entry.numbers
     assert "/" not in re.sub(r"//.*", "", text)  # no path
 
 

@@ -21,18 +21,19 @@ from trinity.lowering.kernels.strips import Strips
 HERE = Path(__file__).parent
 
 
-def compiled(factory: pytest.TempPathFactory) -> Path:
+def compiled(factory: pytest.TempPathFactory, source: str = "run") -> Path:
     """The program that runs one kernel.  Emulated, both makers' instructions are the same."""
-    return made_once(factory, "lanes-emulated", _compile) / "run"
+    made = made_once(factory, f"lanes-emulated-{source}", lambda to: _compile(source, to))
+    return made / "run"
 
 
-def _compile(folder: Path) -> None:
+def _compile(source: str, folder: Path) -> None:
     command = ["g++", "-std=c++17", "-O1", "-DTRINITY_EMULATED", "-Wall", "-Werror"]
     command += ["-Wno-unknown-pragmas", *SANITIZERS]
     folders = (HERE.parent / "cuda", *lanes.__path__, OBJECTS)
     command += [f"-I{path}" for path in folders]
     done = subprocess.run(
-        [*command, str(HERE / "run.cpp"), "-o", str(folder / "run")],
+        [*command, str(HERE / f"{source}.cpp"), "-o", str(folder / "run")],
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,1 @@
+#include "../lanes/decoder.cuh"  // which takes intrinsics.cuh from here
