@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-from trinity.lowering.kernels.lanes.decoder import DECODER
-from trinity.lowering.kernels.lanes.executable import Compiled
-from trinity.lowering.kernels.lanes.launch import ENTRIES, PAIRS
-
 OBJECTS = Path(__file__).parent  # PTX, by name
 # sm_80, as this compiler describes it; the PTX of our kernels is attached to this very attribute.
 # It knows no newer server GPU; the driver compiles the PTX inside for those.
@@ -18,16 +14,4 @@ CUDA_CODE = (
     "<NV_WMMA_F32_16x16x16_F16>, <NV_WMMA_F16_16x16x16_F16>], subgroup_size_choices = [32], "
     "max_workgroup_sizes = [1024, 1024, 1024], max_thread_count_per_workgroup = 1024, "
     "max_workgroup_memory_bytes = 166912, max_workgroup_counts = [2147483647, 65535, 65535]>>}>"
-)
-# Of the sources in lanes/, a file for each kind and mask of products: the driver compiles all of a
-# file when a module is loaded.
-CODE = Compiled(
-    CUDA_CODE,
-    {
-        "decoder.ptx": DECODER,
-        **{
-            f"{name}.ptx": tuple(of for of in ENTRIES if of.name.startswith(f"{name}_"))
-            for name in (f"lanes_{kind}_{mask}" for kind, mask in PAIRS)
-        },
-    },
 )

@@ -5,7 +5,8 @@ from typing import Any
 
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.cuda import tiles
-from trinity.lowering.kernels.cuda.device import CODE, OBJECTS
+from trinity.lowering.kernels.cuda.code import CODE
+from trinity.lowering.kernels.cuda.device import OBJECTS
 from trinity.lowering.kernels.cuda.linear import tile_kernels, tile_product
 from trinity.lowering.kernels.cuda.tiles import Tiles
 from trinity.lowering.kernels.kernel_storage import KernelStorage

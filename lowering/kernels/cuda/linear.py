@@ -1,7 +1,8 @@
 """One compressed linear as a function that launches our CUDA kernels, in text for IREE."""
 
 from trinity.lowering.kernels.calls import KernelCode, dispatch, entry_of, linear_arguments
-from trinity.lowering.kernels.cuda.device import CODE, CUDA_CODE
+from trinity.lowering.kernels.cuda.code import CODE
+from trinity.lowering.kernels.cuda.device import CUDA_CODE
 from trinity.lowering.kernels.cuda.launch import (
     BINDINGS,
     CONSTANTS,

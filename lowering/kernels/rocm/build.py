@@ -10,8 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from trinity.lowering.kernels.rocm.code import SOURCES
 from trinity.lowering.kernels.rocm.code_object import require
-from trinity.lowering.kernels.rocm.device import ARCHITECTURES, OBJECTS, SOURCES, file_of
+from trinity.lowering.kernels.rocm.device import ARCHITECTURES, OBJECTS, file_of
 
 CLANG = "clang-19"  # 16 knows neither gfx942 nor gfx1201
 COMMAND = (

@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-from trinity.lowering.kernels.lanes.decoder import DECODER
-from trinity.lowering.kernels.lanes.launch import ENTRIES
-
 OBJECTS = Path(__file__).parent  # code objects, by name
 # Without a configuration a target matches every device of its kind.
 ROCM_CODE = '#hal.executable.target<"rocm", "rocm-hsaco-fb">'
 # Architecture, and its number in the flags of an ELF file (EF_AMDGPU_MACH): server GPUs with
 # wavefronts of 64 lanes (MI200, MI300), and desktop GPUs with 32 (RX 7900, RX 9070).
 ARCHITECTURES = {"gfx90a": 0x3F, "gfx942": 0x4C, "gfx1100": 0x41, "gfx1201": 0x4E}
-SOURCES = {"lanes": ENTRIES, "decoder": DECODER}
-"""What each source has, by its name."""
 
 
 def file_of(source: str, architecture: str) -> str:

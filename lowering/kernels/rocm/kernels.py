@@ -9,8 +9,9 @@ from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.lanes.block import LANE_LINEARS, fused_kernels
 from trinity.lowering.kernels.lanes.executable import Compiled
 from trinity.lowering.kernels.lanes.linear import lane_kernels
+from trinity.lowering.kernels.rocm.code import SOURCES
 from trinity.lowering.kernels.rocm.code_object import foreign, inside, require
-from trinity.lowering.kernels.rocm.device import OBJECTS, ROCM_CODE, SOURCES, file_of
+from trinity.lowering.kernels.rocm.device import OBJECTS, ROCM_CODE, file_of
 from trinity.lowering.kernels.strips import Strips, refusal
 from trinity.lowering.kernels.target_kernels import FusedKernel, TargetKernels
 from trinity.methods.formats import WeightFormat

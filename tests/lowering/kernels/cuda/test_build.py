@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from trinity.lowering.kernels.cuda import build
-from trinity.lowering.kernels.cuda.device import CODE, OBJECTS
+from trinity.lowering.kernels.cuda.code import CODE
+from trinity.lowering.kernels.cuda.device import OBJECTS
 from trinity.lowering.kernels.cuda.launch import BINDINGS, CONSTANTS, TOKENS
 from trinity.lowering.kernels.lanes.decoder import DECODER
 from trinity.lowering.kernels.lanes.executable import Entry

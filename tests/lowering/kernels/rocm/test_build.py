@@ -10,7 +10,8 @@ import torch
 
 from trinity.lowering.kernels.lanes.launch import ENTRIES
 from trinity.lowering.kernels.rocm import build, code_object
-from trinity.lowering.kernels.rocm.device import ARCHITECTURES, OBJECTS, SOURCES, file_of
+from trinity.lowering.kernels.rocm.code import SOURCES
+from trinity.lowering.kernels.rocm.device import ARCHITECTURES, OBJECTS, file_of
 from trinity.lowering.kernels.rocm.kernels import RocmKernels
 from trinity.lowering.module import check
 from trinity.lowering.module.compile import compile_text
