@@ -53,9 +53,6 @@ def batched(packed: Built, tmp_path_factory: pytest.TempPathFactory) -> Built:
 # They differ from the others in what compiles alike: a row each, when all are asked for.
 MORE = ("gptj", "phi", "phi3", "stablelm", "olmo", "olmo2", "cohere", "gemma", "granite", "smollm3")
 MOST = ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt", "gpt2", "gpt_neox", "falcon")
-# Whose blocks are shaders of ours, one with biases.
-BLOCKS = ("mistral", "qwen2")
-WRONG_ON_VULKAN = pytest.mark.xfail(reason="the compiler's code gives NaN", strict=True)
 
 
 @pytest.mark.parametrize(
@@ -354,36 +351,6 @@ def test_vulkan_runs_the_same_model_with_values_of_tables_and_outliers_too(
     assert built.load().path == "kernel"
     ids = tokens(LONGEST)
     assert check.relative_error(built.load().logits(ids), dense_logits(built, ids)) < 1e-5
-
-
-@pytest.mark.parametrize(
-    "family",
-    [
-        *BLOCKS,
-        *(
-            pytest.param(family, marks=pytest.mark.slow)
-            for family in (*MOST, *MORE)
-            if family not in (*BLOCKS, "cohere")
-        ),
-        pytest.param("cohere", marks=[pytest.mark.slow, WRONG_ON_VULKAN]),
-    ],
-)
-def test_a_family_equals_torch_on_vulkan_in_prefill_and_token_by_token(
-    make_decoder: Decoder, compress_block: Compress, tmp_path: Path, family: str
-) -> None:
-    if not devices.available(targets.get("vulkan")):
-        pytest.skip("no Vulkan device (Debian's mesa-vulkan-drivers has one that runs on the CPU)")
-    model = make_decoder(family)
-    weights = {
-        **compress_block(model, 0, "int4 channel"),
-        **compress_block(model, 1, "int4 channel"),
-    }
-    built = build(model, weights, "vulkan", tmp_path)
-    assert ("@cache_" in built.lowered.target) == (family in BLOCKS)
-    ids = tokens(LONGEST)
-    expected, compiled = dense_logits(built, ids), built.load()
-    assert check.relative_error(compiled.logits(ids), expected) < 1e-5
-    assert check.relative_error(decoded(compiled.session(), ids, 3), expected[:, 2:]) < 1e-5
 
 
 def test_a_text_that_does_not_compile_says_where(packed: Built) -> None:
