@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trinity.lowering.kernels.calls import KernelCode
+from trinity.lowering.kernels.decoder_calls import attention_refusal, heads_refusal
 from trinity.lowering.kernels.decoder_parts import (
     ATTENTION,
     BLOCK,
@@ -17,12 +18,7 @@ from trinity.lowering.kernels.decoder_parts import (
     QKVO,
     BlockFormat,
 )
-from trinity.lowering.kernels.lanes.attention import (
-    attended,
-    attention_kernels,
-    attention_refusal,
-    heads_refusal,
-)
+from trinity.lowering.kernels.lanes.attention import attended, attention_kernels
 from trinity.lowering.kernels.lanes.decoder import element_by_element, normed
 from trinity.lowering.kernels.lanes.dispatches import Dispatches
 from trinity.lowering.kernels.lanes.executable import Compiled

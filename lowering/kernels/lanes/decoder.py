@@ -3,10 +3,10 @@
 The order of operands and numbers is that of the source.
 """
 
-import struct
 from typing import Literal
 
-from trinity.lowering.kernels.lanes.dispatches import Dispatches, Typed
+from trinity.lowering.kernels.decoder_calls import Typed, bits_of
+from trinity.lowering.kernels.lanes.dispatches import Dispatches
 from trinity.lowering.kernels.lanes.executable import THREADS, Entry
 from trinity.lowering.mlir.builder import tensor_type
 
@@ -31,9 +31,3 @@ def element_by_element(
     kind = tensor_type((1, width), "f32")
     grid = (-(-width // THREADS), 1)
     return made.dispatch(ELEMENTS[which].name, grid, [(a, kind), (b, kind)], kind, (width,))
-
-
-def bits_of(number: float) -> int:
-    """Of a float32, as a call passes them: the compiler takes only integers."""
-    (bits,) = struct.unpack("<i", struct.pack("<f", number))
-    return int(bits)

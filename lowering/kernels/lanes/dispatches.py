@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from trinity.lowering.kernels.calls import dispatch, dispatch_in_place
+from trinity.lowering.kernels.decoder_calls import Typed
 from trinity.lowering.kernels.lanes.executable import Compiled, Entry
 from trinity.lowering.mlir.builder import Builder
-
-Typed = tuple[str, str]  # a value and its type
 
 
 class Dispatches:

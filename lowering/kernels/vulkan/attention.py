@@ -3,44 +3,22 @@
 from collections.abc import Mapping
 
 from trinity.lowering.kernels.calls import KernelCode
+from trinity.lowering.kernels.decoder_calls import ALL, Typed, attention_function, bits_of
 from trinity.lowering.kernels.decoder_parts import AttentionFormat, Heads
-from trinity.lowering.kernels.vulkan.dispatches import Dispatches, Typed
-from trinity.lowering.kernels.vulkan.executable import Shader, Workgroup, bits_of
-from trinity.lowering.mlir.builder import tensor_type
+from trinity.lowering.kernels.vulkan.dispatches import Dispatches
+from trinity.lowering.kernels.vulkan.executable import Shader, Workgroup
 
-WIDEST = 256  # of a head
 LANES = 128  # the most that every device has in a workgroup
 QUERIES = 4  # of a workgroup, where there are many
-ALL = 2**31 - 1  # positions, for a window
-
-
-def heads_refusal(heads: Heads) -> str | None:
-    """Why an attention has no shader, or None."""
-    if heads.width % 4 or heads.width > WIDEST:
-        return f"a head is not a multiple of 4 wide, or wider than {WIDEST}"
-    return None
-
-
-def attention_refusal(attention: AttentionFormat) -> str | None:
-    """Why an attention has no kernel of its own, or None."""
-    return heads_refusal(attention.heads)
 
 
 def attention_kernels(attention: AttentionFormat) -> KernelCode:
-    """The private function `(q, k, v, cos, sin, position, keys, values) -> out, keys, values`.
-
-    q, k, v: not rotated yet; the caches are written in place
-    """
-    made, shapes = Dispatches(), attention.activations()
-    given = {key: (f"%arg_{key}", tensor_type(*of)) for key, of in shapes.items()}
-    found = attended(made, attention.heads, attention.tokens, given)
-    arguments = [f"{value}: {kind}" for value, kind in given.values()]
-    results = [(value, given[key][1]) for key, value in zip(RESULTS, found, strict=True)]
-    function = made.build.function_of(attention.function, arguments, results)
+    """The function of `attention_function`."""
+    made, heads, tokens = Dispatches(), attention.heads, attention.tokens
+    function = attention_function(
+        made.build, attention, lambda given: attended(made, heads, tokens, given)
+    )
     return KernelCode(attention.function, function, made.executables)
-
-
-RESULTS = ("q", "keys", "values")  # whose types those of the results are
 
 
 def attended(

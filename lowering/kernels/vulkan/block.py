@@ -8,11 +8,12 @@ more for each adapter.
 """
 
 from trinity.lowering.kernels.calls import KernelCode
+from trinity.lowering.kernels.decoder_calls import bits_of, heads_refusal
 from trinity.lowering.kernels.decoder_parts import MLP, NORMS, QKVO, BlockFormat
 from trinity.lowering.kernels.strips import Strips, refusal
-from trinity.lowering.kernels.vulkan.attention import attended, heads_refusal
+from trinity.lowering.kernels.vulkan.attention import attended
 from trinity.lowering.kernels.vulkan.dispatches import Dispatches
-from trinity.lowering.kernels.vulkan.executable import Shader, Workgroup, bits_of
+from trinity.lowering.kernels.vulkan.executable import Shader, Workgroup
 from trinity.lowering.kernels.vulkan.launch import MOST_LANES, After
 from trinity.lowering.mlir.builder import tensor_type
 

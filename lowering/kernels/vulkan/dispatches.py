@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from trinity.lowering.kernels.calls import dispatch, dispatch_in_place
+from trinity.lowering.kernels.decoder_calls import Typed
 from trinity.lowering.kernels.padded_panels import BLOCK
 from trinity.lowering.kernels.strip_calls import activations, whole
 from trinity.lowering.kernels.strips import Strips
@@ -10,8 +11,6 @@ from trinity.lowering.kernels.vulkan import dots, tiles
 from trinity.lowering.kernels.vulkan.executable import Shader, Workgroup
 from trinity.lowering.kernels.vulkan.launch import After, Launch, Term, launches
 from trinity.lowering.mlir.builder import Builder, tensor_type
-
-Typed = tuple[str, str]  # a value and its type
 
 
 class Dispatches:

@@ -1,6 +1,5 @@
 """A shader with its specialization constants, in text for IREE."""
 
-import struct
 from dataclasses import dataclass
 
 from trinity.lowering.kernels.vulkan.device import VULKAN_CODE
@@ -118,9 +117,3 @@ def _counted(result: str, given: str, narrow: int, wide: int) -> str:
     )
     chosen = f"%narrow, %{result}_narrow, %{result}_wide : index"
     return f"{found}      %{result} = arith.select {chosen}\n"
-
-
-def bits_of(number: float) -> int:
-    """Of a float32, as a push constant has them: the compiler takes only integers."""
-    (bits,) = struct.unpack("<i", struct.pack("<f", number))
-    return int(bits)

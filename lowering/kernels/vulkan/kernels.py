@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from trinity.lowering.kernels.calls import KernelCode
+from trinity.lowering.kernels.decoder_calls import attention_refusal
 from trinity.lowering.kernels.decoder_parts import ATTENTION, BLOCK
 from trinity.lowering.kernels.strips import Strips, refusal
 from trinity.lowering.kernels.target_kernels import FusedKernel, TargetKernels
-from trinity.lowering.kernels.vulkan.attention import attention_kernels, attention_refusal
+from trinity.lowering.kernels.vulkan.attention import attention_kernels
 from trinity.lowering.kernels.vulkan.block import block_kernels, block_refusal
 from trinity.lowering.kernels.vulkan.device import OBJECTS
 from trinity.lowering.kernels.vulkan.linear import strip_kernels
