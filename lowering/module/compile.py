@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from trinity.lowering.module.transposes import kept_apart
 from trinity.lowering.names import SCOPE
 from trinity.lowering.targets.targets import COMMON_FLAGS, Target
 from trinity.methods.errors import LoweringError, MachineError
@@ -108,7 +109,8 @@ def target_text(text: str, target: Target) -> str:
         ),
         text,
     )
-    return text.replace("ml_program.global_load_const", "util.global.load immutable")
+    text = text.replace("ml_program.global_load_const", "util.global.load immutable")
+    return kept_apart(text) if target.driver == "vulkan" else text
 
 
 def tool(name: str) -> str:

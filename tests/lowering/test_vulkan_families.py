@@ -16,7 +16,6 @@ Decoder = Callable[..., nn.Module]
 Compress = Callable[..., dict[str, CompressedWeight]]
 # Whose blocks are shaders of ours, one with biases.
 BLOCKS = ("mistral", "qwen2")
-WRONG_ON_VULKAN = pytest.mark.xfail(reason="the compiler's code gives NaN", strict=True)
 
 
 @pytest.mark.parametrize(
@@ -26,9 +25,8 @@ WRONG_ON_VULKAN = pytest.mark.xfail(reason="the compiler's code gives NaN", stri
         *(
             pytest.param(family, marks=pytest.mark.slow)
             for family in (*MOST, *MORE)
-            if family not in (*BLOCKS, "cohere")
+            if family not in BLOCKS
         ),
-        pytest.param("cohere", marks=[pytest.mark.slow, WRONG_ON_VULKAN]),
     ],
 )
 def test_a_family_equals_torch_on_vulkan_in_prefill_and_token_by_token(
