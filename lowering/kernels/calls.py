@@ -44,6 +44,22 @@ def dispatch(
     return build.value(f"{_call(build, entry, grid, operands, constants)} -> {result}")
 
 
+def dispatch_pair(
+    build: Builder,
+    entry: str,
+    grid: Sequence[int],
+    operands: Sequence[tuple[str, str]],
+    results: tuple[str, str],
+    constants: Sequence[int] = (),
+) -> tuple[str, str]:
+    """As `dispatch`, of an entry that makes two tensors.  results: their types"""
+    call = _call(build, entry, grid, operands, constants)
+    first, second = (f"%pair_{build.count}_{n}" for n in range(2))
+    build.count += 1
+    build.lines.append(f"{first}, {second} = {call} -> ({', '.join(results)})")
+    return first, second
+
+
 def dispatch_in_place(
     build: Builder,
     entry: str,

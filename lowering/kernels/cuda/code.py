@@ -1,7 +1,7 @@
 """The PTX of the sources in lanes/, and what is in it.  (`device` must not load torch.)"""
 
 from trinity.lowering.kernels.cuda.device import CUDA_CODE
-from trinity.lowering.kernels.lanes.decoder import DECODER
+from trinity.lowering.kernels.lanes.decoder import DECODER, DIGITS_DECODER
 from trinity.lowering.kernels.lanes.executable import Compiled
 from trinity.lowering.kernels.lanes.launch import ENTRIES, PAIRS
 
@@ -10,7 +10,7 @@ from trinity.lowering.kernels.lanes.launch import ENTRIES, PAIRS
 CODE = Compiled(
     CUDA_CODE,
     {
-        "decoder.ptx": DECODER,
+        "decoder.ptx": (*DECODER, *DIGITS_DECODER),
         **{
             f"{name}.ptx": tuple(of for of in ENTRIES if of.name.startswith(f"{name}_"))
             for name in (f"lanes_{kind}_{mask}" for kind, mask in PAIRS)

@@ -1,17 +1,18 @@
 """Our kernels for NVIDIA GPUs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.cuda import tiles
 from trinity.lowering.kernels.cuda.code import CODE
 from trinity.lowering.kernels.cuda.device import OBJECTS
-from trinity.lowering.kernels.cuda.linear import tile_kernels, tile_product
+from trinity.lowering.kernels.cuda.linear import digits_type, tile_kernels, tile_product
 from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.kernels.decoder_calls import Typed
 from trinity.lowering.kernels.kernel_storage import KernelStorage
 from trinity.lowering.kernels.lanes.block import Linears, fused_kernels
-from trinity.lowering.kernels.lanes.decoder import element_by_element
+from trinity.lowering.kernels.lanes.decoder import one_token
 from trinity.lowering.kernels.lanes.dispatches import Dispatches
 from trinity.lowering.kernels.lanes.linear import lane_kernels, lane_product
 from trinity.lowering.kernels.strips import Strips
@@ -34,18 +35,30 @@ def storage(weight_format: WeightFormat) -> KernelStorage:
 
 
 def product(
-    made: Dispatches, weight_format: WeightFormat, x: str, place: str, added: str | None
+    made: Dispatches, weight_format: WeightFormat, x: Typed, place: str, added: str | None
 ) -> str:
-    """See `lane_product`.  To a product of tiles a launch of its own adds."""
+    """See `Product`."""
     stored = storage(weight_format)
     if isinstance(stored, Strips):
-        return lane_product(made, stored, 1, x, place, added)
+        return lane_product(made, stored, 1, x[0], place, added)
     assert isinstance(stored, Tiles)
-    y = tile_product(made, stored, 1, "float32", x, place)
-    return element_by_element(made, "add", y, added, weight_format.shape[0]) if added else y
+    return tile_product(made, stored, 1, "float32", x, place)
 
 
-LINEARS = Linears(refusal, storage, product)
+def adds(weight_format: WeightFormat) -> bool:
+    """Whether a product of it adds something itself: those of tiles do not."""
+    return isinstance(storage(weight_format), Strips)
+
+
+def takes(formats: Sequence[WeightFormat]) -> str:
+    """Digits, where all of them are tiles that take inputs in whole blocks and as they are."""
+    found, width = [storage(of) for of in formats], formats[0].shape[1]
+    if all(isinstance(of, Tiles) and of.plain_inputs for of in found):
+        return digits_type(width)
+    return one_token(width)
+
+
+LINEARS = Linears(refusal, storage, product, adds, takes)
 
 
 class CudaKernels(TargetKernels):

@@ -12,6 +12,7 @@ from trinity.lowering.kernels.cuda.launch import (
     launches,
 )
 from trinity.lowering.kernels.cuda.tiles import Tiles
+from trinity.lowering.kernels.decoder_calls import Typed
 from trinity.lowering.kernels.lanes.dispatches import Dispatches
 from trinity.lowering.kernels.padded_panels import BLOCK, padded_input
 from trinity.lowering.mlir.builder import MLIR_TYPES, Builder, Operand, tensor_type
@@ -32,28 +33,38 @@ def tile_kernels(name: str, tiles: Tiles, rows: int, dtype: str) -> KernelCode:
 
 
 def tile_product(
-    made: Dispatches, tiles: Tiles, rows: int, dtype: str, x: str = "%arg_x", place: str = ""
+    made: Dispatches, tiles: Tiles, rows: int, dtype: str, x: Typed | None = None, place: str = ""
 ) -> str:
     """A linear.
 
-    x: [rows, in]   place: before the names of its tensors, among the function's arguments
+    x: float32 [rows, in], or in digits, of `digits_type`; None is the function's argument
+    place: before the names of its tensors, among the function's arguments
     -> [rows, out]
     """
+    floats = tensor_type((rows, tiles.format.shape[1]), "f32")
+    value, kind = x or ("%arg_x", floats)
     result, low = "", ("", "")
     for launch in launches(tiles, rows, dtype):
         operands = []
         for term in launch.terms:
-            given = low
-            if term.source != "low":
-                given = activations(made.build, term, rows, x, place)
+            given = low if term.source == "low" else (value, kind)
+            if given[1] == floats:
+                given = activations(made.build, term, rows, value, place)
             operands.append(given)
             shapes = {f"{term.prefix}{key}": of for key, of in term.tiles.shapes().items()}
             operands += [(f"%arg_{place}{key}", tensor_type(*shapes[key])) for key in term.stored]
-        kind, entry = _tensor(launch), entry_of(launch.entry)
-        result = dispatch(made.build, entry, launch.grid, operands, kind, launch.constants)
-        low = result, kind
+        of, entry = _tensor(launch), entry_of(launch.entry)
+        result = dispatch(made.build, entry, launch.grid, operands, of, launch.constants)
+        low = result, of
         made.texts[launch.entry] = executable(launch)
     return result
+
+
+def digits_type(width: int) -> str:
+    """The type of a token's activations in digits, as `activations` writes them.  width: whole
+    blocks
+    """
+    return tensor_type((width // BLOCK, DIGITS, 1, *SPLIT), "i16")
 
 
 def _tensor(launch: Launch) -> str:

@@ -6,18 +6,6 @@
 #pragma once
 #include "terms.cuh"
 
-// A float32 as three bfloat16 digits that add up to it.
-__device__ __forceinline__ void write_digits(uint16_t* out, float value, int panel, int row,
-                                             int token, int tokens) {
-  const int place = row % 8 / 2 * 8 + row / 8 * 2 + row % 2;
-#pragma unroll
-  for (int p = 0; p < DIGITS; ++p) {
-    const int64_t line = (static_cast<int64_t>(panel) * DIGITS + p) * tokens + token;
-    out[line * 32 + place] = static_cast<uint16_t>(__float_as_uint(value) >> 16);
-    value -= top_digit(value);
-  }
-}
-
 // rows: outputs; digits: whether `out` is t, uint16 [panels, digits, tokens, 32], and not y,
 // float32 [tokens, rows]
 struct Shape {

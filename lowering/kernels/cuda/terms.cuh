@@ -11,10 +11,9 @@
 // shared memory and not in registers; every thread copies 16 bytes at a time and reads back only
 // what it copied, so that nothing is waited for but its own copies.
 #pragma once
-#include "intrinsics.cuh"
+#include "digits.cuh"
 
 constexpr int PANEL = 32;  // outputs of a warp
-constexpr int DIGITS = 3;  // bfloat16 digits of a float32
 
 // A block of threads.  For few tokens sixteen warps share the inputs of one panel: 4096 outputs are
 // 128 blocks, one for each multiprocessor, and it takes that many warps to keep it busy.  For more
@@ -52,10 +51,6 @@ struct Place {
 
 __device__ __forceinline__ uint32_t word_of(const uint4& words, int index) {
   return index == 0 ? words.x : index == 1 ? words.y : index == 2 ? words.z : words.w;
-}
-
-__device__ __forceinline__ float top_digit(float value) {
-  return __uint_as_float(__float_as_uint(value) & 0xFFFF0000u);
 }
 
 // Activations of one block of inputs: a float16 each, or a float32 as three bfloat16 digits.

@@ -100,6 +100,14 @@ class Tiles(PaddedPanels):
         """See `PaddedPanels`: whole units."""
         return self.units * self.unit
 
+    @property
+    def plain_inputs(self) -> bool:
+        """Whether it reads inputs as they are, in whole blocks: unscaled, and without padding."""
+        whole = self.group == self.padded_group and self.format.shape[1] == self.blocks * BLOCK
+        readers = [self.factors["A"]] if self.factors else []
+        unscaled = "input_scale" not in self.shapes()
+        return whole and unscaled and all(of.plain_inputs for of in readers)
+
     def own_shapes(self) -> Shapes:
         """See `KernelStorage`."""
         found: Shapes = {}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.decoder_calls import ALL, Typed, attention_function, bits_of
 from trinity.lowering.kernels.decoder_parts import AttentionFormat, Heads
-from trinity.lowering.kernels.lanes.decoder import ATTENTION, CACHE, QUERIES
+from trinity.lowering.kernels.lanes.decoder import ATTENTION, CACHE, IN_DIGITS, QUERIES
 from trinity.lowering.kernels.lanes.dispatches import Dispatches
 from trinity.lowering.kernels.lanes.executable import Compiled
 
@@ -14,17 +14,18 @@ def attention_kernels(attention: AttentionFormat, code: Compiled) -> KernelCode:
     """The function of `attention_function`."""
     made, heads, tokens = Dispatches(code), attention.heads, attention.tokens
     function = attention_function(
-        made.build, attention, lambda given: attended(made, heads, tokens, given)
+        made.build, attention, lambda given: attended(made, heads, tokens, given, given["q"][1])
     )
     return KernelCode(attention.function, function, made.executables)
 
 
 def attended(
-    made: Dispatches, heads: Heads, tokens: int, given: Mapping[str, Typed]
+    made: Dispatches, heads: Heads, tokens: int, given: Mapping[str, Typed], kind: str
 ) -> tuple[str, str, str]:
-    """The mixed values, like `q`, and both caches with the new tokens.
+    """The mixed values, and both caches with the new tokens.
 
     given: values and types by the names of `AttentionFormat.activations`
+    kind: of the mixed values, that of `q`, or of one token in digits
     """
     names = ("k", "v", "cos", "sin", "position", "keys", "values")
     keys, values = made.in_place(
@@ -36,11 +37,12 @@ def attended(
     )
     cached = [(keys, given["keys"][1]), (values, given["values"][1])]
     queries = QUERIES[0] if tokens == 1 else QUERIES[1]
+    entry = ATTENTION[queries]
     found = made.dispatch(
-        ATTENTION[queries].name,
+        (entry if kind == given["q"][1] else IN_DIGITS[entry.name]).name,
         (heads.heads, -(-tokens // queries)),
         [*(given[name] for name in ("q", "cos", "sin", "position")), *cached],
-        given["q"][1],
+        kind,
         (
             tokens,
             heads.heads,

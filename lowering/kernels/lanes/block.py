@@ -4,12 +4,12 @@ x1 = x + o(attention(q(n), k(n), v(n))),   n = norm(x)
 y = x1 + down(silu(gate(m)) * up(m)),      m = norm(x1)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trinity.lowering.kernels.calls import KernelCode
-from trinity.lowering.kernels.decoder_calls import attention_refusal, heads_refusal
+from trinity.lowering.kernels.decoder_calls import Typed, attention_refusal, heads_refusal
 from trinity.lowering.kernels.decoder_parts import (
     ATTENTION,
     BLOCK,
@@ -19,7 +19,13 @@ from trinity.lowering.kernels.decoder_parts import (
     BlockFormat,
 )
 from trinity.lowering.kernels.lanes.attention import attended, attention_kernels
-from trinity.lowering.kernels.lanes.decoder import element_by_element, normed
+from trinity.lowering.kernels.lanes.decoder import (
+    added,
+    added_and_normed,
+    gated,
+    normed,
+    one_token,
+)
 from trinity.lowering.kernels.lanes.dispatches import Dispatches
 from trinity.lowering.kernels.lanes.executable import Compiled
 from trinity.lowering.kernels.lanes.linear import lane_product
@@ -37,29 +43,37 @@ class Product(Protocol):
         self,
         made: Dispatches,
         weight_format: WeightFormat,
-        x: str,
+        x: Typed,
         place: str,
         added: str | None,
     ) -> str:
-        """See `lane_product`."""
+        """x: its input, as `Linears.takes` has it   the rest: see `lane_product`"""
 
 
 @dataclass(frozen=True)
 class Linears:
-    """What a target does with linears."""
+    """What a target does with linears.
+
+    adds: whether a product adds something itself; else it is given nothing to add
+    takes: the type in which linears of one input take a token of it: float32 [1, in], or digits
+    """
 
     refusal: Callable[[WeightFormat], str | None]
     storage: Callable[[WeightFormat], WeightStorage]
     product: Product
+    adds: Callable[[WeightFormat], bool]
+    takes: Callable[[Sequence[WeightFormat]], str]
 
 
 def _lane_product(
-    made: Dispatches, weight_format: WeightFormat, x: str, place: str, added: str | None
+    made: Dispatches, weight_format: WeightFormat, x: Typed, place: str, added: str | None
 ) -> str:
-    return lane_product(made, Strips(weight_format), 1, x, place, added)
+    return lane_product(made, Strips(weight_format), 1, x[0], place, added)
 
 
-LANE_LINEARS = Linears(refusal, Strips, _lane_product)
+LANE_LINEARS = Linears(
+    refusal, Strips, _lane_product, lambda _: True, lambda some: one_token(some[0].shape[1])
+)
 
 
 def fused_kernels(code: Compiled, linears: Linears) -> Mapping[str, FusedKernel[Any]]:
@@ -105,26 +119,36 @@ class _Writer:
         value, kind = self.given["hidden"]
         x = build.collapse(value, [[1, 1], [block.hidden]], "f32")
         mixed, keys, values = self.attention(x)
-        middle = self.linear(QKVO[-1], mixed, x)
-        x = self.normed(middle, NORMS[1])
-        gate, up = (self.linear(name, x) for name in MLP[:2])
+        middle, normed = self.middle(mixed, x)
+        gate, up = (self.linear(name, normed) for name in MLP[:2])
         inner = block.linears[MLP[0]].shape[0]
-        gated = element_by_element(self.made, "gate", gate, up, inner)
-        last = self.linear(MLP[2], gated, middle)
+        product = gated(self.made, gate, up, inner, self.taken_by(MLP[2]))
+        last = self.linear(MLP[2], product, middle)
         hidden = build.expand(last, (1, block.hidden), [[1, 1], [block.hidden]], "f32")
         arguments = [f"{name}: {of}" for name, of in self.given.values()]
         results = [(hidden, kind), (keys, self.given["keys"][1]), (values, self.given["values"][1])]
         function = build.function_of(block.function, arguments, results)
         return KernelCode(block.function, function, self.made.executables)
 
-    def attention(self, x: str) -> tuple[str, str, str]:
-        """What the last of its linears takes, [1, heads width], and both caches."""
-        x = self.normed(x, NORMS[0])
+    def attention(self, x: str) -> tuple[Typed, str, str]:
+        """What the last of its linears takes, and both caches."""
+        normed = self.normed(x, NORMS[0], self.taken_by(*QKVO[:-1]))
         given = {key: self.given[key] for key in ("cos", "sin", "position", "keys", "values")}
         for key, name in zip("qkv", QKVO[:-1], strict=True):
             out = self.block.linears[name].shape[0]
-            given[key] = self.linear(name, x, self.bias(name)), tensor_type((1, out), "f32")
-        return attended(self.made, self.block.heads, 1, given)
+            given[key] = self.linear(name, normed, self.bias(name)), one_token(out)
+        kind = self.taken_by(QKVO[-1])
+        mixed, keys, values = attended(self.made, self.block.heads, 1, given, kind)
+        return (mixed, kind), keys, values
+
+    def middle(self, mixed: Typed, x: str) -> tuple[str, Typed]:
+        """`x1` and its norm, as the linears behind it take it."""
+        name, kind, width = QKVO[-1], self.taken_by(*MLP[:2]), self.block.hidden
+        if kind != one_token(width) and not self.linears.adds(self.block.linears[name]):
+            y, scale = self.linear(name, mixed), self.given[NORMS[1]]
+            return added_and_normed(self.made, x, y, scale, width, self.block.epsilon, kind)
+        found = self.linear(name, mixed, x)
+        return found, self.normed(found, NORMS[1], kind)
 
     def bias(self, name: str) -> str | None:
         """What is added to a linear that has a bias."""
@@ -133,10 +157,18 @@ class _Writer:
         out = self.block.linears[name].shape[0]
         return self.made.build.expand(self.given[f"{name}.bias"][0], (out,), [[1, out]], "f32")
 
-    def linear(self, name: str, x: str, added: str | None = None) -> str:
-        """[1, in] -> [1, out]"""
-        return self.linears.product(self.made, self.block.linears[name], x, f"{name}.", added)
+    def taken_by(self, *names: str) -> str:
+        """The type in which linears of one input take it."""
+        return self.linears.takes([self.block.linears[name] for name in names])
 
-    def normed(self, x: str, name: str) -> str:
-        """[1, hidden] -> the same shape"""
-        return normed(self.made, x, self.given[name], self.block.hidden, self.block.epsilon)
+    def linear(self, name: str, x: Typed, addend: str | None = None) -> str:
+        """A token of the input -> [1, out]"""
+        weight_format = self.block.linears[name]
+        if addend is None or self.linears.adds(weight_format):
+            return self.linears.product(self.made, weight_format, x, f"{name}.", addend)
+        y = self.linears.product(self.made, weight_format, x, f"{name}.", None)
+        return added(self.made, addend, y, weight_format.shape[0])
+
+    def normed(self, x: str, name: str, kind: str) -> Typed:
+        """[1, hidden] -> a value of that type"""
+        return normed(self.made, x, self.given[name], self.block.hidden, self.block.epsilon, kind)

@@ -63,14 +63,16 @@ struct Scratch {
   float sums[QUERIES * COUNT], totals[QUERIES * COUNT / 4];
 };
 
-// softmax(q K^T) V of QUERIES tokens of a head.  Keys come in blocks; the largest score so far, and
-// sums relative to it, are kept from block to block, so memory does not grow with the cache.
-// Threads take an entry of the result each, and slices of them every so many-th key.
-template <int QUERIES>
+// softmax(q K^T) V of QUERIES tokens of a head; store(i, value) takes entry i of the result.  Keys
+// come in blocks; the largest score so far, and sums relative to it, are kept from block to block, so
+// memory does not grow with the cache.  Threads take an entry of the result each, and slices of them
+// every so many-th key.
+template <int QUERIES, class Store>
 __device__ __forceinline__ void attend(Scratch<QUERIES>& shared, const float* q,
                                        const float* cosines, const float* sines,
                                        const int64_t* position, const Four* keys,
-                                       const float* values, float* y, const Attention& about) {
+                                       const float* values, const Attention& about,
+                                       const Store& store) {
   const int thread = thread_index(), head = block_x(), first = block_y() * QUERIES;
   const int width = about.width, slices = COUNT / width;
   const int slice = thread / width, own = thread % width;
@@ -170,20 +172,32 @@ __device__ __forceinline__ void attend(Scratch<QUERIES>& shared, const float* q,
       sum += shared.sums[n * COUNT + s * width + d];
       total += shared.totals[n * COUNT / 4 + s];
     }
-    y[(static_cast<int64_t>(first + n) * about.heads + head) * width + d] = sum / total;
+    store((static_cast<int64_t>(first + n) * about.heads + head) * width + d, sum / total);
   }
 }
 
-// y = x / sqrt(mean(x^2) + epsilon) * g, a block for each token.
+// x / sqrt(mean(x^2) + epsilon) * g of one token, entry by entry to store(i, value).
+template <class Store>
+__device__ __forceinline__ void normalize(float* partial, const float* x, const float* g, int width,
+                                          float epsilon, const Store& store) {
+  float sum = 0.0f;
+  for (int i = thread_index(); i < width; i += COUNT) sum = fused(x[i], x[i], sum);
+  const float scale = norm_scale(partial, sum, width, epsilon);
+  for (int i = thread_index(); i < width; i += COUNT) store(i, x[i] * scale * g[i]);
+}
+
+__device__ __forceinline__ float gated(float a, float b) {
+  return a / (1.0f + exponential(-a)) * b;
+}
+
+// y = norm(x), a block for each token.
 extern "C" __global__ THREADS(COUNT) void decoder_norm(
     const float* __restrict__ x, const float* __restrict__ g, float* __restrict__ y, int width,
     int epsilon) {
   __shared__ float partial[COUNT];
   const int64_t first = static_cast<int64_t>(block_x()) * width;
-  float sum = 0.0f;
-  for (int i = thread_index(); i < width; i += COUNT) sum = fused(x[first + i], x[first + i], sum);
-  const float scale = norm_scale(partial, sum, width, float_of(epsilon));
-  for (int i = thread_index(); i < width; i += COUNT) y[first + i] = x[first + i] * scale * g[i];
+  normalize(partial, x + first, g, width, float_of(epsilon),
+            [&](int i, float value) { y[first + i] = value; });
 }
 
 // Keys, rotated, and values of some tokens to their places in the caches, a block for each token of a
@@ -209,9 +223,10 @@ extern "C" __global__ THREADS(COUNT) void decoder_cache(
       const Four* __restrict__ keys, const float* __restrict__ values, float* __restrict__ y,     \
       int tokens, int heads, int shared_by, int places, int width, int window, int scaling) {     \
     __shared__ Scratch<queries> shared;                                                           \
-    attend<queries>(shared, q, cosines, sines, position, keys, values, y,                         \
+    attend<queries>(shared, q, cosines, sines, position, keys, values,                            \
                     Attention{tokens, heads, shared_by, places, width, window,                    \
-                              float_of(scaling)});                                                \
+                              float_of(scaling)},                                                 \
+                    [&](int64_t i, float value) { y[i] = value; });                               \
   }
 ATTENTION(1)
 ATTENTION(4)
@@ -229,5 +244,5 @@ extern "C" __global__ THREADS(COUNT) void decoder_gate(const float* __restrict__
                                                        const float* __restrict__ b,
                                                        float* __restrict__ y, int size) {
   const int64_t i = static_cast<int64_t>(block_x()) * COUNT + thread_index();
-  if (i < size) y[i] = a[i] / (1.0f + exponential(-a[i])) * b[i];
+  if (i < size) y[i] = gated(a[i], b[i]);
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trinity.lowering.kernels.calls import dispatch, dispatch_in_place
+from trinity.lowering.kernels.calls import dispatch, dispatch_in_place, dispatch_pair
 from trinity.lowering.kernels.decoder_calls import Typed
 from trinity.lowering.kernels.lanes.executable import Compiled, Entry
 from trinity.lowering.mlir.builder import Builder
@@ -31,6 +31,18 @@ class Dispatches:
     ) -> str:
         """A call that makes one tensor.  result: its type  -> its value"""
         return dispatch(self.build, self._symbol(entry), grid, operands, result, numbers)
+
+    def pair(
+        self,
+        entry: Entry,
+        grid: Sequence[int],
+        operands: Sequence[Typed],
+        results: tuple[str, str],
+        numbers: Sequence[int],
+    ) -> tuple[str, str]:
+        """A call that makes two tensors.  results: their types  -> their values"""
+        symbol = self._symbol(entry.name)
+        return dispatch_pair(self.build, symbol, grid, operands, results, numbers)
 
     def in_place(
         self,

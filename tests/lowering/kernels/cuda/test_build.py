@@ -11,7 +11,7 @@ from trinity.lowering.kernels.cuda import build
 from trinity.lowering.kernels.cuda.code import CODE
 from trinity.lowering.kernels.cuda.device import OBJECTS
 from trinity.lowering.kernels.cuda.launch import BINDINGS, CONSTANTS, TOKENS
-from trinity.lowering.kernels.lanes.decoder import DECODER
+from trinity.lowering.kernels.lanes.decoder import DECODER, DIGITS_DECODER
 from trinity.lowering.kernels.lanes.executable import Entry
 from trinity.lowering.kernels.lanes.launch import ENTRIES
 
@@ -28,7 +28,11 @@ def test_every_source_has_its_ptx_and_every_launch_its_entry() -> None:
     assert names == {path.stem for path in PTX}
     tiled = {f"product_f{bits}_{tokens // 8}" for bits in (16, 32) for tokens in TOKENS}
     assert names == tiled | {Path(path).stem for path in CODE.entries}
-    assert {of for found in CODE.entries.values() for of in found} == {*ENTRIES, *DECODER}
+    assert {of for found in CODE.entries.values() for of in found} == {
+        *ENTRIES,
+        *DECODER,
+        *DIGITS_DECODER,
+    }
 
 
 @pytest.mark.parametrize("path", PTX, ids=lambda path: path.stem)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.lowering.kernels.cuda.emulated import SANITIZERS
 from tests.made_once import made_once
 from trinity.lowering.kernels import lanes
+from trinity.lowering.kernels.cuda import device as cuda
 from trinity.lowering.kernels.lanes.launch import Launch, launches
 from trinity.lowering.kernels.padded_panels import BLOCK
 from trinity.lowering.kernels.rocm.device import OBJECTS
@@ -30,7 +31,7 @@ def compiled(factory: pytest.TempPathFactory, source: str = "run") -> Path:
 def _compile(source: str, folder: Path) -> None:
     command = ["g++", "-std=c++17", "-O1", "-DTRINITY_EMULATED", "-Wall", "-Werror"]
     command += ["-Wno-unknown-pragmas", *SANITIZERS]
-    folders = (HERE.parent / "cuda", *lanes.__path__, OBJECTS)
+    folders = (HERE.parent / "cuda", *lanes.__path__, OBJECTS, cuda.OBJECTS)
     command += [f"-I{path}" for path in folders]
     done = subprocess.run(
         [*command, str(HERE / f"{source}.cpp"), "-o", str(folder / "run")],

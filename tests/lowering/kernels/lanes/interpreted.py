@@ -4,21 +4,25 @@ all that is taken from the code under test.
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-TYPES = {"f32": torch.float32}
+TYPES = {"f32": torch.float32, "i16": torch.int16}
 NAME = r"%[\w.]+"
+PRODUCT_THREADS = 512  # of a block of `product_f32_1`, which one token takes
 
 
 class Interpreted:
-    """A module as `decoders.Case` calls it.  Products and all other entries have a program each."""
+    """A module as `decoders.Case` calls it.
 
-    def __init__(self, text: str, products: Path, others: Path) -> None:
-        self.programs = {"lanes": products, "decoder": others}
+    programs: that run an entry, by what entries' names begin with: "decoder", "lanes", "product"
+    """
+
+    def __init__(self, text: str, programs: Mapping[str, Path]) -> None:
+        self.programs = programs
         self.functions = {
             name: (re.findall(rf"({NAME}):", arguments), body)
             for name, arguments, body in re.findall(
@@ -68,9 +72,9 @@ class Interpreted:
             for name, written in zip(results.split(", "), in_place[1].split(", "), strict=True):
                 self.values[name] = self.values[written]
         else:
-            made = torch.full(self._shape(kinds), float("nan"))
-            self._run(entry, sizes, numbers, [*buffers, made], 1)
-            self.values[results] = made
+            made = [_unwritten(*of) for of in re.findall(r"tensor<([\dx]+)x(\w+)>", kinds)]
+            self._run(entry, sizes, numbers, [*buffers, *made], len(made))
+            self.values |= zip(results.split(", "), made, strict=True)
 
     def _run(
         self,
@@ -80,11 +84,13 @@ class Interpreted:
         buffers: Sequence[Tensor],
         writes: int,
     ) -> None:
-        """One launch, which writes the last of the buffers.  Memory that nothing writes is NaN."""
+        """One launch, which writes the last of the buffers."""
         data = [of.contiguous().flatten().view(torch.uint8).numpy().tobytes() for of in buffers]
         kind = entry.partition("_")[0]
         counts = [len(numbers), len(data)] if kind == "decoder" else []
-        head = " ".join(map(str, [entry, *grid, *counts, *numbers, *map(len, data)])) + "\n"
+        threads = [PRODUCT_THREADS] if kind == "product" else []
+        words = [entry, *threads, *grid, *counts, *numbers, *map(len, data)]
+        head = " ".join(map(str, words)) + "\n"
         done = subprocess.run(
             [str(self.programs[kind])],
             input=head.encode() + b"".join(data),
@@ -100,6 +106,12 @@ class Interpreted:
 
     @staticmethod
     def _shape(kind: str) -> list[int]:
-        found = re.match(r"tensor<([\dx]+)xf32>", kind)
+        found = re.match(r"tensor<([\dx]+)x\w+>", kind)
         assert found, kind
         return [int(size) for size in found[1].split("x")]
+
+
+def _unwritten(sizes: str, kind: str) -> Tensor:
+    """Memory that nothing has written: NaN, or what is no digit of a number."""
+    fill = float("nan") if kind == "f32" else -1
+    return torch.full([int(size) for size in sizes.split("x")], fill, dtype=TYPES[kind])

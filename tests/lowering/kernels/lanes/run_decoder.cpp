@@ -1,4 +1,4 @@
-// Runs one kernel of lanes/decoder.cuh on the CPU.  Reads from standard input its name, its grid, its
+// Runs one kernel of lanes/decoder.cuh or cuda/decoder.cu on the CPU.  Reads from standard input its name, its grid, its
 // numbers and the sizes of its buffers, then these; all of them go to standard output.  Each buffer
 // is memory of its own and of its exact size, so that a sanitizer sees every access outside.
 #include <iostream>
@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "decoder.cuh"
+#include "decoder.cu"
 
 using Call = std::function<void(void**, const int*)>;
 
@@ -39,7 +39,9 @@ Call call_of(void (*kernel)(T...)) {
 int main() {
   const std::map<std::string, Call> entries{
       NAMED(decoder_norm), NAMED(decoder_cache), NAMED(decoder_attention_1),
-      NAMED(decoder_attention_4), NAMED(decoder_add), NAMED(decoder_gate)};
+      NAMED(decoder_attention_4), NAMED(decoder_add), NAMED(decoder_gate),
+      NAMED(decoder_norm_digits), NAMED(decoder_add_norm_digits), NAMED(decoder_gate_digits),
+      NAMED(decoder_attention_digits)};
   std::string name;
   dim3 grid;
   size_t number_count, buffer_count;

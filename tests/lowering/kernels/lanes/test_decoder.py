@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.lowering.kernels.cuda import emulated as tensor_cores
 from tests.lowering.kernels.decoders import (
     HEADS,
     HIDDEN,
@@ -21,6 +22,8 @@ from tests.lowering.kernels.decoders import (
 from tests.lowering.kernels.lanes import emulated
 from tests.lowering.kernels.lanes.interpreted import Interpreted
 from trinity.lowering.kernels.calls import KernelCode
+from trinity.lowering.kernels.cuda import kernels as cuda
+from trinity.lowering.kernels.cuda.code import CODE
 from trinity.lowering.kernels.decoder_parts import AttentionFormat, BlockFormat, Heads
 from trinity.lowering.kernels.lanes.attention import attention_kernels
 from trinity.lowering.kernels.lanes.block import LANE_LINEARS, block_kernels, block_refusal
@@ -38,9 +41,12 @@ Load = Callable[[str], Interpreted]
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     if shutil.which("g++") is None:
         pytest.skip("no g++, which compiles the sources for this processor")
-    products = emulated.compiled(tmp_path_factory)
-    others = emulated.compiled(tmp_path_factory, "run_decoder")
-    return lambda text: Interpreted(text, products, others)
+    programs = {
+        "lanes": emulated.compiled(tmp_path_factory),
+        "decoder": emulated.compiled(tmp_path_factory, "run_decoder"),
+        "product": tensor_cores.compiled(tmp_path_factory),
+    }
+    return lambda text: Interpreted(text, programs)
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +84,38 @@ def test_a_block_is_twelve_launches(make_weight: Make, code: Compiled) -> None:
     formats = {n: format_of(w) for n, w in weights_of(make_weight, "int4 group 32").items()}
     kernels = blocks(code)(BlockFormat(HIDDEN, SIZES, 1e-6, formats))
     assert kernels.function.count("flow.dispatch") == 12
+
+
+TILES, STRIPS = ("int4 group 32",), ("int3 group 32",)
+BY_INPUT = ("qkv", "o", "gate up", "down")  # linears that share an input
+
+
+@pytest.mark.parametrize(
+    ("kinds", "launches"),
+    [
+        ([("int4 group 32", "2:4", 32)] * 4, 20),  # an adapter's launch for each linear
+        ([("float16",)] * 4, 13),
+        # Strips take floats and add by themselves, tiles take digits: each behind the other.
+        ([TILES, STRIPS, TILES, STRIPS], 12),
+        ([STRIPS, TILES, STRIPS, TILES], 14),
+    ],
+)
+def test_a_block_of_tiles_is_the_librarys_in_float64(
+    make_weight: Make, load: Load, kinds: list[tuple[object, ...]], launches: int
+) -> None:
+    """kinds: of the linears of each input, none of which is padded"""
+    weights = {}
+    for shared, kind in zip(BY_INPUT, kinds, strict=True):
+        made = weights_of(make_weight, *kind)
+        names = [f"{of}_proj" for of in (shared if shared == "qkv" else shared.split())]
+        weights |= {name: of for name, of in made.items() if name.split(".")[1] in names}
+    case = Case(weights, tensor_core_blocks, cuda.storage, load)  # type: ignore[arg-type]
+    assert max(case.error(position) for position in (0, 17)) < 1e-5
+    assert tensor_core_blocks(case.block).function.count("flow.dispatch") == launches
+
+
+def tensor_core_blocks(block: BlockFormat) -> KernelCode:
+    return block_kernels(block, CODE, cuda.LINEARS)
 
 
 @pytest.mark.parametrize(
