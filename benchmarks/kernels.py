@@ -35,6 +35,7 @@ from trinity.methods.formats import (
     Floats,
     Grid,
     InputFormat,
+    NestedGrid,
     OutlierFormat,
     Quantized,
     RowCodebook,
@@ -131,6 +132,10 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
         "int4, outliers": WeightFormat(shape, grid, outliers=some),
         "3 bits, levels by row, outliers": WeightFormat(
             shape, RowCodebook(3, out, "float16"), outliers=some
+        ),
+        "3 bits, scales of 3": WeightFormat(shape, NestedGrid(3, d_in // 16, 3, 16, "float16")),
+        "3 bits, scales of 3, outliers": WeightFormat(
+            shape, NestedGrid(3, d_in // 16, 3, 16, "float16"), outliers=some
         ),
         "fp8": WeightFormat(shape, Codebook("e4m3", (out, 1), "float32")),
         "float16": WeightFormat(shape, Floats("float16")),

@@ -24,6 +24,7 @@ from trinity.methods.formats import (
     Codebook,
     CompressedWeight,
     Grid,
+    NestedGrid,
     RowCodebook,
     ValuesFormat,
     WeightFormat,
@@ -165,6 +166,8 @@ def _resized_values(values: ValuesFormat, d_in: int, shape: tuple[int, int]) -> 
     """What the values of a weight of `d_in` inputs are for one of `shape`."""
     if isinstance(values, RowCodebook) and values.tables > 1:
         return replace(values, tables=shape[0])
+    if isinstance(values, NestedGrid):
+        return replace(values, groups=shape[1] // (d_in // values.groups))
     if not isinstance(values, Grid | Codebook):
         return values
     rows, groups = values.scale_shape

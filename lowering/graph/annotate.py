@@ -5,6 +5,8 @@
 - Values of a table: MLIR's own type where it has one (`f4E2M1FN`, `f8E4M3FN`), else codes and a
   constant table of levels that they are looked up in (`nf4`, i4).  Scales of 8 bits have their own
   types too (`f8E4M3FN`, `f8E8M0FNU`).
+- Codes under scales that are codes: integer codes, those of scales and zero points, and the grids
+  that some rows share.
 - Values of a row's own table: integer codes, and all rows' levels that they are looked up in.
 - Outliers: two operands beside the weight, which input each is of and its value, in a sum of their
   own (`tensor.extract`): the sparse dialect has no level of at most so many entries a row.
@@ -34,6 +36,7 @@ from trinity.lowering.targets.choose import storage_of
 from trinity.lowering.targets.targets import Target
 from trinity.methods.formats import NM, Codebook, WeightFormat
 from trinity.methods.formats.level_tables import levels, zero_code
+from trinity.methods.formats.nested_grid import OF
 
 OWN_TYPES = {"e2m1": "f4E2M1FN", "e4m3": "f8E4M3FN"}
 SCALE_TYPES = {torch.float8_e4m3fn: "f8E4M3FN", torch.float8_e8m0fnu: "f8E8M0FNU"}
@@ -47,6 +50,8 @@ def function_name(weight_format: WeightFormat, rows: int) -> str:
         words.insert(1, f"scale {weight_format.coded.scale_dtype}")
     if weight_format.row_codebook:
         words.insert(1, weight_format.row_codebook.dtype)
+    if nested := weight_format.nested:
+        words.insert(1, f"{nested.dtype} by {nested.rows}")
     if weight_format.grid:
         words.insert(2, str(weight_format.grid.input_scale or ""))
     if weight_format.outliers:
@@ -116,7 +121,7 @@ def encoding(weight_format: WeightFormat) -> str | None:
 def weight_type(weight_format: WeightFormat) -> str:
     """The type of the annotated weight, [out, in]."""
     sparse, quantized = encoding(weight_format), quantized_type(weight_format)
-    if own := weight_format.row_codebook:
+    if own := weight_format.row_codebook or weight_format.nested:
         return tensor_type(weight_format.shape, f"i{own.bits}")
     if weight_format.codebook:
         element = "i8" if sparse else _code_type(weight_format.codebook)
@@ -150,7 +155,7 @@ def _dense_weight(build: Builder, weight_format: WeightFormat) -> Operand:
     """The weight as floats (codes still unscaled), for the contraction."""
     out, d_in = weight_format.shape
     value, source = "%arg_weight", weight_type(weight_format)
-    if own := weight_format.row_codebook:
+    if own := weight_format.row_codebook or weight_format.nested:
         return Operand("w", "%arg_weight", ("n", "k"), weight_format.shape, f"i{own.bits}")
     if weight_format.codebook:
         return _coded_weight(build, weight_format, weight_format.codebook)
@@ -221,6 +226,33 @@ def _own_level(layout: Layout, body: list[str]) -> str:
     return widen("own", kind, body)
 
 
+def _nested(layout: Layout, inputs: list[Operand], body: list[str]) -> str:
+    """Operands and lines that decode a code, `s (q - z)`; the weight's name."""
+    nested = layout.format.nested
+    assert nested
+    group = f"k floordiv {layout.format.shape[1] // nested.groups}"
+    for of in OF:
+        shape, _ = layout.shapes()[f"{of}_codes"]
+        inputs.append(Operand(f"{of}_codes", f"%arg_{of}_codes", ("n", group), shape, "i8"))
+        for part in ("low", "step"):
+            name, (shape, dtype) = f"{of}_{part}", layout.shapes()[f"{of}_{part}"]
+            where = (f"n floordiv {nested.rows}", group)
+            inputs.append(Operand(name, f"%arg_{name}", where, shape, MLIR_TYPES[dtype]))
+        kind = MLIR_TYPES[layout.shapes()[f"{of}_low"][1]]
+        low, step = (widen(f"{of}_{part}", kind, body) for part in ("low", "step"))
+        body += [
+            f"%{of}_code = arith.uitofp %in_{of}_codes : i8 to f32",
+            f"%{of}_above = arith.mulf %{of}_code, {step} : f32",
+            f"%{of} = arith.addf %{of}_above, {low} : f32",
+        ]
+    body += [
+        f"%code = arith.uitofp %in_w : i{nested.bits} to f32",
+        "%centred = arith.subf %code, %zero : f32",
+        "%scaled = arith.mulf %centred, %scale : f32",
+    ]
+    return "%scaled"
+
+
 def _contraction(build: Builder, layout: Layout, rows: int, x: str, weight: Operand) -> str:
     """Sum over k of x times (w - zero point) times scale.  -> [rows, out]"""
     (out, d_in), coded, grid = layout.format.shape, layout.format.coded, layout.format.grid
@@ -228,6 +260,8 @@ def _contraction(build: Builder, layout: Layout, rows: int, x: str, weight: Oper
     body: list[str] = []
     if layout.format.row_codebook:
         value = _own_level(layout, body)
+    elif layout.format.nested:
+        value = _nested(layout, inputs, body)
     elif weight.dtype.startswith("i"):
         value = _level(build, layout.format, body)
     else:

@@ -22,6 +22,7 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
     Factor,
+    Nested,
     Pattern,
     Quantized,
     RowCoded,
@@ -32,7 +33,7 @@ from trinity.methods.formats import (
 )
 from trinity.methods.formats.tiles import mask_of
 
-Numbers = Quantized | Coded | RowCoded
+Numbers = Quantized | Coded | RowCoded | Nested
 FactorName = Literal["B", "A"]
 FACTORS: tuple[FactorName, ...] = ("B", "A")
 
@@ -42,6 +43,7 @@ class Codes(NamedTuple):
 
     codes: uint8 [out, in], as they are stored   mask: bool [out, in], None where every code is
     stored   scale, zero_point: [out, groups]   outer_scale: [1, 1]   levels: [out, 2^bits]
+    nested: what a `Nested` has beside its codes, by its names
     """
 
     codes: Tensor
@@ -50,6 +52,7 @@ class Codes(NamedTuple):
     zero_point: Tensor | None = None
     outer_scale: Tensor | None = None
     levels: Tensor | None = None
+    nested: Mapping[str, Tensor] | None = None
 
 
 class KernelStorage(WeightStorage):
@@ -60,7 +63,7 @@ class KernelStorage(WeightStorage):
     @property
     def groups(self) -> int:
         """Scale groups of a row."""
-        return self.format.coded.scale_shape[1] if self.format.coded else 1
+        return self.format.scale_groups
 
     @property
     def group(self) -> int:
@@ -146,7 +149,7 @@ class KernelStorage(WeightStorage):
             found = self.pack_values(base.values, mask)
         else:
             # `refusal` has refused values of other kinds.
-            assert isinstance(base, Quantized | Coded | RowCoded)
+            assert isinstance(base, Numbers)
             found = self.pack_codes(base, mask)
             if isinstance(base, Quantized) and base.input_scale is not None:
                 found["input_scale"] = base.input_scale
@@ -190,6 +193,9 @@ class KernelStorage(WeightStorage):
         if own := self.format.row_codebook:
             assert found.levels is not None
             return RowCoded(found.codes, found.levels[: own.tables].contiguous())
+        if nested := self.format.nested:
+            assert found.nested is not None
+            return nested.made(found.codes, found.nested)
         grid = self.format.coded
         if grid is None or found.scale is None:
             msg = f"format {self.format.label} has no codes"

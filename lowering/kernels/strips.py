@@ -11,7 +11,7 @@ from trinity.lowering.kernels.kernel_storage import FACTORS, Codes, Numbers
 from trinity.lowering.kernels.padded_panels import PANEL, two_of_four
 from trinity.lowering.kernels.strip_geometry import HALF, LARGEST, WORD, StripGeometry
 from trinity.lowering.rows.row_storage import raw_codes
-from trinity.methods.formats import Coded, RowCoded, WeightFormat, WithOutliers
+from trinity.methods.formats import Coded, Nested, RowCoded, WeightFormat, WithOutliers
 from trinity.methods.formats.bits import pack_bits, unpack_bits
 from trinity.methods.formats.level_tables import levels, zero_code
 from trinity.methods.formats.scales import EIGHT_BITS
@@ -20,6 +20,8 @@ from trinity.methods.formats.scales import EIGHT_BITS
 def refusal(weight_format: WeightFormat) -> str | None:
     """Why strips cannot hold a format, or None."""
     grid = weight_format.grid
+    if weight_format.nested:
+        return "no kernel reads scales that are codes"
     if weight_format.outliers and grid and grid.input_scale:
         return "outliers, which read inputs as they are, beside scaled inputs"
     for name in FACTORS if weight_format.adapter else ():
@@ -104,6 +106,7 @@ class Strips(StripGeometry):
         out = self.format.shape[0]
         if isinstance(base, RowCoded):
             return {"levels": self._by_lane(base.levels.expand(out, -1))}
+        assert not isinstance(base, Nested)  # `refusal` has refused it
         scale = base.scale.view(torch.uint8) if base.scale.dtype in EIGHT_BITS else base.scale
         found = {"scale": self._by_lane(self._with_last(scale.expand(out, -1)))}
         if isinstance(base, Coded):

@@ -16,6 +16,8 @@ from trinity.methods.formats import (
     Factor,
     Floats,
     Grid,
+    Nested,
+    NestedGrid,
     OutlierFormat,
     Pattern,
     Quantized,
@@ -68,10 +70,32 @@ def _values(weight_format: WeightFormat, generator: torch.Generator) -> Values:
         levels = torch.randn(values.tables, 2**values.bits, generator=generator)
         codes = torch.randint(2**values.bits, shape, generator=generator).to(torch.uint8)
         return RowCoded(codes, levels.to(getattr(torch, values.dtype)))
+    if isinstance(values, NestedGrid):
+        return _nested(shape, values, generator)
     if not isinstance(values, Grid):
         msg = f"no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)
     return _codes(shape, values, generator)
+
+
+def _nested(shape: tuple[int, int], values: NestedGrid, generator: torch.Generator) -> Nested:
+    """Zero points between the codes, which need be no integers."""
+    first = [(shape[0], values.groups)] * 2
+    codes, scale, zero = (
+        torch.randint(2**bits, size, generator=generator).to(torch.uint8)
+        for bits, size in zip(
+            (values.bits, *[values.second_bits] * 2), (shape, *first), strict=True
+        )
+    )
+    second = (-(-shape[0] // values.rows), values.groups)
+    dtype, largest = getattr(torch, values.dtype), 2**values.bits - 1
+    steps = 2**values.second_bits
+    unit = [torch.rand(second, generator=generator) for _ in range(4)]
+    scale_grid = [((unit[0] + 0.5) / largest).to(dtype), (unit[1] / largest / steps).to(dtype)]
+    zero_grid = [(unit[2] * largest / 2).to(dtype), (unit[3] * largest / 2 / steps).to(dtype)]
+    sizes = values.bits, values.second_bits, values.rows
+    (scale_low, scale_step), (zero_low, zero_step) = scale_grid, zero_grid
+    return Nested(codes, scale, zero, scale_low, scale_step, zero_low, zero_step, *sizes)
 
 
 def _with_outliers(

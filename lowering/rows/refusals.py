@@ -1,7 +1,15 @@
 """Which formats no compiled module can hold, and why."""
 
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import NM, Codebook, Floats, Grid, RowCodebook, WeightFormat
+from trinity.methods.formats import (
+    NM,
+    Codebook,
+    Floats,
+    Grid,
+    NestedGrid,
+    RowCodebook,
+    WeightFormat,
+)
 
 
 def check_held(weight_format: WeightFormat) -> None:
@@ -15,7 +23,7 @@ def check_held(weight_format: WeightFormat) -> None:
 
 def _values(weight_format: WeightFormat) -> str | None:
     values, grid = weight_format.values, weight_format.grid
-    if not isinstance(values, Floats | Grid | Codebook | RowCodebook):
+    if not isinstance(values, Floats | Grid | Codebook | RowCodebook | NestedGrid):
         return (
             f"compiled modules hold floats, uniform grids and tables of levels, and not values of "
             f"the kind '{values.kind}'. Evaluate it with the torch engine, which decodes it."
@@ -24,6 +32,11 @@ def _values(weight_format: WeightFormat) -> str | None:
         return (
             "compiled modules hold a row's own levels where none is masked, because none of them "
             "need be zero. Evaluate it with the torch engine."
+        )
+    if isinstance(values, NestedGrid) and weight_format.pattern:
+        return (
+            "compiled modules hold codes under two levels of scales where none is masked, because "
+            "0 need not be a value of their grids. Evaluate it with the torch engine."
         )
     if grid is not None and grid.indexed:
         return (
@@ -69,7 +82,7 @@ def _check_adapter(weight_format: WeightFormat) -> None:
     for name in ("B", "A"):
         factor = weight_format.factor(name)
         check_held(factor)
-        if factor.codebook or factor.row_codebook:
+        if factor.codebook or factor.row_codebook or factor.nested:
             msg = (
                 f"format {weight_format.label}: compiled modules hold adapters of floats and "
                 f"uniform grids, and not of {factor.label}. Evaluate it with the torch engine."

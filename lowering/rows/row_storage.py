@@ -11,6 +11,9 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 | index, index_low/index_high | [planes, out, groups, bytes], uint8 | N:M: places in groups    |
 | scale                       | [1, 1], [out, 1] or [out, groups]   | codes; uint8 if 8 bits   |
 | levels                      | [1 or out, 2^bits]                  | a row's own table        |
+| scale_codes, zero_codes     | [out, groups], uint8                | scales that are codes    |
+| scale_low, scale_step,      | [ceil(out / rows), groups]          | the same                 |
+| zero_low, zero_step         |                                     |                          |
 | outer_scale                 | [1, 1], float32                     | an outer scale           |
 | zero_point                  | shape of scale, uint8               | quantized, asymmetric    |
 | input_scale                 | [in]                                | quantized, scaled inputs |
@@ -41,6 +44,7 @@ from trinity.methods.formats import (
     CompressedWeight,
     Dense,
     Factor,
+    Nested,
     Quantized,
     RowCoded,
     Sparse,
@@ -51,6 +55,7 @@ from trinity.methods.formats import (
     WithOutliers,
 )
 from trinity.methods.formats.bits import pack_bits, unpack_bits
+from trinity.methods.formats.nested_grid import OF, SECOND
 from trinity.methods.formats.outliers import index_dtype
 from trinity.methods.formats.packing import index_bits
 from trinity.methods.formats.scales import EIGHT_BITS
@@ -92,7 +97,7 @@ class Layout(WeightStorage):
     @cached_property
     def groups(self) -> int:
         """Scale groups of one row."""
-        return self.format.coded.scale_shape[1] if self.format.coded else 1
+        return self.format.scale_groups
 
     @cached_property
     def positions(self) -> int:
@@ -141,6 +146,11 @@ class Layout(WeightStorage):
             found["scale"] = (coded.scale_shape, torch.uint8 if scale in EIGHT_BITS else scale)
         if own := self.format.row_codebook:
             found["levels"] = ((own.tables, 2**own.bits), getattr(torch, own.dtype))
+        if nested := self.format.nested:
+            out, of = self.format.shape[0], getattr(torch, nested.dtype)
+            found |= {f"{name}_codes": ((out, self.groups), torch.uint8) for name in OF}
+            second = (-(-out // nested.rows), self.groups)
+            found |= {name: (second, of) for name in SECOND}
         if self.format.codebook and self.format.codebook.outer_scale:
             found["outer_scale"] = ((1, 1), torch.float32)
         if grid := self.format.grid:
@@ -189,7 +199,7 @@ class Layout(WeightStorage):
             tensors["values"] = _arrange(base.values, mask, self)
         else:
             # `layout_of` has refused other kinds.
-            assert isinstance(base, Quantized | Coded | RowCoded)
+            assert isinstance(base, Quantized | Coded | RowCoded | Nested)
             tensors |= _pack_field("codes", _arrange(raw_codes(base, mask), mask, self), self)
             tensors |= _scales(base)
         if self.span > 1 and mask is not None:
@@ -207,7 +217,7 @@ class Layout(WeightStorage):
         values.
         """
         mask = _read_mask(self, tensors)
-        base: Dense | Quantized | Coded | RowCoded | Sparse | WithOutliers
+        base: Dense | Quantized | Coded | RowCoded | Nested | Sparse | WithOutliers
         if self.format.code_bits is None:
             base = Dense(_restore(tensors["values"][..., : self.positions], mask, self))
         else:
@@ -266,8 +276,10 @@ def _read_factor(layout: Layout, name: Literal["B", "A"], tensors: Mapping[str, 
     return found
 
 
-def _scales(base: Quantized | Coded | RowCoded) -> dict[str, Tensor]:
+def _scales(base: Quantized | Coded | RowCoded | Nested) -> dict[str, Tensor]:
     """What is stored beside codes."""
+    if isinstance(base, Nested):
+        return {name: getattr(base, name) for name in (*(f"{of}_codes" for of in OF), *SECOND)}
     if isinstance(base, RowCoded):
         return {"levels": base.levels}
     if isinstance(base, Coded):
@@ -286,9 +298,9 @@ def _streams(field: str, bits: int) -> list[Stream]:
     return [Stream(field, field, bits, 0)]
 
 
-def raw_codes(base: Quantized | Coded | RowCoded, mask: Tensor | None) -> Tensor:
+def raw_codes(base: Quantized | Coded | RowCoded | Nested, mask: Tensor | None) -> Tensor:
     """Codes as stored, with the code for zero where the mask removes.  -> uint8 [out, in]"""
-    if isinstance(base, RowCoded):
+    if isinstance(base, RowCoded | Nested):
         assert mask is None  # `layout_of` has refused one
         return base.codes
     if isinstance(base, Coded):
@@ -354,18 +366,20 @@ def _read_mask(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 def _read_coded(
     layout: Layout, mask: Tensor | None, tensors: Mapping[str, Tensor]
-) -> Quantized | Coded | RowCoded:
+) -> Quantized | Coded | RowCoded | Nested:
     codes = _restore(_read_field("codes", tensors, layout), mask, layout)
     if layout.format.row_codebook:
         return RowCoded(codes, tensors["levels"])
+    if found := layout.format.nested:
+        return found.made(codes, tensors)
     grid = layout.format.coded
     if grid is None:
         msg = f"format {layout.format.label} has no codes"
         raise AssertionError(msg)
     if isinstance(grid, Codebook):
         scale = tensors["scale"].view(getattr(torch, grid.scale_dtype))
-        found = Coded(codes, scale, grid.table, tensors.get("outer_scale"))
-        return found if mask is None else found.cleared(mask)
+        coded = Coded(codes, scale, grid.table, tensors.get("outer_scale"))
+        return coded if mask is None else coded.cleared(mask)
     if grid.symmetric:
         codes = (codes.to(torch.int16) - 2 ** (grid.bits - 1)).to(torch.int8)
     scales = tensors["scale"], tensors.get("zero_point")

@@ -13,8 +13,15 @@ def storage_of(weight_format: WeightFormat, target: Target) -> WeightStorage:
     code reads; UnsupportedError if neither does.
     """
     layout = layout_of(weight_format)  # what modules cannot hold in rows, no kernel takes either
-    if target.kernels and target.kernels().refusal(weight_format) is None:
+    reason = refused(weight_format, target)
+    if target.kernels and reason is None:
         return target.kernels().storage(weight_format)
+    if weight_format.nested:
+        msg = (
+            f"format {weight_format.label}: {reason} on {target.name}. Share grids of scales "
+            f"among 16 outputs and compile it for llvm-cpu, or evaluate it with the torch engine."
+        )
+        raise UnsupportedError(msg)
     if weight_format.codebook or weight_format.row_codebook:
         msg = (
             f"format {weight_format.label}: values of a table have no kernel on {target.name}. "

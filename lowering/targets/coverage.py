@@ -14,6 +14,7 @@ from trinity.methods.formats import (
     Floats,
     Grid,
     InputFormat,
+    NestedGrid,
     OutlierFormat,
     RowCodebook,
     WeightFormat,
@@ -47,6 +48,9 @@ def formats() -> Iterator[WeightFormat]:
     yield WeightFormat(SHAPE, Codebook("nf4", (out, d_in // 64), "float16"), two_four)
     yield WeightFormat(SHAPE, RowCodebook(4, out, "float16"))
     some = OutlierFormat(8, "float16")
+    small = NestedGrid(3, d_in // 16, 3, 16, "float16")
+    yield WeightFormat(SHAPE, small)
+    yield WeightFormat(SHAPE, small, outliers=some)
     yield WeightFormat(SHAPE, group, outliers=some)
     yield WeightFormat(SHAPE, RowCodebook(4, out, "float16"), outliers=some)
     for pattern in ("1:4", "2:4", "4:8", "50%"):

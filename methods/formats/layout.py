@@ -10,6 +10,7 @@ from trinity.methods.formats.adapter import Adapted, AdapterFormat, FactorFormat
 from trinity.methods.formats.codebook import Codebook
 from trinity.methods.formats.dense import Floats
 from trinity.methods.formats.inputs import InputFormat
+from trinity.methods.formats.nested_grid import NestedGrid
 from trinity.methods.formats.outliers import OutlierFormat, WithOutliers
 from trinity.methods.formats.quantized import Grid
 from trinity.methods.formats.row_codebook import RowCodebook
@@ -63,10 +64,22 @@ class WeightFormat:
         return self.values if isinstance(self.values, RowCodebook) else None
 
     @property
+    def nested(self) -> NestedGrid | None:
+        """Of values under scales that are codes themselves; None where they are something else."""
+        return self.values if isinstance(self.values, NestedGrid) else None
+
+    @property
     def code_bits(self) -> int | None:
         """Of values that are codes, under scales or not; None of any others."""
-        codes = self.coded or self.row_codebook
+        codes = self.coded or self.row_codebook or self.nested
         return codes.bits if codes else None
+
+    @property
+    def scale_groups(self) -> int:
+        """Groups of a row's inputs with a scale each; 1 where there are no scales."""
+        if self.nested:
+            return self.nested.groups
+        return self.coded.scale_shape[1] if self.coded else 1
 
     @property
     def label(self) -> str:

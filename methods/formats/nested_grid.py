@@ -85,14 +85,19 @@ class NestedGrid:
             unpack_bits(tensors[f"weight_{name}_codes"], self.second_bits, self.groups)
             for name in OF
         )
+        second = {name: tensors[f"weight_{name}"] for name in SECOND}
+        return self.made(codes, {"scale_codes": scale, "zero_codes": zero, **second})
+
+    def made(self, codes: Tensor, beside: Mapping[str, Tensor]) -> "Nested":
+        """Such codes.  beside: the other tensors, by their names in `Nested`"""
         return Nested(
             codes,
-            scale,
-            zero,
-            tensors["weight_scale_low"],
-            tensors["weight_scale_step"],
-            tensors["weight_zero_low"],
-            tensors["weight_zero_step"],
+            beside["scale_codes"],
+            beside["zero_codes"],
+            beside["scale_low"],
+            beside["scale_step"],
+            beside["zero_low"],
+            beside["zero_step"],
             self.bits,
             self.second_bits,
             self.rows,

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.methods.samples import random_nested
 from trinity.methods.formats import (
     NM,
     Adapted,
     Coded,
     CompressedWeight,
     Dense,
+    Nested,
     Pattern,
     Quantized,
     RowCoded,
@@ -25,6 +27,7 @@ from trinity.methods.formats import (
 )
 from trinity.methods.formats.adapter import Factor
 from trinity.methods.formats.level_tables import TABLES, largest, levels, nearest_codes
+from trinity.methods.formats.nested_grid import SECOND
 from trinity.methods.formats.scales import EIGHT_BITS
 
 FLOAT8 = {name: dtype for dtype, name in EIGHT_BITS.items()}
@@ -40,16 +43,20 @@ def random_weight(
 ) -> CompressedWeight:
     """kind: 'float16' and the like, or 'int4 tensor', 'int3 channel asymmetric', 'int4 group
     16', or of a table: 'nf4 group 64', 'e2m1 group 32 e8m0', 'e2m1 group 16 e4m3 outer',
-    or of a row's own 2^3: 'rows of 3'.
+    of a row's own 2^3: 'rows of 3', or with scales that are codes: 'nested 3 group 16'.
     """
     out, d_in = shape
-    base: Dense | Quantized | Coded | RowCoded | Sparse | WithOutliers
+    base: Dense | Quantized | Coded | RowCoded | Nested | Sparse | WithOutliers
     if kind.startswith("int"):
         base = random_codes(shape, kind.split(), scale_dtype)
     elif kind.startswith("rows of"):
         bits = int(kind.split()[2])
         levels_of = torch.randn(out, 2**bits).to(scale_dtype)
         base = RowCoded(torch.randint(0, 2**bits, shape).to(torch.uint8), levels_of)
+    elif kind.startswith("nested"):
+        _, bits, *scales = kind.split()
+        base = random_nested(out, d_in, int(bits), scale_shape(shape, scales)[1])
+        base = replace(base, **{name: getattr(base, name).to(scale_dtype) for name in SECOND})
     elif kind.split()[0] in TABLES:
         base = random_levels(shape, kind.split(), scale_dtype)
     else:
@@ -255,6 +262,9 @@ def small(weight: CompressedWeight) -> CompressedWeight:
         return Sparse(values, weight.mask, weight.pattern)
     if isinstance(weight, RowCoded):
         return replace(weight, levels=weight.levels * 0.1)
+    if isinstance(weight, Nested):
+        grids = {of: getattr(weight, of) * 0.05 for of in ("scale_low", "scale_step")}
+        return replace(weight, **grids)
     if isinstance(weight, Coded):
         by, dtype = 0.2 / largest(weight.table), weight.scale.dtype
         if weight.outer_scale is not None:

@@ -122,6 +122,22 @@ def test_packed_blocks_equal_torch_in_prefill_and_token_by_token(packed: Built) 
     assert max(errors.values()) < 1e-5
 
 
+def test_scales_that_are_codes_and_outliers_equal_torch_token_by_token(
+    make_decoder: Decoder, compress_block: Compress, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    model = make_decoder("llama", **sizes)
+    weights = compress_block(model, 0, "nested 3 group 16", None, 0, torch.float16, 4)
+    weights |= compress_block(model, 1, "nested 4 group 16", None, 0, torch.float16)
+    built = build(model, weights, "llvm-cpu", tmp_path)
+    assert built.load().path == "kernel"
+    assert "@block_" in built.lowered.target
+    ids = tokens(LONGEST)
+    expected, compiled = dense_logits(built, ids), built.load()
+    assert check.relative_error(compiled.logits(ids), expected) < 1e-5
+    assert check.relative_error(decoded(compiled.session(), ids, 3), expected[:, 2:]) < 1e-5
+
+
 def test_prefill_may_continue_a_filled_cache_in_pieces_of_any_length(packed: Built) -> None:
     ids = tokens(LONGEST)
     expected, session = packed.load().logits(ids), packed.load().session()

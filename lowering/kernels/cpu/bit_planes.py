@@ -21,17 +21,18 @@ class Plane:
 
 
 def pack_lanes(words: Tensor, plane: Plane) -> Tensor:
-    """[panels, words, vectors, bytes] -> [panels, units, vectors, bytes]"""
-    panels, _, vectors, size = words.shape
+    """[panels, words, vectors, bytes] -> [panels, units, vectors, bytes]; the last may be padded"""
+    panels, count, vectors, size = words.shape
+    words = torch.nn.functional.pad(words, (0, 0, 0, 0, 0, -count % plane.lanes))
     split = words.view(panels, -1, plane.lanes, vectors, size)
     lanes = [split[:, :, lane] << (plane.bits * lane) for lane in range(plane.lanes)]
     return torch.stack(lanes).sum(0).to(torch.uint8)
 
 
-def unpack_lanes(packed: Tensor, plane: Plane) -> Tensor:
-    """Inverse of `pack_lanes`."""
+def unpack_lanes(packed: Tensor, plane: Plane, words: int) -> Tensor:
+    """Inverse of `pack_lanes`.  words: without padding"""
     moved = [(packed >> (plane.bits * i)) & (2**plane.bits - 1) for i in range(plane.lanes)]
-    return torch.stack(moved, dim=2).flatten(1, 2)
+    return torch.stack(moved, dim=2).flatten(1, 2)[:, :words]
 
 
 def turned(words: Tensor, outer: int, inner: int) -> Tensor:

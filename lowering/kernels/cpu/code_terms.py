@@ -19,7 +19,7 @@ from trinity.lowering.kernels.cpu.integers import Integers
 from trinity.lowering.kernels.cpu.kernel_text import BYTES, FLOATS, LANES, WORDS, Buffer, Kernel
 from trinity.lowering.kernels.cpu.panel_geometry import WORD
 from trinity.lowering.kernels.cpu.panels import Panels
-from trinity.lowering.kernels.cpu.scales import Scales
+from trinity.lowering.kernels.cpu.scales import NestedScales, Scales
 from trinity.lowering.kernels.cpu.unpack import Chunk, Unpacker
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
 
@@ -53,7 +53,8 @@ class CodeTerm(ABC):
         self.buffers = {"x": x, **stored.buffers}
         self.unpacker = Unpacker(kernel, stored, instructions)
         unit = self.value_unit(instructions)
-        self.scales = Scales(kernel, stored, unit) if self.panels.format.coded else None
+        self.nested = NestedScales(kernel, stored) if self.panels.format.nested else None
+        self.scales = Scales(kernel, stored, unit) if self.panels.format.coded else self.nested
 
     @abstractmethod
     def value_unit(self, instructions: Instructions) -> float:
@@ -102,8 +103,10 @@ class CodeTerm(ABC):
         return self.scales.at(place) if self.scales else self.kernel.constant("1.0", FLOATS)
 
     def zero_points(self, panel: str, group: str, columns: Sequence[str]) -> list[str]:
-        """The zero point of every lane, as words."""
+        """The zero point of every lane, as words; as floats where scales are codes."""
         integers = self.panels.integers
+        if self.nested:
+            return [self.nested.zero([panel, group, column]) for column in columns]
         if integers is None:
             return [self.kernel.constant(0, WORDS)] * len(columns)  # levels have none
         if integers.zero is not None:
@@ -170,7 +173,8 @@ class DigitTerm(CodeTerm):
             ended = zip(sums, partial, strict=True)
             sums = [self.dots.ended(kernel, before, after) for before, after in ended]
             loop.yielded = [*sums, *positions]
-        return self.as_floats(loop.results[: len(starts)])
+        sums = self.as_floats(loop.results[: len(starts)])
+        return self.centred(sums, block, rows, zeros)
 
     def place(self, chunk: str, word: int) -> str:
         """Where in a block of activations the first digits of a chunk's word vector stand."""
@@ -208,13 +212,40 @@ class DigitTerm(CodeTerm):
         """
         kernel, found = self.kernel, []
         below = kernel.constant(self.dots.below(self.integers.largest), WORDS)
-        less = [kernel.value(f"arith.subi {below}, {zero} : {WORDS}") for zero in zeros]
+        if self.nested:  # whose zero points come off afterwards: `centred`
+            less = [below for _ in zeros]
+        else:
+            less = [kernel.value(f"arith.subi {below}, {zero} : {WORDS}") for zero in zeros]
         for row in rows:
             totals = [self._header(row, block, i) for i in range(self.digits)]
             for zero in less:
                 for total in totals:
                     wide = kernel.splat(total, WORDS)
                     found.append(kernel.value(f"arith.muli {wide}, {zero} : {WORDS}"))
+        return found
+
+    def centred(
+        self, sums: Sequence[str], block: str, rows: Sequence[str], zeros: Sequence[str]
+    ) -> list[str]:
+        """Sums less zero points that are floats times the sum of inputs; row by row."""
+        if not self.nested:
+            return list(sums)
+        kernel, found = self.kernel, []
+        for r, row in enumerate(rows):
+            total = kernel.splat(self._total(row, block), FLOATS)
+            for v, zero in enumerate(zeros):
+                before = sums[r * len(zeros) + v]
+                found.append(kernel.value(f"vector.fma {total}, {zero}, {before} : {FLOATS}"))
+        return found
+
+    def _total(self, row: str, block: str) -> str:
+        """Minus the sum of a block's inputs, in the input's steps, f32."""
+        kernel = self.kernel
+        found = kernel.constant("0.0", "f32")
+        for i in reversed(range(self.digits)):
+            digit = kernel.value(f"arith.sitofp {self._header(row, block, i)} : i32 to f32")
+            by = kernel.constant(f"{-float(256**i)}", "f32")
+            found = kernel.value(f"math.fma {digit}, {by}, {found} : f32")
         return found
 
     def _header(self, row: str, block: str, index: int) -> str:
@@ -316,7 +347,8 @@ class NarrowDigitTerm(DigitTerm):
             ended = zip(sums, partial, strict=True)
             sums = [dots.ended(kernel, before, after) for before, after in ended]
             loop.yielded = [*sums, *positions]
-        return self.as_floats(loop.results[: len(starts)])
+        found = self.as_floats(loop.results[: len(starts)])
+        return self.centred(found, at.block, [row], [at.zero])
 
     def _span(self) -> int:
         """Chunks whose products are added before sums are `ended`."""
@@ -350,7 +382,7 @@ class NarrowDigitTerm(DigitTerm):
 
 
 class CodesAt(NamedTuple):
-    """Where the codes of a block of one vector of outputs are, and their zero point, as words."""
+    """Where the codes of a block of one vector of outputs are, and their zero point."""
 
     panel: str
     block: str

@@ -1,8 +1,9 @@
 """Which codes are integers in steps, so that the dot products of a processor multiply them exactly.
 
-Codes of a uniform grid are.  Those of a table are where all of its levels are whole multiples of
-one step, at most 255 steps apart: E2M1's are 0 to 24 half steps, less 12.  One byte shuffle makes
-these bytes of the codes.  The levels of NF4 are no multiples of anything: `levels.py`.
+Codes of a uniform grid are, whether its zero points are integers or not.  Those of a table are
+where all of its levels are whole multiples of one step, at most 255 steps apart: E2M1's are 0 to 24
+half steps, less 12.  One byte shuffle makes these bytes of the codes.  The levels of NF4 are no
+multiples of anything: `levels.py`.
 """
 
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Integers:
 
 def integers_of(weight_format: WeightFormat) -> Integers | None:
     """Those of a format's codes; None of floats, and of levels that are no integers."""
+    if nested := weight_format.nested:
+        return Integers(2**nested.bits - 1, 0)  # their zero points are floats, and come off later
     values = weight_format.coded
     if values is None:
         return None

@@ -9,6 +9,7 @@ from trinity.lowering.kernels.cpu.cpus import Cpu
 from trinity.lowering.kernels.cpu.flash import attention_kernels, attention_refusal
 from trinity.lowering.kernels.cpu.flavour import instructions_of, missing_here
 from trinity.lowering.kernels.cpu.instructions import INSTRUCTIONS, Flavour, Instructions, for_type
+from trinity.lowering.kernels.cpu.kernel_text import LANES
 from trinity.lowering.kernels.cpu.linear import linear_kernels
 from trinity.lowering.kernels.cpu.panels import Panels
 from trinity.lowering.kernels.decoder_parts import ATTENTION, BLOCK
@@ -41,7 +42,13 @@ class CpuKernels(TargetKernels):
         return None
 
     def refusal(self, weight_format: WeightFormat) -> str | None:
-        """None: panels hold every format."""
+        """None, but where outputs of one vector would have different grids of scales."""
+        nested = weight_format.nested
+        if nested and nested.rows % LANES:
+            return (
+                f"grids of scales are of {nested.rows} outputs, and kernels read those of whole "
+                f"vectors of {LANES}"
+            )
         return None
 
     def storage(self, weight_format: WeightFormat) -> Panels:

@@ -87,7 +87,7 @@ class _Use:
     @property
     def tiled(self) -> bool:
         """Whether matrix units multiply it."""
-        if not self.instructions.matrix or self.outliers:
+        if not self.instructions.matrix or self.outliers or self.panels.format.nested:
             return False
         return self.integers or (self.panels.as_floats and min(self.panels.format.shape) > NARROW)
 

@@ -16,6 +16,7 @@ from trinity.methods.formats import NM, WeightFormat
 
 WORD = 4  # inputs of one 32-bit lane of a dot product
 LONGEST_BLOCK = 256  # inputs that share one activation scale: a sum of 24-bit products stays exact
+SHORTEST_BLOCK = WORD * WORD  # inputs
 HALF = 32  # bytes of a word vector of which half is kept
 LONGEST_WHOLE = 16  # bits of an entry that is read faster than a lookup spreads it
 SLACK = 64  # an unstructured mask may keep a 64th more than its sparsity says, and one a row
@@ -116,8 +117,17 @@ class PanelGeometry(KernelStorage):
 
     @property
     def chunk(self) -> int:
-        """Word vectors that a kernel's inner loop takes at once."""
+        """Word vectors that a kernel's inner loop takes at once.
+
+        Short groups take as many as they have: more would be padding.
+        """
+        if self.group <= SHORTEST_BLOCK:
+            return WORD
         return max([WORD, *(plane.lanes for plane in self.planes)])
+
+    def units(self, plane: Plane) -> int:
+        """Runs of word vectors that share bytes of a plane; the last may be padding in part."""
+        return -(-self.words // plane.lanes)
 
     @cached_property
     def block(self) -> int:

@@ -17,6 +17,8 @@ an integer dot product.
 | panel_scale          | [panels, groups, rows]; uint8 if of 8 bits   | codes                     |
 | panel_outer_scale    | [1, 1], float32                              | an outer scale            |
 | panel_levels         | [panels, 2^bits, rows], float                | a row's own table         |
+| panel_scale_codes    | [panels, groups, rows], uint8                | scales that are codes     |
+| panel_grids          | [panels, groups, vectors, 4], float          | the same                  |
 | panel_zero_point     | shape of panel_scale, uint8                  | asymmetric                |
 | panel_outlier_columns | [panels, room, rows], int16 or int32        | outliers                  |
 | panel_outlier_values | [panels, room, rows], float                  | outliers                  |
@@ -26,8 +28,11 @@ They stand one behind another in the bytes of one tensor, `panels` or `picked_pa
 many weights could not be given as many.  Beside it is only `input_scale`, [in], if inputs have it.
 
 A unit is as many word vectors as codes share a byte (two for 4 bits): lane `l` of byte `i` holds
-byte `i` of word vector `l`.  3 bits are a plane of 2 and one of 1.  One scale for the tensor is
-repeated.
+byte `i` of word vector `l`.  3 bits are a plane of 2 and one of 1, whose units are two blocks long
+where those have 16 inputs.  One scale for the tensor is repeated.
+
+Of scales that are codes, the code of a scale is the lower half of a byte and that of the zero point
+the upper one.  What 16 outputs share, low and step of both, are four numbers.
 
 Of masked weights a word vector has 64 bits that say which entries it keeps:
 
@@ -76,9 +81,19 @@ from trinity.lowering.kernels.cpu.panel_geometry import (
 from trinity.lowering.kernels.kernel_storage import Codes, Numbers
 from trinity.lowering.rows.row_storage import outlier_shapes, raw_codes
 from trinity.lowering.weight_storage import Shapes
-from trinity.methods.formats import Codebook, Coded, CompressedWeight, Grid, RowCoded, WithOutliers
+from trinity.methods.formats import (
+    Codebook,
+    Coded,
+    CompressedWeight,
+    Grid,
+    Nested,
+    RowCoded,
+    WithOutliers,
+)
+from trinity.methods.formats.nested_grid import SECOND
 from trinity.methods.formats.scales import EIGHT_BITS
 
+NIBBLE = 4  # bits
 ALIGNMENT = 64  # bytes, of a vector and of a cache line
 INPUT_SCALE = "input_scale"  # read by code that knows nothing of panels
 POSITIONS = Plane("panel_positions", 2, 0)  # of kept codes in their words
@@ -150,16 +165,20 @@ class Panels(PanelGeometry):
                 found["panel_picks"] = (shape, torch.int32)
         else:
             for plane in self.planes:
-                units = self.words // plane.lanes
+                units = self.units(plane)
                 found[plane.name] = ((self.panels, units, self.vectors, self.kept), dtype)
         if self.picked:
-            units = self.words // POSITIONS.lanes
+            units = self.units(POSITIONS)
             found[POSITIONS.name] = ((self.panels, units, self.vectors, HALF), torch.uint8)
         elif self.sparse or self.streamed:
             found["panel_bitmap"] = ((self.panels, self.words, self.vectors), torch.int64)
         if own := self.format.row_codebook:
             shape = (self.panels, 2**own.bits, self.rows)
             found["panel_levels"] = (shape, getattr(torch, own.dtype))
+        if nested := self.format.nested:
+            found["panel_scale_codes"] = ((self.panels, self.groups, self.rows), torch.uint8)
+            grids = (self.panels, self.groups, self.vectors, len(SECOND))
+            found["panel_grids"] = (grids, getattr(torch, nested.dtype))
         if coded := self.format.coded:
             shape = (self.panels, self.groups, self.rows)
             scale = getattr(torch, coded.scale_dtype)
@@ -227,6 +246,10 @@ class Panels(PanelGeometry):
         if isinstance(base, RowCoded):
             found["panel_levels"] = self._by_panel(base.levels.expand(self.format.shape[0], -1))
             return found
+        if isinstance(base, Nested):
+            both = base.scale_codes | base.zero_codes << NIBBLE
+            grids = torch.stack([self._by_vector(getattr(base, name)) for name in SECOND], dim=-1)
+            return found | {"panel_scale_codes": self._by_panel(both), "panel_grids": grids}
         scale = base.scale.view(torch.uint8) if base.scale.dtype in EIGHT_BITS else base.scale
         found["panel_scale"] = self._by_panel(scale.expand(self.format.shape[0], self.groups))
         if isinstance(base, Coded):
@@ -247,10 +270,10 @@ class Panels(PanelGeometry):
             shape = (self.panels, self.words, self.vectors, self.kept)
             words = torch.zeros(shape, dtype=torch.uint8)
             for plane in self.planes:
-                words |= unpack_lanes(tensors[plane.name], plane) << plane.shift
+                words |= unpack_lanes(tensors[plane.name], plane, self.words) << plane.shift
         if self.sparse:
             if self.picked:
-                kept = from_positions(unpack_lanes(tensors[POSITIONS.name], POSITIONS))
+                kept = from_positions(unpack_lanes(tensors[POSITIONS.name], POSITIONS, self.words))
             else:
                 kept = from_bitmap(tensors["panel_bitmap"])
             full = torch.zeros(kept.shape, dtype=torch.uint8)
@@ -259,6 +282,12 @@ class Panels(PanelGeometry):
         if self.format.row_codebook:
             levels = self._from_panels(tensors["panel_levels"])
             return Codes(self._matrix(words), mask, levels=levels)
+        if self.format.nested:
+            both = self._from_panels(tensors["panel_scale_codes"])
+            parts = [self._from_vectors(of) for of in tensors["panel_grids"].unbind(-1)]
+            beside = dict(zip(SECOND, parts, strict=True))
+            beside |= {"scale_codes": both & 2**NIBBLE - 1, "zero_codes": both >> NIBBLE}
+            return Codes(self._matrix(words), mask, nested=beside)
         zeros = tensors.get("panel_zero_point")
         return Codes(
             self._matrix(words),
@@ -308,6 +337,22 @@ class Panels(PanelGeometry):
         full = torch.zeros(self.panels * self.rows, n, dtype=values.dtype)
         full[:out] = values
         return full.view(self.panels, self.rows, n).transpose(1, 2)
+
+    def _by_vector(self, shared: Tensor) -> Tensor:
+        """What some outputs share, for each vector: [rows, n] -> [panels, n, vectors]"""
+        nested, count = self.format.nested, self.panels * self.vectors
+        assert nested  # whose grids whole vectors share: `CpuKernels.refusal`
+        each = shared.repeat_interleave(nested.rows // LANES, dim=0)[:count]
+        full = torch.zeros(count, shared.shape[1], dtype=shared.dtype)
+        full[: len(each)] = each
+        return full.view(self.panels, self.vectors, -1).transpose(1, 2)
+
+    def _from_vectors(self, vectors: Tensor) -> Tensor:
+        """Inverse of `_by_vector`."""
+        nested, out = self.format.nested, self.format.shape[0]
+        assert nested
+        each = vectors.transpose(1, 2).reshape(self.panels * self.vectors, -1)
+        return each[:: nested.rows // LANES][: -(-out // nested.rows)].contiguous()
 
     def _from_panels(self, values: Tensor) -> Tensor:
         """Inverse of `_by_panel`."""

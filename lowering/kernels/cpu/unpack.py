@@ -104,6 +104,9 @@ class Unpacker:
         kernel, zero, found = self.kernel, self.kernel.constant(0), {}
         for plane in planes:
             units = self.panels.chunk // plane.lanes
+            if units == 0:
+                found[plane.name] = [self._shared(chunk, vector, plane)]
+                continue
             first = kernel.times(chunk.index, units)
             found[plane.name] = [
                 self.buffers[plane.name].stream(
@@ -112,6 +115,21 @@ class Unpacker:
                 for i in range(units)
             ]
         return found
+
+    def _shared(self, chunk: Chunk, vector: str, plane: Plane) -> str:
+        """The bytes that a chunk shares with the next, its own word vectors moved to the front."""
+        kernel = self.kernel
+        sharing = kernel.constant(plane.lanes // self.panels.chunk)
+        unit = kernel.value(f"arith.divui {chunk.index}, {sharing} : index")
+        place = kernel.value(f"arith.remui {chunk.index}, {sharing} : index")
+        at = [chunk.panel, unit, vector, kernel.constant(0)]
+        stored = self.buffers[plane.name].stream(at, self._kept_bytes)
+        words = f"vector<{self.panels.kept // 4}xi32>"
+        by = kernel.times(place, self.panels.chunk * plane.bits)
+        by = kernel.splat(kernel.value(f"arith.index_cast {by} : index to i32"), words)
+        moved = kernel.bitcast(stored, self._kept_bytes, words)
+        moved = kernel.value(f"arith.shrui {moved}, {by} : {words}")
+        return kernel.bitcast(moved, words, self._kept_bytes)
 
     @property
     def _kept_bytes(self) -> str:

@@ -100,6 +100,9 @@ class WidenedTerm(CodeTerm):
         if self.levels:
             return self.levels.of(code)
         kernel = self.kernel
+        if self.nested:
+            code = kernel.value(f"arith.uitofp {code} : {WORDS} to {FLOATS}")
+            return kernel.value(f"arith.subf {code}, {zero} : {FLOATS}")
         code = kernel.value(f"arith.subi {code}, {zero} : {WORDS}")
         return kernel.value(f"arith.sitofp {code} : {WORDS} to {FLOATS}")
 

@@ -45,6 +45,7 @@ def test_every_format_that_a_module_holds_can_be_said(weight_format: WeightForma
         ("nf4 group 8", None, ["tensor<8x16xi4>", "tensor<16xf32>", "tensor.extract"]),
         ("nf4 group 8", "2:4", ["structured[2, 4]", "dense<[0.000000e+00, "]),
         ("rows of 3", None, ["tensor<8x16xi3>", "tensor<8x8xf32>", "linalg.index 1"]),
+        ("nested 3 group 8", None, ["tensor<8x16xi3>", "tensor<8x2xi8>", "d1 floordiv 16"]),
     ],
 )
 def test_values_of_tables_have_the_types_that_mlir_has_for_them(

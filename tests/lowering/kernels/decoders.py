@@ -22,6 +22,7 @@ from trinity.lowering.module.invoke import Loaded
 from trinity.methods.formats import (
     CompressedWeight,
     InputFormat,
+    Nested,
     Quantized,
     WeightFormat,
     WithOutliers,
@@ -46,6 +47,9 @@ def scaled(weight: CompressedWeight) -> CompressedWeight:
     """The same weight with entries small enough that a block does not blow up."""
     if isinstance(weight, Quantized):
         return replace(weight, scale=weight.scale / 2**weight.bits / 3)
+    if isinstance(weight, Nested):
+        grids = {of: getattr(weight, of) / 32 for of in ("scale_low", "scale_step")}
+        return replace(weight, **grids)
     if isinstance(weight, WithOutliers):
         return replace(weight, base=scaled(weight.base), values=weight.values / 9)
     if hasattr(weight, "base"):

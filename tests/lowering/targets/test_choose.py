@@ -79,6 +79,21 @@ def test_values_of_a_table_are_refused_by_name_where_no_kernel_reads_them(
         assert isinstance(storage_of(weight_format, targets.get(target)), Strips)
 
 
+def test_scales_that_are_codes_have_a_kernel_on_processors_where_16_outputs_share_grids(
+    make_weight: Callable[..., CompressedWeight],
+) -> None:
+    weight_format = format_of(make_weight((40, 24), "nested 3 group 8"))
+    nested = weight_format.nested
+    assert nested
+    assert isinstance(storage_of(weight_format, targets.get("llvm-cpu")), Panels)
+    other = replace(weight_format, values=replace(nested, rows=8))
+    for refused, target in [(other, "llvm-cpu")] + [
+        (weight_format, name) for name in ("vulkan", "cuda", "rocm")
+    ]:
+        with pytest.raises(UnsupportedError, match=f"scales .* on {target}. Share"):
+            storage_of(refused, targets.get(target))
+
+
 def test_an_unstructured_mask_over_floats_is_refused_where_no_kernel_reads_it(
     make_weight: Callable[..., CompressedWeight],
 ) -> None:

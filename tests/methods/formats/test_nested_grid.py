@@ -84,6 +84,10 @@ def test_a_damaged_description_is_refused() -> None:
         WeightFormat.from_json({**data, "nested_grid": {**data["nested_grid"], "bits": 7}})
 
 
-def test_modules_refuse_it_by_name() -> None:
-    with pytest.raises(UnsupportedError, match="nested_grid"):
-        layout_of(format_of(random_nested(20, 12, 3, 3)))
+def test_modules_hold_it_and_refuse_it_under_a_mask_by_name() -> None:
+    weight = random_nested(20, 12, 3, 3)
+    layout = layout_of(format_of(weight))
+    assert torch.equal(layout.unpack(layout.pack(weight)).dequantize(), weight.dequantize())
+    masked = Sparse(weight, random_mask(20, 12, NM(2, 4)), NM(2, 4))
+    with pytest.raises(UnsupportedError, match="two levels of scales where none is masked"):
+        layout_of(format_of(masked))

@@ -48,6 +48,8 @@ FORMATS = {
     "half of nf4": ((20, 64), "nf4 group 64", "2:4", 0),
     "e4m3": ((20, 60), "e4m3 channel", None, 0),
     "rows": ((20, 60), "rows of 3", None, 0),
+    "nested": ((20, 80), "nested 3 group 16", None, 3),
+    "nested, rounded": ((20, 128), "nested 4 group 32", None, 0),
     "half of floats": ((20, 44), "float16", "2:4", 0),
     "half of wide floats": ((70, 96), "float32", "1:2", 3),
     "half of floats, no whole word": ((20, 46), "bfloat16", "1:2", 0),

@@ -60,6 +60,12 @@ FORMATS = [
     ((70, 160), "e4m3 channel", None, 0),
     ((70, 600), "rows of 4", None, 3),
     ((20, 43), "rows of 3", None, 0),
+    ((70, 176), "nested 3 group 16", None, 3),
+    ((530, 64), "nested 4 group 32", None, 0),
+    ((5, 30), "nested 2 group 10", None, 0),
+    ((40, 600), "nested 3 group 300", None, 0),
+    ((18, 48), "nested 3 channel", None, 0),
+    ((33, 43), "nested 4 channel", None, 2),
     ((40, 64), "e4m3 group 32 e8m0", "2:4", 0),
     ((5, 7), "float16", "50%", 3),
     ((70, 172), "bfloat16", "2:4", 0),
@@ -136,6 +142,8 @@ def test_kernels_of_few_rows_are_the_same_text_with_and_without_matrix_units(
         ((70, 172), "int4 tensor", None, 3, 2),
         ((600, 256), "int4 group 64", "2:4", 60, 5),
         ((40, 600), "rows of 3", None, 0, 6),
+        ((40, 96), "nested 3 group 16", None, 0, 6),
+        ((70, 48), "nested 2 group 16", None, 5, 2),
         ((130, 192), "nf4 group 64", None, 0, 1),
         ((5, 70), "float16", "50%", 3, 3),
         ((128, 128), "bfloat16", None, 0, 4),
@@ -156,7 +164,7 @@ def test_outliers_are_a_term_of_their_own(
     assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["int4 group 64", "rows of 4"])
+@pytest.mark.parametrize("kind", ["int4 group 64", "rows of 4", "nested 3 group 16"])
 def test_outliers_meet_the_rounded_inputs(make_weight: Make, flavour: Flavour, kind: str) -> None:
     weight = make_weight((70, 128), kind, None, 0, torch.float16, 3)
     panels = Panels(replace(format_of(weight), inputs=InputFormat("int8", 64)))
