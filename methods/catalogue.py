@@ -22,6 +22,8 @@ CATALOGUE = {
     "awq": Entry("arXiv:2306.00978", "x_mean_abs", "-"),
     "awq-clip": Entry("arXiv:2306.00978", "hessian", "int4 group 128 asymmetric"),
     "beam": Entry("github.com/Paramathic/beam", "nothing", "float32"),
+    "bitstack": Entry("arXiv:2410.23918", "x_norm", "3 signs times rank 16"),
+    "bitstack-sort": Entry("arXiv:2410.23918", "nothing", "-"),
     "cap": Entry("arXiv:2210.09223", "gradients", "2:4 float32"),
     "dense": Entry("baseline", "nothing", "float32"),
     "eora": Entry("arXiv:2410.21271", "hessian", "float32 + rank 128"),

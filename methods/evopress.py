@@ -174,7 +174,7 @@ class _Evopress:
     def rounds(self, config: EvopressConfig) -> int:
         return config.generations
 
-    def reads(self, config: EvopressConfig) -> int:
+    def reads(self, model: Searched, config: EvopressConfig) -> int:
         # What a selection leaves is what the next one reads with, the last with the best too.
         trying = [config.offspring, *config.survivors[:-1]]
         trying[-1] += 1

@@ -19,6 +19,8 @@ BUILT_IN = {
     "awq": "trinity.methods.awq:AWQ",
     "awq-clip": "trinity.methods.awq_clip:AWQ_CLIP",
     "beam": "trinity.methods.beam:BEAM",
+    "bitstack": "trinity.methods.bitstack:BITSTACK",
+    "bitstack-sort": "trinity.methods.bitstack_sort:BITSTACK_SORT",
     "cap": "trinity.methods.cap:CAP",
     "dense": "trinity.methods.dense:DENSE",
     "eora": "trinity.methods.eora:EORA",

@@ -14,8 +14,8 @@ from trinity.methods.searching import Choice, Searched, SearchMethod, SearchTask
 from trinity.methods.trials import called
 
 ROUNDS = 3  # of those that a search has
-# Of a step after that prunes or quantizes, or both: what a search may look for in it.
-GIVEN: Mapping[str, Any] = {"pattern": "50%", "bits": 3}
+# Of a step after that prunes, quantizes or adds up terms: what a search may look for in it.
+GIVEN: Mapping[str, Any] = {"pattern": "50%", "bits": 3, "terms": 1}
 SAMPLES, SEQLEN = 512, 2048
 SHAPES = {f"{block}.{name}": (64, 64) for block in "ab" for name in "qkvo"}
 SHAPES |= {f"{block}.down": (64, 128) for block in "ab"}
@@ -37,8 +37,8 @@ def search_violations(method: SearchMethod[MethodConfig], config: MethodConfig) 
     found = []
     if levels != called(partial(method.levels, model, config)):
         found.append(Violation("levels: the same model has other levels", WHERE))
-    for name in ("rounds", "reads"):
-        count = called(partial(getattr(method, name), config))
+    for name, of in (("rounds", (config,)), ("reads", (model, config))):
+        count = called(partial(getattr(method, name), *of))
         if not isinstance(count, int) or count < 1:
             found.append(Violation(f"{name}: gave {count!r}, expected a positive integer", WHERE))
     return found if found else _round_violations(method, config, model, levels)

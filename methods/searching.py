@@ -75,7 +75,7 @@ class SearchMethod(Protocol[C]):
         """How often `improve` is called; each is kept, so that a killed run goes on after it."""
         ...
 
-    def reads(self, config: C) -> int:
+    def reads(self, model: Searched, config: C) -> int:
         """Tokens that all rounds read at most: what a search costs."""
         ...
 

@@ -275,8 +275,8 @@ def _searches(recipe: Recipe, size: Size) -> list[tuple[int, Levels]]:
         config = registry.configure(step.method, step.options)
         given = registry.configure(after.method, after.options).model_dump(mode="json")
         shapes = {str(at): (n // d_in, d_in) for at, (n, d_in) in enumerate(size.linears)}
-        levels = method.levels(Searched(shapes, given, text.samples, text.seqlen), config)
-        found.append((method.reads(config), levels))
+        model = Searched(shapes, given, text.samples, text.seqlen)
+        found.append((method.reads(model, config), method.levels(model, config)))
     return found
 
 

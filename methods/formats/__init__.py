@@ -16,6 +16,7 @@ from trinity.methods.formats.outliers import OutlierFormat, WithOutliers, with_o
 from trinity.methods.formats.packing import bits_per_weight, pack, stored_bytes, unpack
 from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
+from trinity.methods.formats.sign_sum import SignedTerms, SignSum
 from trinity.methods.formats.sparse import NM, Pattern, Sparse, Unstructured, parse_pattern
 from trinity.methods.formats.tiles import Tiles
 from trinity.methods.formats.values import Values, ValuesFormat
@@ -40,6 +41,8 @@ __all__ = [
     "Quantized",
     "RowCodebook",
     "RowCoded",
+    "SignSum",
+    "SignedTerms",
     "Sparse",
     "Tiles",
     "Transposed",

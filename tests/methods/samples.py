@@ -15,6 +15,7 @@ from trinity.methods.formats import (
     Pattern,
     Quantized,
     RowCoded,
+    SignSum,
     Sparse,
     Transposed,
 )
@@ -99,6 +100,13 @@ def random_nested(out: int, d_in: int, bits: int, groups: int, rows: int = 16) -
         bits,
         rows=rows,
     )
+
+
+def random_sign_sum(out: int, d_in: int, terms: int, rank: int, dtype: torch.dtype) -> SignSum:
+    """Random signs and factors; magnitudes of either sign."""
+    signs = torch.randint(0, 2, (terms, out, d_in)).to(torch.uint8)
+    U, V = torch.randn(terms, out, rank), torch.randn(terms, rank, d_in)
+    return SignSum(signs, U.to(dtype), V.to(dtype))
 
 
 def random_mask(out: int, d_in: int, pattern: Pattern) -> torch.Tensor:

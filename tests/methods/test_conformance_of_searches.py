@@ -25,7 +25,7 @@ class Good:
     def rounds(self, config: MethodConfig) -> int:
         return 5
 
-    def reads(self, config: MethodConfig) -> int:
+    def reads(self, model: Searched, config: MethodConfig) -> int:
         return 100
 
     def improve(self, best: Choice, at: int, task: SearchTask, config: MethodConfig) -> Choice:

@@ -197,9 +197,9 @@ def test_perplexity_is_a_fitness_too() -> None:
 
 def test_it_says_how_many_tokens_all_models_read() -> None:
     # 16 children and 20 tokens, 4 and the parent and 40 tokens.
-    assert EVOPRESS.reads(config()) == 40 * (16 * 20 + 5 * 40)
-    assert EVOPRESS.reads(config(survivors=[1], tokens=[30])) == 40 * 17 * 30
-    assert EVOPRESS.reads(EvopressConfig()) == 183_500_800
+    assert EVOPRESS.reads(model({}), config()) == 40 * (16 * 20 + 5 * 40)
+    assert EVOPRESS.reads(model({}), config(survivors=[1], tokens=[30])) == 40 * 17 * 30
+    assert EVOPRESS.reads(model({}), EvopressConfig()) == 183_500_800
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def _raises(error: BaseException) -> Callable[..., Any]:
 ALONE: dict[str, tuple[Callable[..., Any], str]] = {
     "a number": (
         lambda w, c, s: 3,
-        "gave a int where one of Dense, Quantized, Coded, RowCoded, Nested, Sparse, "
+        "gave a int where one of Dense, Quantized, Coded, RowCoded, Nested, SignSum, Sparse, "
         "WithOutliers, Adapted",
     ),
     "nothing": (lambda w, c, s: None, "gave a NoneType where"),

@@ -12,6 +12,7 @@ from tests.methods.samples import (
     random_nested,
     random_quantized,
     random_row_coded,
+    random_sign_sum,
 )
 from trinity.methods.formats import Dense
 from trinity.methods.formats.values import Values
@@ -34,6 +35,7 @@ def kinds() -> list[Values]:
         random_coded(OUT, IN, "e4m3", 1, torch.float8_e8m0fnu),
         random_row_coded(OUT, IN, 3, torch.float16, OUT),
         random_nested(OUT, IN, 3, 3, rows=4),
+        random_sign_sum(OUT, IN, 3, 2, torch.float16),
     ]
 
 
