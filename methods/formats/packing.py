@@ -22,6 +22,8 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 |                    | weight_zero_codes                               |                          |
 | weight_scale_low   | [ceil(out / rows), groups], float; also _step,  | the same                 |
 |                    | weight_zero_low, weight_zero_step               |                          |
+| weight_signs       | [terms, out, row bytes], uint8: a bit each      | sums of signs            |
+| weight_U, weight_V | [terms, out, rank], [terms, rank, in], float    | the same                 |
 | weight_zero_point  | uint8 bytes of bit-packed points                | quantized, asymmetric    |
 | weight_g_idx       | [in], int32                                     | groups by index          |
 | weight_input_scale | [in], float                                     | quantized, scaled inputs |
