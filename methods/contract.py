@@ -30,6 +30,11 @@ class MethodConfig(BaseModel):
         return Statistic.NOTHING
 
     @property
+    def turns_inputs(self) -> bool:
+        """Whether a rotation also turns, as the model runs, inputs of what writes the stream."""
+        return False
+
+    @property
     def keeps_formats(self) -> bool:
         """Whether a method that tunes gives every weight back in the format it came in."""
         return True

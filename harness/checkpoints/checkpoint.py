@@ -12,14 +12,14 @@ Safetensors and JSON only, never pickle.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from trinity.harness.checkpoints.block import LAYERS, TIMING, WEIGHTS
 from trinity.harness.models.decoder import Decoder, cast, linear_shape, set_weight, skeleton, tie
@@ -31,6 +31,7 @@ from trinity.harness.models.model_config import (
     read_config,
 )
 from trinity.harness.models.model_files import INDEX, index_files, opened
+from trinity.harness.models.rotating import change_inputs
 from trinity.harness.records import available
 from trinity.harness.store import sums
 from trinity.harness.store.stages import link_or_copy, read_json, write_json
@@ -38,9 +39,9 @@ from trinity.methods.errors import ConfigError, RecordError
 from trinity.methods.formats import CompressedWeight, InputFormat, WeightFormat, unpack
 
 SUMMARY, REST = "trinity.json", "model-rest.safetensors"
-# 1 had neither packed adapters nor scaled or rounded inputs, 2 no values but floats and grids; both
-# are read as they are.
-VERSION = 3
+# 1 had neither packed adapters nor scaled or rounded inputs, 2 no values but floats and grids, 3 no
+# inputs that are turned; all are read as they are.
+VERSION = 4
 AGAIN = "Compress the model again."
 ON_PURPOSE = f"If you changed the file on purpose, delete {sums.SUMS}."
 # What a format of wrong values, or one that its tensors do not fit, ends in.
@@ -60,7 +61,7 @@ def write(
     """Assemble a checkpoint from finished block stages.
 
     blocks: stage folders, in order   summary: what `trinity.json` says beyond the layers
-    inputs: how inputs are rounded at run time, by layer
+    inputs: what is done to inputs at run time, by layer
     decoded: weights outside the blocks that are not in the model's files as such
     """
     rest = {**dict(decoder.uncompressed()), **(decoded or {})}
@@ -119,13 +120,6 @@ def added_up(phases: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, f
     return total
 
 
-def _rounding(inputs: InputFormat) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    def round_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs.rounded(args[0]), *args[1:])
-
-    return round_first
-
-
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A compressed checkpoint, opened: what its files say, read once.
@@ -134,7 +128,7 @@ class Checkpoint:
 
     config: the model's (transformers has no common type for it)   places: tensor -> file
     summary: what `trinity.json` says   formats: of every compressed linear, in the model's order
-    inputs: how inputs are rounded at run time, of the layers where they are
+    inputs: what is done to inputs at run time, of the layers where something is
     """
 
     folder: Path
@@ -228,7 +222,7 @@ class Checkpoint:
     def load_model(self) -> Any:
         """The model in torch with every weight dequantized: fake-quantised, for accuracy only.
 
-        Inputs that the checkpoint declares rounded are rounded before every product.
+        Inputs that the checkpoint declares turned or rounded are that before every product.
         -> a Hugging Face causal language model in eval mode; transformers has no type for it
         """
         model = self.model_outside()
@@ -243,8 +237,7 @@ class Checkpoint:
         if left:
             msg = f"checkpoint {self.folder}: has no tensor for {', '.join(left[:3])}."
             raise RecordError(msg)
-        for name, rounded in self.inputs.items():
-            model.get_submodule(name).register_forward_pre_hook(_rounding(rounded))
+        change_inputs(model, self.inputs)
         return model.eval()
 
     def model_outside(self) -> Any:

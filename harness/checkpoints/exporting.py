@@ -39,9 +39,9 @@ def export(found: Checkpoint, layout: str, out: Path) -> None:
     if found.inputs:
         name, rounded = next(iter(found.inputs.items()))
         msg = (
-            f"{found.folder}: rounds the inputs of {name} and {len(found.inputs) - 1} other layers "
-            f"to {rounded.label} when it runs, which no exported layout can say: it would be "
-            f"another model. Compress without `compress.inputs` to export the weights."
+            f"{found.folder}: inputs of {name} and {len(found.inputs) - 1} other layers are "
+            f"{rounded.label} when it runs, which no exported layout can say: it would be another "
+            f"model. Compress without `compress.inputs` (and `online: none`) to export the weights."
         )
         raise UnsupportedError(msg)
 

@@ -47,7 +47,7 @@ def prepare(
     if plan.rotation is not None:
         code = own_code.sha256(Rotating, methods=[plan.rotation.method])
         inputs = {**inputs, "rotation": {**plan.rotation.describe(), "code": code}}
-        Rotating(decoder, plan.rotation, text, store, inputs).run()
+        Rotating(decoder, plan.rotation, text, store, inputs, plan.inputs).run()
     if plan.planners:
         own = {**inputs, "code": own_code.sha256(Planning, methods=plan.methods)}
         planning = Planning(decoder, text, store, own)

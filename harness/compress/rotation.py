@@ -1,6 +1,7 @@
 """Turning the residual stream of a model, and the proof that it gives what it gave."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor
 from trinity.harness.compress import contracts
 from trinity.harness.compress.block_calls import logits_after
 from trinity.harness.compress.entering import Entering
-from trinity.harness.compress.plan import PlannedRotation
+from trinity.harness.compress.plan import Plan, PlannedRotation
 from trinity.harness.compress.transforming import allowed
 from trinity.harness.models.decoder import Decoder
+from trinity.harness.models.rotating import Rotation
 from trinity.harness.store.stages import StageStore, write_json
 from trinity.methods.errors import ConfigError, UnsupportedError
+from trinity.methods.formats import InputFormat, hadamard
 
 FILE = "rotation.json"
 # Of the stream itself, which is large beside what some blocks add to it.
@@ -38,6 +41,34 @@ def check(step: PlannedRotation | None, decoder: Decoder) -> None:
         raise ConfigError(f"compress.steps: {step.name}: {problem}.")
 
 
+def with_turned_inputs(plan: Plan, decoder: Decoder) -> Plan:
+    """The plan with the inputs that its rotation turns as the model runs; ConfigError where there
+    is no matrix for them, or scales are to be moved to where it stands.
+    """
+    step, stream = plan.rotation, decoder.family.stream
+    if step is None or stream is None or not step.config.turns_inputs:
+        return plan
+    if moving := sorted({s.name for steps in plan.steps.values() for s in steps if s.transforms}):
+        msg = (
+            f"compress.steps: {step.name} turns inputs as the model runs, and {', '.join(moving)} "
+            f"would move scales of these. Leave one of the two out, or set `online: none`."
+        )
+        raise ConfigError(msg)
+    shapes, inputs = decoder.layer_shapes(), dict(plan.inputs)
+    for index in range(len(decoder.blocks)):
+        for name in (f"{decoder.family.blocks}.{index}.{of}" for of in stream.writes):
+            d_in, declared = shapes[name][1], inputs.get(name)
+            if hadamard.core(d_in) is None:
+                msg = (
+                    f"compress.steps: {step.name}: no Hadamard matrix of {d_in} rows is known "
+                    f"here, for the inputs of {name}. Set `online: none`."
+                )
+                raise ConfigError(msg)
+            rounding = (declared.kind, declared.group_size) if declared else (None, None)
+            inputs[name] = InputFormat(*rounding, turned=d_in)
+    return replace(plan, inputs=inputs)
+
+
 def _width(decoder: Decoder) -> int:
     width: int = decoder.model.get_input_embeddings().weight.shape[1]
     return width
@@ -53,9 +84,13 @@ class Rotating:
         calibration: Tensor | None,
         store: StageStore,
         inputs: Mapping[str, Any],
+        turned: Mapping[str, InputFormat],
     ) -> None:
-        """calibration: int64 [samples, seqlen]   inputs: what the proof depends on"""
+        """calibration: int64 [samples, seqlen]   inputs: what the proof depends on
+        turned: inputs of linears, some of which are turned as the model runs
+        """
         self.decoder, self.step, self.calibration = decoder, step, calibration
+        self.turned = turned
         self.store, self.inputs = store, inputs
 
     def run(self) -> None:
@@ -72,7 +107,7 @@ class Rotating:
         rotation = contracts.rotation(self.step.name, result, width)
         prove = partial(self._prove, ids=self.calibration[:1], rotation=rotation)
         self.store.fill("rotation", self.inputs, prove)
-        self.decoder.rotate(rotation)
+        self.decoder.rotate(Rotation(rotation, self.turned))
 
     @torch.no_grad()
     def _prove(self, folder: Path, ids: Tensor, rotation: Tensor) -> None:
@@ -82,7 +117,7 @@ class Rotating:
         """
         own = self.decoder
         dense, turned = (Decoder(own.folder, torch.float32, own.device) for _ in range(2))
-        turned.rotate(rotation)
+        turned.rotate(Rotation(rotation, self.turned))
         rotation = rotation.to(own.device)
         before, after = (Entering(one, ids, self.store.root) for one in (dense, turned))
         none = torch.zeros_like(before.states[0])

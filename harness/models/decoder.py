@@ -180,11 +180,10 @@ class Decoder:
             for name, factor in folding.factors(self.model, self.family, some):
                 self._factors.setdefault(name, []).append(factor)
 
-    def rotate(self, rotation: Tensor) -> None:
+    def rotate(self, rotation: rotating.Rotation) -> None:
         """From now on, read a model with the same logits whose residual stream is turned, x Q for
-        x.  Its head has the last norm's scale, and so is not tied to the embedding.
-
-        rotation: Q, [width, width], float32
+        x, and inputs of some linears, as it runs.  Its head has the last norm's scale, and so is
+        not tied to the embedding.
         """
         tied = self.model.all_tied_weights_keys
         if tied:
@@ -194,7 +193,7 @@ class Decoder:
             for pair in tied.items():
                 found = next(self.stored[name] for name in pair if name in self.stored)
                 self.stored.update(dict.fromkeys(pair, found))
-        self._turns = rotating.changes(self.model, self.family, rotation, self._as_stored)
+        self._turns = rotating.turn(self.model, self.family, rotation, self._as_stored)
 
     def layer_names(self, index: int) -> list[str]:
         """Full names of a block's linears."""

@@ -1,15 +1,28 @@
 """A model whose residual stream is turned: what becomes of each of its tensors as it is read."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trinity.harness.models.families import Family, FoldSpec, StreamSpec
+from trinity.methods.formats import InputFormat, hadamard
 
 Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """What is turned of a model.
+
+    stream: Q, [width, width], float32
+    inputs: of linears, by name; those of them that are turned are it as the model runs
+    """
+
+    stream: Tensor
+    inputs: Mapping[str, InputFormat] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +46,22 @@ class Turned:
 
 
 @dataclass(frozen=True)
+class OfTurnedInputs:
+    """A weight [out, in] whose inputs are turned as the model runs: the inverse is folded in.
+
+    first: what else becomes of it   size: of the Hadamard matrix
+    """
+
+    first: Change
+    size: int
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """W H, for inputs x H."""
+        weight = self.first(tensor)
+        return hadamard.turned(weight.float(), self.size).to(weight.dtype)
+
+
+@dataclass(frozen=True)
 class Unscaled:
     """A norm whose scale was folded into what reads it.  offset: of norms that multiply by 1 + w"""
 
@@ -43,14 +72,40 @@ class Unscaled:
         return torch.full_like(tensor, 1 - self.offset)
 
 
-def changes(
-    model: Any, family: Family, rotation: Tensor, read: Callable[[str], Tensor]
+def change_inputs(model: nn.Module, inputs: Mapping[str, InputFormat | None]) -> None:
+    """From now on, do to the inputs of some linears what is declared, before every product."""
+    for name, of in inputs.items():
+        if of is not None:
+            model.get_submodule(name).register_forward_pre_hook(_changed(of))
+
+
+def _changed(inputs: InputFormat) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def change_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs.rounded(args[0]), *args[1:])
+
+    return change_first
+
+
+def turn(
+    model: Any, family: Family, rotation: Rotation, read: Callable[[str], Tensor]
 ) -> dict[str, Change]:
     """What to do to each tensor of a model that reads or writes the stream, by full name.
 
+    From now on the model turns inputs as the rotation says.
     model: a causal language model of transformers, which has no type for it
-    rotation: [width, width]   read: a tensor by name, as the files have it
+    read: a tensor by name, as the files have it
     """
+    change_inputs(model, {name: of.unrounded for name, of in rotation.inputs.items()})
+    found = _changes(model, family, rotation.stream, read)
+    for name, of in rotation.inputs.items():
+        if of.turned:
+            found[f"{name}.weight"] = OfTurnedInputs(found[f"{name}.weight"], of.turned)
+    return found
+
+
+def _changes(
+    model: Any, family: Family, rotation: Tensor, read: Callable[[str], Tensor]
+) -> dict[str, Change]:
     stream = family.stream
     assert stream is not None
     found: dict[str, Change] = {}

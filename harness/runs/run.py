@@ -88,6 +88,7 @@ class Run:
             check_batch(recipe.bench, recipe.lower, config, recipe.model.dtype)
         self.plan = plan.make(recipe.compress, self.decoder.layer_shapes())
         rotation.check(self.plan.rotation, self.decoder)
+        self.plan = rotation.with_turned_inputs(self.plan, self.decoder)
         if self.plan.source is None:
             self.decoder.check_weights()
         if recipe.lower is not None:

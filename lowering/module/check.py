@@ -94,9 +94,11 @@ def allowed(
     programs that are both right differ by about what rounding does: by that much they may.
     """
     tolerance = MODEL_TOLERANCE[getattr(torch, dtype_of(model))]
-    if not inputs:
+    if not any(of.kind for of in inputs.values()):
         return tolerance
-    rounded, floats = (torch_logits(model, weights, ids, found) for found in (inputs, {}))
+    exact = {name: of.unrounded for name, of in inputs.items()}
+    without = {name: of for name, of in exact.items() if of is not None}
+    rounded, floats = (torch_logits(model, weights, ids, found) for found in (inputs, without))
     return max(tolerance, model_error(floats, rounded))
 
 

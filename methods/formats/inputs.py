@@ -1,6 +1,8 @@
-"""Inputs of compressed linears that are rounded to 8 bits at run time: a property of the model.
+"""Inputs of compressed linears that are changed at run time: a property of the model.
 
-Two kinds, as SLiM's code has them (arXiv:2410.09615, appendix B, and its repository):
+They may be *turned*, multiplied by a Hadamard matrix whose inverse is in the weight (QuaRot,
+arXiv:2404.00456), and then rounded to 8 bits, or one of the two.  Two kinds of rounding, as SLiM's
+code has them (arXiv:2410.09615, appendix B, and its repository):
 - `fp8`: one scale for the whole input of a call, found while it runs. E4M3 where the largest
   magnitude is below 488, else E5M2, and the largest magnitude becomes the type's largest number
   less 1. (488 is the code's constant; E4M3 ends at 448. Inputs are scaled either way, so it only
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError, RecordError
+from trinity.methods.formats import hadamard
 
 E4M3_BELOW = 488.0
 INT8_LARGEST = 127  # what the largest of a group becomes
@@ -27,29 +30,45 @@ INT8_LARGEST = 127  # what the largest of a group becomes
 
 @dataclass(frozen=True)
 class InputFormat:
-    """How an input is rounded.
+    """What is done to an input.
 
+    kind: how it is rounded, None if it is not
     group_size: of int8, consecutive inputs of one token that share a scale; None is the token
+    turned: so many consecutive inputs are multiplied by a Hadamard matrix first; None for none
     """
 
-    kind: Literal["fp8", "int8"]
+    kind: Literal["fp8", "int8"] | None
     group_size: int | None = None
+    turned: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse kinds that are not known, and groups where there are none."""
-        if self.kind not in ("fp8", "int8"):
+        if self.kind not in ("fp8", "int8") and (self.kind or not self.turned):
             msg = f"inputs: kind '{self.kind}' is not fp8 or int8."
             raise ConfigError(msg)
-        if self.group_size is not None and (self.kind == "fp8" or self.group_size < 1):
+        if self.turned is not None and hadamard.core(self.turned) is None:
+            msg = f"inputs: no Hadamard matrix of {self.turned} rows is known here."
+            raise ConfigError(msg)
+        if self.group_size is not None and (self.kind != "int8" or self.group_size < 1):
             msg = f"inputs: group_size {self.group_size} does not go with {self.kind}."
             raise ConfigError(msg)
 
     @property
     def label(self) -> str:
-        """'fp8 tensor', 'int8 token' or 'int8 group 128': what shares one scale."""
+        """'fp8 tensor', 'int8 token' or 'int8 group 128': what shares one scale; 'turned by 1536',
+        or both.
+        """
+        words = [f"turned by {self.turned}"] if self.turned else []
         if self.kind == "fp8":
-            return "fp8 tensor"
-        return f"int8 group {self.group_size}" if self.group_size else "int8 token"
+            words.append("fp8 tensor")
+        elif self.kind:
+            words.append(f"int8 group {self.group_size}" if self.group_size else "int8 token")
+        return " ".join(words)
+
+    @property
+    def unrounded(self) -> "InputFormat | None":
+        """The same without rounding; None if nothing else is done."""
+        return InputFormat(None, turned=self.turned) if self.turned else None
 
     @property
     def is_of_call(self) -> bool:
@@ -60,23 +79,31 @@ class InputFormat:
         """Why the inputs of a layer [out, in] cannot be rounded so, or None."""
         if self.group_size and shape[1] % self.group_size:
             return f"inputs.group_size {self.group_size} does not divide in = {shape[1]}"
+        if self.turned and shape[1] % self.turned:
+            return f"inputs.turned {self.turned} does not divide in = {shape[1]}"
         return None
 
     def rounded(self, x: Tensor) -> Tensor:
         """What a kernel with such inputs would multiply.  x: [..., in]  ->  the same, same type"""
         values = x.float()
-        found = _fp8(values) if self.kind == "fp8" else _int8(values, self.group_size)
-        return found.to(x.dtype)
+        if self.turned:
+            values = hadamard.turned(values, self.turned)
+        if self.kind == "fp8":
+            values = _fp8(values)
+        elif self.kind:
+            values = _int8(values, self.group_size)
+        return values.to(x.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `config.json`; `from_json` reads it back."""
-        return {"kind": self.kind, "group_size": self.group_size, "label": self.label}
+        data = {"kind": self.kind, "group_size": self.group_size, "label": self.label}
+        return {**data, "turned": self.turned} if self.turned else data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "InputFormat":
         """Read what `to_json` wrote; RecordError if it is not that."""
         try:
-            return InputFormat(data["kind"], data["group_size"])
+            return InputFormat(data["kind"], data["group_size"], data.get("turned"))
         except (ConfigError, KeyError, TypeError) as error:
             msg = f"input format {data}: cannot be read ({error!r})."
             raise RecordError(msg) from error

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.quarot import QUAROT, QuarotConfig, hadamard
+from trinity.methods.formats.hadamard import hadamard, turned
+from trinity.methods.quarot import QUAROT, QuarotConfig
 
 # Powers of two, Paley's first and second construction, both doubled; widths of real models.
 KNOWN = [1, 2, 4, 12, 20, 24, 28, 36, 44, 60, 64, 96, 104, 108, 576, 896, 960, 1536, 2560]
@@ -50,3 +51,13 @@ def test_what_was_in_one_channel_is_in_all(kind: str) -> None:
     before, after = (y.abs().amax(1) / y.square().mean(1).sqrt() for y in (x, x @ Q))
     assert float(before.mean()) > 8
     assert float(after.mean()) < 4
+
+
+@pytest.mark.parametrize("n", [1, 2, 12, 36, 48, 576, 1536])
+def test_a_product_in_rounds_is_that_with_the_matrix(n: int) -> None:
+    """Oracle: the matrix itself, in float64."""
+    x, H = torch.randn(3, 2 * n), hadamard(n)
+    assert H is not None
+    expected = torch.cat([part.double() @ H.double() / n**0.5 for part in x.split(n, dim=1)], dim=1)
+    torch.testing.assert_close(turned(x, n).double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(turned(x, n).norm(), x.norm(), rtol=1e-5)

@@ -1,6 +1,7 @@
 """A turned residual stream: harness/compress/rotation.py, harness/models/rotating.py."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from trinity.harness.compress.preparing import prepare
 from trinity.harness.compress.walk import Walk
 from trinity.harness.models import families as rows
 from trinity.harness.models.decoder import Decoder
+from trinity.harness.models.rotating import Rotation
 from trinity.harness.recipes.recipe import CompressSpec
 from trinity.harness.store.stages import StageStore
 from trinity.methods import registry
 from trinity.methods.contract import MethodConfig
 from trinity.methods.errors import ConfigError, PluginError, UnsupportedError
+from trinity.methods.formats import InputFormat
+from trinity.methods.formats.hadamard import hadamard
 from trinity.methods.quarot import QUAROT, QuarotConfig
 
 IDS = torch.randint(0, 96, (3, 16), generator=torch.Generator().manual_seed(1))
@@ -34,10 +38,17 @@ def _compressed(
     decoder = Decoder(folder, torch.float32, torch.device("cpu"))
     made = plan.make(CompressSpec.model_validate({"steps": steps}), decoder.layer_shapes())
     rotation.check(made.rotation, decoder)
+    made = rotation.with_turned_inputs(made, decoder)
     stages = StageStore(store)
     ready = prepare(decoder, made, ids, stages, {}, lambda what, done, of: None)
     walk = Walk(decoder, ready.plan, ids, stages, ready.inputs, ready.gradients)
     return decoder, walk.run(lambda done, of: None)
+
+
+def _declared(decoder: Decoder, steps: list[dict[str, Any]]) -> Mapping[str, InputFormat]:
+    """What a checkpoint of these steps says of inputs."""
+    made = plan.make(CompressSpec.model_validate({"steps": steps}), decoder.layer_shapes())
+    return rotation.with_turned_inputs(made, decoder).inputs
 
 
 def _logits(model: Any) -> Tensor:
@@ -46,16 +57,17 @@ def _logits(model: Any) -> Tensor:
     return found
 
 
+@pytest.mark.parametrize("online", ["none", "projections"])
 @pytest.mark.parametrize("kind", ["hadamard", "orthogonal"])
 @pytest.mark.parametrize("family", TURNED)
 def test_a_turned_model_of_other_weights_gives_the_logits_of_the_original(
-    tmp_path: Path, family: str, kind: str
+    tmp_path: Path, family: str, kind: str, online: str
 ) -> None:
     model = families.save(family, tmp_path / "model")
-    steps = [{**STEP, "kind": kind}]
+    steps = [{**STEP, "kind": kind, "online": online}]
     decoder, blocks = _compressed(tmp_path / "model", tmp_path / "store", steps)
     (tmp_path / "out").mkdir()
-    checkpoint.write(tmp_path / "out", decoder, blocks, {})
+    checkpoint.write(tmp_path / "out", decoder, blocks, {}, _declared(decoder, steps))
     found = Checkpoint.open(tmp_path / "out").load_model()
     torch.testing.assert_close(_logits(found), _logits(model), rtol=1e-3, atol=1e-4)
     before, after = dict(model.named_parameters()), dict(found.named_parameters())
@@ -76,7 +88,7 @@ def test_each_tensor_is_that_of_the_definition(tmp_path: Path) -> None:
     own["lm_head.weight"] = own["model.embed_tokens.weight"]
     decoder = Decoder(tmp_path / "model", torch.float32, torch.device("cpu"))
     made = QUAROT.rotation(32, QuarotConfig())
-    decoder.rotate(made)
+    decoder.rotate(Rotation(made))
     decoder.load_outside_blocks()
     decoder.load("model.layers.1")
     Q, block = made.double(), "model.layers.1."
@@ -96,6 +108,64 @@ def test_each_tensor_is_that_of_the_definition(tmp_path: Path) -> None:
     for name, tensor in expected.items():
         found = decoder.model.get_parameter(name).double()
         torch.testing.assert_close(found, tensor.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_that_are_turned_as_the_model_runs_have_the_inverse_in_the_weight(
+    tmp_path: Path,
+) -> None:
+    """Oracle: in float64, by the matrix written out; and what the linear then reads."""
+    model = families.save("llama", tmp_path / "model")
+    decoder = Decoder(tmp_path / "model", torch.float32, torch.device("cpu"))
+    declared = _declared(decoder, [{**STEP, "online": "projections"}])
+    shapes = decoder.layer_shapes()
+    writing = [name for name in shapes if name.endswith(("o_proj", "down_proj"))]
+    assert {name: of.turned for name, of in declared.items()} == {n: shapes[n][1] for n in writing}
+    made = QUAROT.rotation(32, QuarotConfig())
+    decoder.rotate(Rotation(made, declared))
+    decoder.load("model.layers.1")
+    for name in (name for name in writing if ".1." in name):
+        W = model.get_parameter(f"{name}.weight").detach().double()
+        H = hadamard(shapes[name][1])
+        assert H is not None
+        expected = made.double().T @ W @ H.double() / shapes[name][1] ** 0.5
+        linear = decoder.model.get_submodule(name)
+        torch.testing.assert_close(linear.weight.double(), expected, rtol=1e-5, atol=1e-5)
+        x = torch.randn(2, 3, W.shape[1])
+        expected = x.double() @ W.T @ made.double()
+        torch.testing.assert_close(linear(x).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_those_of_turned_inputs_and_rounding_comes_after(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "model")
+    steps = [{**STEP, "online": "projections"}, {"method": "gptq", "bits": 8, "group_size": 16}]
+    spec = {"steps": steps, "inputs": {"kind": "int8"}}
+    decoder, blocks = _compressed(tmp_path / "model", tmp_path / "store", steps)
+    report = json.loads((blocks[1] / "layers.json").read_text("utf-8"))
+    assert all(found["relative_error"] < 0.02 for found in report.values())
+    made = plan.make(CompressSpec.model_validate(spec), decoder.layer_shapes())
+    declared = rotation.with_turned_inputs(made, decoder).inputs
+    assert declared["model.layers.0.mlp.down_proj"].label == "turned by 48 int8 token"
+    assert declared["model.layers.0.mlp.up_proj"].label == "int8 token"
+    (tmp_path / "out").mkdir()
+    checkpoint.write(tmp_path / "out", decoder, blocks, {}, declared)
+    opened = Checkpoint.open(tmp_path / "out")
+    assert opened.inputs == declared
+    original = _logits(families.save("llama", tmp_path / "again"))
+    found = _logits(opened.load_model())
+    assert float((found - original).norm() / original.norm()) < 0.05
+
+
+def test_scales_that_would_pass_a_turned_input_are_refused(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "model")
+    steps = [{**STEP, "online": "projections"}, {"method": "smoothquant"}]
+    with pytest.raises(ConfigError, match="smoothquant would move scales of these"):
+        _compressed(tmp_path / "model", tmp_path / "store", steps)
+
+
+def test_inputs_without_a_matrix_are_refused_by_name(tmp_path: Path) -> None:
+    families.save("llama", tmp_path / "model", intermediate_size=92)
+    with pytest.raises(ConfigError, match=r"no Hadamard matrix of 92 rows .*layers\.0\.mlp\.down"):
+        _compressed(tmp_path / "model", tmp_path / "store", [{**STEP, "online": "projections"}])
 
 
 def test_what_follows_compresses_the_turned_weights(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from tests.oracles.inputs import E4M3, E5M2, int8_rounded, nearest_distance
 from trinity.methods.errors import ConfigError, RecordError
 from trinity.methods.formats import InputFormat
+from trinity.methods.formats.hadamard import hadamard
 
 FP8 = InputFormat("fp8")
 EVERY = [FP8, InputFormat("int8"), InputFormat("int8", 8)]
@@ -90,3 +91,25 @@ def test_what_is_no_input_format_is_refused() -> None:
         InputFormat("fp8", 8)
     with pytest.raises(RecordError, match=r"input format .* cannot be read"):
         InputFormat.from_json({"kind": "int4", "group_size": None})
+
+
+def test_inputs_are_turned_before_they_are_rounded() -> None:
+    x, H = torch.randn(3, 24), hadamard(12)
+    assert H is not None
+    exact = torch.cat([part @ H / 12**0.5 for part in x.split(12, dim=1)], dim=1)
+    turned = InputFormat(None, turned=12)
+    torch.testing.assert_close(turned.rounded(x), exact)
+    both = InputFormat("int8", 6, turned=12)
+    torch.testing.assert_close(both.rounded(x), InputFormat("int8", 6).rounded(exact))
+    assert both.unrounded == turned
+    assert InputFormat("int8").unrounded is None
+    assert InputFormat.from_json(both.to_json()) == both
+    assert (turned.label, both.label) == ("turned by 12", "turned by 12 int8 group 6")
+    assert "turned 12 does not divide in = 20" in str(turned.problem((4, 20)))
+
+
+def test_a_size_without_a_matrix_and_nothing_to_do_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no Hadamard matrix of 92 rows"):
+        InputFormat(None, turned=92)
+    with pytest.raises(ConfigError, match="kind 'None' is not fp8 or int8"):
+        InputFormat(None)
