@@ -26,7 +26,7 @@ from trinity.methods.formats.hadamard import hadamard
 
 
 class QuarotConfig(MethodConfig):
-    """Defaults are the paper's, but for `online`, which compiled modules for processors alone take.
+    """Defaults are the paper's, but for `online`: the paper turns `projections` too.
 
     kind: a 'hadamard' matrix with random signs, or a random 'orthogonal' one
     seed: of the signs, or of the matrix

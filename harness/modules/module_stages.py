@@ -158,14 +158,7 @@ def plan_of(checkpoint: Checkpoint, spec: LowerSpec, outside: Outside, batch: in
 def check_inputs(inputs: Mapping[str, InputFormat], where: str) -> None:
     """UnsupportedError where a model declares inputs that modules cannot round."""
     for layer, rounded in inputs.items():
-        if rounded.turned:
-            msg = (
-                f"{where}: the inputs of {layer} are {rounded.label}, and compiled modules turn "
-                f"none. Leave `lower:` out and evaluate it with the torch engine, or compress with "
-                f"`online: none`."
-            )
-            raise UnsupportedError(msg)
-        if rounded.kind != "int8":
+        if rounded.kind not in ("int8", None):
             msg = (
                 f"{where}: the inputs of {layer} are {rounded.label}, and compiled modules round "
                 f"to int8 only. Leave `lower:` out and evaluate it with the torch engine, or "

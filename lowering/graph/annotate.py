@@ -30,7 +30,7 @@ from trinity.lowering.mlir.builder import (
     widen,
 )
 from trinity.lowering.mlir.calls import PackedCall
-from trinity.lowering.rows.linalg import add_adapter, add_outliers, linear_function, rounded_input
+from trinity.lowering.rows.linalg import add_adapter, add_outliers, changed_input, linear_function
 from trinity.lowering.rows.row_storage import Layout, layout_of
 from trinity.lowering.targets.choose import storage_of
 from trinity.lowering.targets.targets import Target
@@ -140,7 +140,7 @@ def annotated_function(layout: Layout, rows: int) -> str:
     arguments += [f"%arg_{name}: {_operand_type(layout, name)}" for name in layout.operand_tensors]
     x = "%arg_x"
     if weight_format.inputs:
-        x = rounded_input(build, rows, x, d_in, weight_format.inputs)
+        x = changed_input(build, rows, x, d_in, weight_format.inputs)
     result = _contraction(build, layout, rows, x, _dense_weight(build, weight_format))
     if weight_format.outliers:
         result = add_outliers(build, weight_format, rows, x, result)

@@ -22,6 +22,8 @@ def refusal(weight_format: WeightFormat) -> str | None:
     grid = weight_format.grid
     if weight_format.nested:
         return "no kernel reads scales that are codes"
+    if weight_format.inputs and weight_format.inputs.turned:
+        return "inputs that are turned"
     if weight_format.outliers and grid and grid.input_scale:
         return "outliers, which read inputs as they are, beside scaled inputs"
     for name in FACTORS if weight_format.adapter else ():

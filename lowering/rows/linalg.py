@@ -22,7 +22,7 @@ from trinity.lowering.mlir.builder import (
     widen,
 )
 from trinity.lowering.rows.row_storage import Layout, Stream, outlier_shapes
-from trinity.methods.formats import InputFormat, WeightFormat
+from trinity.methods.formats import InputFormat, WeightFormat, hadamard
 from trinity.methods.formats.inputs import INT8_LARGEST
 
 CONTRACT_ROWS = 8  # largest M for which unpacking once a row beats writing the dense weight
@@ -37,13 +37,67 @@ def linear_function(name: str, layout: Layout, rows: int) -> str:
         arguments.append(f"%arg_{tensor}: {tensor_type(shape, dtype)}")
     x = "%arg_x"
     if layout.format.inputs:
-        x = rounded_input(build, rows, x, d_in, layout.format.inputs)
+        x = changed_input(build, rows, x, d_in, layout.format.inputs)
     result = product_of(build, layout, rows, x, "")
     if layout.format.outliers:
         result = add_outliers(build, layout.format, rows, x, result)
     if layout.format.adapter:
         result = add_adapter(build, layout, rows, x, result)
     return build.function(name, arguments, result, tensor_type((rows, out), "f32"))
+
+
+def changed_input(build: Builder, rows: int, x: str, d_in: int, inputs: InputFormat) -> str:
+    """What a product reads of its input: turned and then rounded, or one of the two.
+
+    x: [rows, in] -> the same, as float32
+    """
+    x = turned_input(build, rows, x, d_in, inputs)
+    return rounded_input(build, rows, x, d_in, inputs) if inputs.kind else x
+
+
+def turned_input(build: Builder, rows: int, x: str, d_in: int, inputs: InputFormat) -> str:
+    """Inputs times a Hadamard matrix over the root of its rows; the input itself if that is not
+    declared.
+
+    x: [rows, in] -> the same, as float32.  The matrix is a Kronecker product: of a small one, and
+    of one whose entry (p, q) is -1 where p and q have an odd number of bits in common.
+    """
+    if inputs.turned is None:
+        return x
+    small = hadamard.core(inputs.turned)
+    assert small is not None  # `InputFormat` has refused others
+    numbers = (small / inputs.turned**0.5).tolist()
+    size, times = len(numbers), inputs.turned // len(numbers)
+    shape = (rows, d_in // inputs.turned, times, size)
+    whole = [[rows], list(shape[1:])]
+    kind = tensor_type((size, size), "f32")
+    core = build.value(f"arith.constant dense<{numbers}> : {kind}")
+    loops = ("m", "g", "p", "b")
+    source = Operand(
+        "x", build.expand(x, (rows, d_in), whole, "f32"), ("m", "g", "p", "a"), shape, "f32"
+    )
+    matrix = Operand("h", core, ("a", "b"), (size, size), "f32")
+    output = Operand("out", build.zeros(shape), loops, shape, "f32")
+    body = multiply_add("%in_x", "%in_h")
+    found = build.generic("m g p b a", [source, matrix], output, "a", body)
+    if times > 1:
+        body = [
+            "%p = linalg.index 4 : index",
+            "%q = linalg.index 2 : index",
+            "%both = arith.andi %p, %q : index",
+            "%word = arith.index_cast %both : index to i32",
+            "%count = math.ctpop %word : i32",
+            "%one = arith.constant 1 : i32",
+            "%bit = arith.andi %count, %one : i32",
+            "%odd = arith.cmpi eq, %bit, %one : i32",
+            "%minus = arith.negf %in_x : f32",
+            "%signed = arith.select %odd, %minus, %in_x : f32",
+            "%yield = arith.addf %acc, %signed : f32",
+        ]
+        source = Operand("x", found, ("m", "g", "p", "b"), shape, "f32")
+        output = Operand("out", build.zeros(shape), ("m", "g", "q", "b"), shape, "f32")
+        found = build.generic("m g q b p", [source], output, "p", body)
+    return build.collapse(found, whole, "f32")
 
 
 def rounded_input(build: Builder, rows: int, x: str, d_in: int, inputs: InputFormat) -> str:

@@ -49,13 +49,8 @@ def _values(weight_format: WeightFormat) -> str | None:
 
 def _inputs(weight_format: WeightFormat) -> str | None:
     inputs = weight_format.inputs
-    if inputs is None or (inputs.kind == "int8" and not inputs.turned):
+    if inputs is None or inputs.kind in ("int8", None):
         return None
-    if inputs.turned:
-        return (
-            "compiled modules multiply no inputs by Hadamard matrices. Compress with `online: "
-            "none`, or evaluate it with the torch engine."
-        )
     return (
         f"compiled modules round inputs to int8 and not to {inputs.kind}. Compress with "
         f"`inputs: {{kind: int8}}`, or evaluate it with the torch engine."

@@ -41,6 +41,7 @@ def formats() -> Iterator[WeightFormat]:
     yield WeightFormat(SHAPE, Grid(4, False, group.scale_shape, "float16", indexed=True))
     yield WeightFormat(SHAPE, group, inputs=InputFormat("int8", 128))
     yield WeightFormat(SHAPE, group, inputs=InputFormat("fp8"))
+    yield WeightFormat(SHAPE, group, inputs=InputFormat("int8", 128, turned=d_in))
     yield WeightFormat(SHAPE, Codebook("nf4", (out, d_in // 64), "float16"))
     yield WeightFormat(SHAPE, Codebook("e2m1", (out, d_in // 32), "float8_e8m0fnu"))
     yield WeightFormat(SHAPE, Codebook("e2m1", (out, d_in // 16), "float8_e4m3fn", True))

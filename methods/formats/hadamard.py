@@ -74,4 +74,4 @@ def turned(x: Tensor, n: int) -> Tensor:
         first, second = pairs.unbind(2)
         rows = torch.stack([first + second, first - second], dim=2)
         half *= 2
-    return (rows / n**0.5).reshape(x.shape)
+    return torch.div(rows, n**0.5).reshape(x.shape)

@@ -44,6 +44,8 @@ def _linear_refusal(
     padded = panels.panels * panels.rows != weight_format.shape[0]
     if padded and (name in block.biases or name in (QKVO[-1], MLP[-1])):
         return "its outputs are padded"
+    if weight_format.inputs and weight_format.inputs.turned:
+        return "its inputs are turned"
     if weight_format.inputs and weight_format.outliers:
         return "its inputs are rounded, and its outliers are multiplied as floats"
     if weight_format.inputs and not (panels.rounded_blocks and instructions.dots):

@@ -18,7 +18,7 @@ from trinity.lowering.kernels.cpu.tiling import Tiling, prepare_tiles
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
 from trinity.lowering.kernels.kernel_storage import FactorName
 from trinity.lowering.mlir.builder import MLIR_TYPES, Builder, Operand, tensor_type
-from trinity.lowering.rows.linalg import rounded_input, scaled_input
+from trinity.lowering.rows.linalg import rounded_input, scaled_input, turned_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
 # less is worth more than the faster digits.
@@ -115,21 +115,30 @@ class _Writer:
         self.name, self.rows = name, rows
         self.build = Builder()
         self.executables: dict[str, str] = {}
+        self.turned: str | None = None
 
     def use(self, weight: Panels, factor: FactorName | None, made: Instructions) -> "_Use":
         """Of the function's own input, rounded where its digits will not do that."""
         d_in = weight.format.shape[1]
         part = weight.factors[factor] if factor else weight
-        use = _Use(weight, factor, "%arg_x", d_in, made.of(part))
+        use = _Use(weight, factor, self.input(weight), d_in, made.of(part))
         inputs = part.format.inputs
-        if inputs and not (use.instructions.dots and part.rounded_blocks):
+        if inputs and inputs.kind and not (use.instructions.dots and part.rounded_blocks):
             use = replace(use, x=rounded_input(self.build, self.rows, use.x, d_in, inputs))
         return use
 
+    def input(self, weight: Panels) -> str:
+        """The function's own input, turned once where that is declared."""
+        inputs = weight.format.inputs
+        if self.turned is None:
+            d_in, x = weight.format.shape[1], "%arg_x"
+            self.turned = turned_input(self.build, self.rows, x, d_in, inputs) if inputs else x
+        return self.turned
+
     def outliers(self, weight: Panels, made: Instructions) -> "_Use":
         """Of the function's own input, as floats, rounded if it is."""
-        x, d_in, inputs = "%arg_x", weight.format.shape[1], weight.format.inputs
-        if inputs:
+        x, d_in, inputs = self.input(weight), weight.format.shape[1], weight.format.inputs
+        if inputs and inputs.kind:
             x = rounded_input(self.build, self.rows, x, d_in, inputs)
         return _Use(weight, None, x, d_in, made, outliers=True)
 

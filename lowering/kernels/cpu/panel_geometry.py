@@ -102,7 +102,9 @@ class PanelGeometry(KernelStorage):
         0 where no inputs are rounded, or where blocks and those groups cross.
         """
         inputs, grid = self.format.inputs, self.format.grid
-        if inputs is None or self.integers is None or (grid and grid.input_scale):
+        if inputs is None or inputs.kind is None or self.integers is None:
+            return 0
+        if grid and grid.input_scale:
             return 0
         shared = inputs.group_size or self.format.shape[1]
         if shared % self.group == 0:

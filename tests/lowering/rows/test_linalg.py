@@ -76,6 +76,14 @@ def test_a_compiled_linear_is_the_float64_product_of_its_weight(
     assert worst_error(weight) < 2e-6
 
 
+@pytest.mark.parametrize("size", [12, 48])
+def test_inputs_that_are_turned_are_multiplied_by_the_matrix_first(
+    make_weight: Make, size: int
+) -> None:
+    weight = make_weight((24, 48), "int4 group 16", None, 3, torch.float16)
+    assert worst_error(weight, InputFormat(None, turned=size)) < 2e-6
+
+
 @pytest.mark.parametrize("group", [None, 16])
 def test_declared_eight_bit_inputs_are_rounded_as_in_torch(
     make_weight: Make, group: int | None

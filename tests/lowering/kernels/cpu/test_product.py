@@ -239,6 +239,34 @@ def test_declared_eight_bit_inputs_are_rounded_as_in_torch(
     assert worst_error(load(panels, flavour, CPU), panels, weight, x) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind", "rank", "inputs", "outliers"),
+    [
+        ((40, 96), "int4 group 16", 3, InputFormat(None, turned=96), 0),
+        ((20, 80), "nf4 group 16", 0, InputFormat(None, turned=20), 2),
+        ((20, 36), "float16", 0, InputFormat(None, turned=36), 0),
+        ((40, 64), "nested 3 group 16", 0, InputFormat("int8", 16, turned=64), 0),
+    ],
+)
+def test_turned_inputs_are_multiplied_by_the_matrix_first(
+    make_weight: Make,
+    flavour: Flavour,
+    shape: tuple[int, int],
+    kind: str,
+    rank: int,
+    inputs: InputFormat,
+    outliers: int,
+) -> None:
+    weight = make_weight(shape, kind, None, rank, torch.float16, outliers)
+    panels, x = (
+        Panels(replace(format_of(weight), inputs=inputs)),
+        torch.randn(max(ROWS), shape[1]),
+    )
+    # Where inputs are rounded, the last bit of a float decides which of two codes one gets.
+    most = 2e-2 if inputs.kind else 1e-6
+    assert worst_error(load(panels, flavour, CPU), panels, weight, x) < most
+
+
 def test_a_packed_adapter_reads_rounded_inputs_too(
     make_packed_adapter: Make, flavour: Flavour
 ) -> None:
