@@ -19,6 +19,7 @@ from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
 from trinity.methods.formats.sparse import NM, Pattern, Sparse, Unstructured, parse_pattern
 from trinity.methods.formats.tiles import Tiles
 from trinity.methods.formats.values import Values, ValuesFormat
+from trinity.methods.formats.vector_codebook import VectorCodebook, VectorCoded
 
 __all__ = [
     "NM",
@@ -46,6 +47,8 @@ __all__ = [
     "Unstructured",
     "Values",
     "ValuesFormat",
+    "VectorCodebook",
+    "VectorCoded",
     "WeightFormat",
     "WithOutliers",
     "bits_per_weight",

@@ -13,6 +13,7 @@ from trinity.methods.formats.quantized import Grid, Quantized
 from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
 from trinity.methods.formats.sparse import Sparse
 from trinity.methods.formats.values import Values, ValuesFormat
+from trinity.methods.formats.vector_codebook import VectorCodebook, VectorCoded
 from trinity.methods.plugins import OURS, Group
 
 GROUP = "trinity.formats"
@@ -23,6 +24,7 @@ BUILT_IN: Mapping[str, type[ValuesFormat]] = {
     "codebook": Codebook,
     "row_codebook": RowCodebook,
     "nested_grid": NestedGrid,
+    "vector_codebook": VectorCodebook,
 }
 TAKEN = (
     *("shape", "label", "pattern", "outliers", "adapter", "inputs"),
@@ -80,7 +82,7 @@ def is_weight(found: object) -> TypeGuard[Values | Sparse | WithOutliers | Adapt
 
 def is_values(found: object) -> TypeGuard[Values]:
     """Whether something is the numbers of a kind that is known."""
-    if type(found) in (Dense, Quantized, Coded, RowCoded, Nested):
+    if type(found) in (Dense, Quantized, Coded, RowCoded, Nested, VectorCoded):
         return True
     layout = getattr(found, "values_format", None)
     kind = getattr(type(layout), "kind", None)

@@ -15,6 +15,7 @@ from trinity.methods.formats.quantized import Grid
 from trinity.methods.formats.row_codebook import RowCodebook
 from trinity.methods.formats.sparse import Pattern, Sparse, parse_pattern
 from trinity.methods.formats.values import Values, ValuesFormat
+from trinity.methods.formats.vector_codebook import VectorCodebook
 
 CompressedWeight = Values | Sparse | WithOutliers | Adapted
 
@@ -61,6 +62,11 @@ class WeightFormat:
     def row_codebook(self) -> RowCodebook | None:
         """Of values of a row's own table; None where they are something else."""
         return self.values if isinstance(self.values, RowCodebook) else None
+
+    @property
+    def vectors(self) -> VectorCodebook | None:
+        """Of values of tables of vectors; None where they are something else."""
+        return self.values if isinstance(self.values, VectorCodebook) else None
 
     @property
     def code_bits(self) -> int | None:
