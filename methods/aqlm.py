@@ -34,6 +34,7 @@ from trinity.methods.options import FloatName, cast
 from trinity.methods.tensors import unquantized
 
 _AT_ONCE = 1 << 24  # scores of a search
+BITS_OF = {"float32": 32, "float16": 16, "bfloat16": 16}
 LEAST_SCALE = 0.01  # of what it was at the start
 
 
@@ -68,9 +69,9 @@ def kmeans(x: Tensor, count: int, iterations: int, generator: torch.Generator) -
 
     x: [n, g], float32  ->  [count, g]
     """
-    drawn = torch.randperm(len(x), generator=generator)[:count]
+    drawn = torch.randperm(len(x), generator=generator, device="cpu")[:count]
     means = x[drawn.repeat(-(-count // len(drawn)))[:count].to(x.device)]
-    found = torch.full((len(x),), -1, device=x.device)
+    found = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
     for _ in range(iterations):
         before, found = found, nearest_vectors(x, means)
         if torch.equal(found, before):
@@ -86,7 +87,7 @@ def started(W: Tensor, config: AqlmConfig) -> tuple[Tensor, Tensor, Tensor]:
 
     W: [out, in], float32  ->  codes int64 [out, in // g, K], tables [K, 2^B, g], scale [out, 1]
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator("cpu").manual_seed(config.seed)
     norm = W.norm(dim=1, keepdim=True)
     scale = torch.where(norm > 0, norm, 1.0)
     left = (W / scale).reshape(-1, config.group_size)
@@ -228,6 +229,9 @@ class _Aqlm:
     def problem(self, shape: tuple[int, int], config: AqlmConfig) -> str | None:
         if shape[1] % config.group_size:
             return f"vectors of {config.group_size} inputs do not divide in = {shape[1]}"
+        entries = config.codebooks * 2**config.bits * config.group_size
+        if entries * BITS_OF[config.dtype] > 32 * shape[0] * shape[1]:
+            return f"its tables of {entries} numbers would take more than the layer as float32"
         return None
 
     def compress(

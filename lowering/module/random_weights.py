@@ -24,11 +24,14 @@ from trinity.methods.formats import (
     Sparse,
     Tiles,
     Values,
+    VectorCodebook,
+    VectorCoded,
     WeightFormat,
     WithOutliers,
     format_of,
     tiles,
 )
+from trinity.methods.formats.vector_codebook import code_dtype
 
 
 def random_weight(weight_format: WeightFormat) -> CompressedWeight:
@@ -68,10 +71,26 @@ def _values(weight_format: WeightFormat, generator: torch.Generator) -> Values:
         levels = torch.randn(values.tables, 2**values.bits, generator=generator)
         codes = torch.randint(2**values.bits, shape, generator=generator).to(torch.uint8)
         return RowCoded(codes, levels.to(getattr(torch, values.dtype)))
+    if isinstance(values, VectorCodebook):
+        return _vectors(shape, values, generator)
     if not isinstance(values, Grid):
         msg = f"no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)
     return _codes(shape, values, generator)
+
+
+def _vectors(
+    shape: tuple[int, int], of: VectorCodebook, generator: torch.Generator
+) -> VectorCoded:
+    (out, d_in), count = shape, 2**of.bits
+    codes = torch.randint(count, (out, d_in // of.group, of.books), generator=generator)
+    tables = torch.randn(of.books, count, of.group, generator=generator)
+    scale = torch.rand(out, 1, generator=generator) + 0.5
+    return VectorCoded(
+        codes.to(code_dtype(of.bits)),
+        tables.to(getattr(torch, of.dtype)),
+        scale.to(getattr(torch, of.scale_dtype)),
+    )
 
 
 def _with_outliers(

@@ -1,7 +1,17 @@
 """Which formats no compiled module can hold, and why."""
 
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import NM, Codebook, Floats, Grid, RowCodebook, WeightFormat
+from trinity.methods.formats import (
+    NM,
+    Codebook,
+    Floats,
+    Grid,
+    RowCodebook,
+    VectorCodebook,
+    WeightFormat,
+)
+
+VECTOR_BITS, VECTOR_GROUPS = 8, (4, 8, 16)
 
 
 def check_held(weight_format: WeightFormat) -> None:
@@ -15,6 +25,8 @@ def check_held(weight_format: WeightFormat) -> None:
 
 def _values(weight_format: WeightFormat) -> str | None:
     values, grid = weight_format.values, weight_format.grid
+    if isinstance(values, VectorCodebook):
+        return _vectors(weight_format, values)
     if not isinstance(values, Floats | Grid | Codebook | RowCodebook):
         return (
             f"compiled modules hold floats, uniform grids and tables of levels, and not values of "
@@ -30,6 +42,20 @@ def _values(weight_format: WeightFormat) -> str | None:
             "an index assigns inputs to scale groups (act-order), and compiled modules read groups "
             "of consecutive inputs. Evaluate it with the torch engine, or quantize with "
             "`group_fit: static` or without `act_order`."
+        )
+    return None
+
+
+def _vectors(weight_format: WeightFormat, values: VectorCodebook) -> str | None:
+    if values.bits != VECTOR_BITS or values.group not in VECTOR_GROUPS:
+        return (
+            f"compiled modules hold vectors of {', '.join(map(str, VECTOR_GROUPS))} inputs under "
+            f"codes of {VECTOR_BITS} bits. Evaluate it with the torch engine."
+        )
+    if weight_format.outliers or weight_format.adapter or weight_format.inputs:
+        return (
+            "compiled modules hold vectors of tables without outliers, adapters or rounded inputs. "
+            "Evaluate it with the torch engine."
         )
     return None
 
@@ -69,7 +95,7 @@ def _check_adapter(weight_format: WeightFormat) -> None:
     for name in ("B", "A"):
         factor = weight_format.factor(name)
         check_held(factor)
-        if factor.codebook or factor.row_codebook:
+        if factor.codebook or factor.row_codebook or factor.vectors:
             msg = (
                 f"format {weight_format.label}: compiled modules hold adapters of floats and "
                 f"uniform grids, and not of {factor.label}. Evaluate it with the torch engine."

@@ -15,7 +15,7 @@ def storage_of(weight_format: WeightFormat, target: Target) -> WeightStorage:
     layout = layout_of(weight_format)  # what modules cannot hold in rows, no kernel takes either
     if target.kernels and target.kernels().refusal(weight_format) is None:
         return target.kernels().storage(weight_format)
-    if weight_format.codebook or weight_format.row_codebook:
+    if weight_format.codebook or weight_format.row_codebook or weight_format.vectors:
         msg = (
             f"format {weight_format.label}: values of a table have no kernel on {target.name}. "
             f"Compile it for llvm-cpu, or evaluate it with the torch engine."

@@ -11,6 +11,7 @@ from trinity.lowering.kernels.cpu.flavour import instructions_of, missing_here
 from trinity.lowering.kernels.cpu.instructions import INSTRUCTIONS, Flavour, Instructions, for_type
 from trinity.lowering.kernels.cpu.linear import linear_kernels
 from trinity.lowering.kernels.cpu.panels import Panels
+from trinity.lowering.kernels.cpu.vectors import VectorStorage, vector_kernels
 from trinity.lowering.kernels.decoder_parts import ATTENTION, BLOCK
 from trinity.lowering.kernels.target_kernels import FusedKernel, TargetKernels
 from trinity.methods.formats import WeightFormat
@@ -41,17 +42,22 @@ class CpuKernels(TargetKernels):
         return None
 
     def refusal(self, weight_format: WeightFormat) -> str | None:
-        """None: panels hold every format."""
+        """None: panels hold every format but vectors of tables, which have a storage of their own."""
         return None
 
-    def storage(self, weight_format: WeightFormat) -> Panels:
+    def storage(self, weight_format: WeightFormat) -> Panels | VectorStorage:
         """See `TargetKernels`."""
+        if weight_format.vectors:
+            return VectorStorage(weight_format)
         return self.instructions.panels(weight_format)
 
     def linear(self, name: str, weight_format: WeightFormat, rows: int, dtype: str) -> KernelCode:
         """See `TargetKernels`."""
         made = for_type(self.instructions, dtype)
-        return linear_kernels(name, self.storage(weight_format), rows, made)
+        stored = self.storage(weight_format)
+        if isinstance(stored, VectorStorage):
+            return vector_kernels(name, stored, rows, made)
+        return linear_kernels(name, stored, rows, made)
 
     @property
     def fused(self) -> Mapping[str, FusedKernel[Any]]:  # as in `TargetKernels`
