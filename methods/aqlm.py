@@ -3,7 +3,7 @@
 Each group of g consecutive inputs of a row is a scale of the row times a sum of K vectors, one of
 each table C_k of 2^B vectors.  Codes, tables and scales are sought that minimize the output's error
 
-    || W X - W^ X ||^2 / out = tr((W^ - W) X X^T (W^ - W)^T) / out                  (eq. 2)
+    || W X - W^ X ||^2 / out = tr((W^ - W) X X^T (W^ - W)^T) / out
 
 1. Start: the scale is the row's norm, and the tables are k-means of what those before left.
 2. Tables and scales: steps of Adam, codes held.
@@ -83,7 +83,7 @@ def kmeans(x: Tensor, count: int, iterations: int, generator: torch.Generator) -
 
 
 def started(W: Tensor, config: AqlmConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual k-means of W over its rows' norms (section 3.1, step 1).
+    """Residual k-means of W over its rows' norms (step 1).
 
     W: [out, in], float32  ->  codes int64 [out, in // g, K], tables [K, 2^B, g], scale [out, 1]
     """
@@ -109,7 +109,7 @@ def error(delta: Tensor, H: Tensor) -> float:
 def train(
     optimizer: torch.optim.Optimizer, codes: Tensor, W: Tensor, H: Tensor, least: Tensor, steps: int
 ) -> None:
-    """Steps on tables and scales, which the optimizer holds (section 3.3).
+    """Steps on tables and scales, which the optimizer holds (phase 2 of the paper).
 
     least: [out, 1], below which no scale falls
     """
@@ -129,7 +129,7 @@ def train(
 def beam_search(
     codes: Tensor, tables: Tensor, scale: Tensor, W: Tensor, H: Tensor, beam: int
 ) -> Tensor:
-    """Codes whose error is no greater, row by row (section 3.2).
+    """Codes whose error is no greater, row by row (phase 1 of the paper).
 
     Group by group, and in it table by table, each of the `beam` sets of a row's codes is tried with
     every code in that place; the best `beam` of all go on.  Present codes are among them.
@@ -202,7 +202,8 @@ def compress(
     best = codes, tables.detach().clone(), scale.detach().clone()
     first = lowest = error(decoded(*best) - W, H)
     done = 0
-    for done in range(1, config.rounds + 1):
+    for _ in range(config.rounds):
+        done += 1
         train(optimizer, codes, W, H, least, config.steps)
         codes = beam_search(codes, tables.detach(), scale.detach(), W, H, config.beam)
         now = error(decoded(codes, tables.detach(), scale.detach()) - W, H)

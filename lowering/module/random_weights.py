@@ -79,9 +79,7 @@ def _values(weight_format: WeightFormat, generator: torch.Generator) -> Values:
     return _codes(shape, values, generator)
 
 
-def _vectors(
-    shape: tuple[int, int], of: VectorCodebook, generator: torch.Generator
-) -> VectorCoded:
+def _vectors(shape: tuple[int, int], of: VectorCodebook, generator: torch.Generator) -> VectorCoded:
     (out, d_in), count = shape, 2**of.bits
     codes = torch.randint(count, (out, d_in // of.group, of.books), generator=generator)
     tables = torch.randn(of.books, count, of.group, generator=generator)

@@ -164,6 +164,7 @@ def every_kind() -> dict[str, CompressedWeight]:
         Sparse(Dense(torch.randn(8, 16).bfloat16()), sparse.mask, pattern),
         sparse,
         Sparse(random_coded(8, 16, "nf4", 2, torch.float8_e8m0fnu), sparse.mask, pattern),
+        random_vectors(8, 16, 4, 4, 2, torch.float32),
         with_adapter(sparse, 4, torch.float16),
         *packed_adapters(sparse),
     ]

@@ -42,7 +42,7 @@ class CpuKernels(TargetKernels):
         return None
 
     def refusal(self, weight_format: WeightFormat) -> str | None:
-        """None: panels hold every format but vectors of tables, which have a storage of their own."""
+        """None: panels hold every format, or a storage of its own, that of vectors of tables."""
         return None
 
     def storage(self, weight_format: WeightFormat) -> Panels | VectorStorage:

@@ -182,9 +182,7 @@ class _Writer:
         kernel, books, total = self.kernel, self.stored.vectors.books, ""
         for k in range(books):
             at = [tile, group, kernel.constant(output * books + k)]
-            code = kernel.value(
-                f"arith.index_castui {self.codes.load_scalar(at)} : i8 to index"
-            )
+            code = kernel.value(f"arith.index_castui {self.codes.load_scalar(at)} : i8 to index")
             found = self.tables.load([kernel.constant(k), code, kernel.constant(0)], self.kind)
             total = kernel.value(f"arith.addf {total}, {found} : {self.kind}") if k else found
         return total
