@@ -63,7 +63,7 @@ class VectorCodebook:
         made = VectorCodebook(**data)
         if made.bits not in BITS:
             raise ConfigError(f"bits: {made.bits!r} is not {', '.join(map(str, BITS))}.")
-        for count in (made.books, made.group):
+        for count in (data["books"], data["group"]):
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ConfigError(f"vectors: {count!r} is no number of tables or inputs.")
         known = {str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES}

@@ -98,9 +98,9 @@ class Tunable:
 
 
 def _parts(weight: CompressedWeight) -> list[Stored]:
-    if isinstance(weight, Adapted):
-        return [*(_tables(weight) or [weight.base]), weight.B, weight.A]
-    return list(_tables(weight)) or [weight]
+    base = weight.base if isinstance(weight, Adapted) else weight
+    own: list[Stored] = [*_tables(weight)] or [base]
+    return [*own, weight.B, weight.A] if isinstance(weight, Adapted) else own
 
 
 def _tables(weight: CompressedWeight) -> list[Tensor]:
