@@ -114,16 +114,17 @@ def train(
     least: [out, 1], below which no scale falls
     """
     tables, scale = optimizer.param_groups[0]["params"]
+    places = [codes[:, :, k].flatten() for k in range(codes.shape[2])]
     for _ in range(steps):
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            made = decoded(codes, tables, scale)
-        # The gradient of the error by W^, which takes one product with H.
-        slope = (made.detach() - W) @ H
-        made.backward(slope.mul_(2 / len(W)))  # type: ignore[no-untyped-call]  # torch's
+        unit = decoded(codes, tables, torch.ones_like(scale))
+        # Of the error, by W^: one product with H, where autograd would take two.
+        slope = ((unit * scale - W) @ H).mul_(2 / len(W))
+        scale.grad = (slope * unit).sum(1, keepdim=True)
+        by_group = (slope * scale).view(-1, tables.shape[2])
+        sums = [torch.zeros_like(tables[0]).index_add_(0, place, by_group) for place in places]
+        tables.grad = torch.stack(sums)
         optimizer.step()
-        with torch.no_grad():
-            torch.maximum(scale, least, out=scale)
+        torch.maximum(scale, least, out=scale)
 
 
 def beam_search(
@@ -162,15 +163,24 @@ def _search(
             table = tables[k]
             u = table[words[:, :, k]] * scale
             without = errors - ((2 * slope - u @ block) * u).sum(2)
-            own = ((table @ block) * table).sum(1)
-            scores = 2 * scale * ((slope - u @ block) @ table.T) + scale.square() * own
-            scores = (scores + without[:, :, None]).transpose(0, 1).flatten(1)
-            best, place = scores.topk(min(beam, scores.shape[1]), dim=1, largest=False)
+            least = without.amin(0)  # of a row: what is large and common is left out of scores
+            own = ((table @ block) * table).sum(1, keepdim=True)
+            # By the row's scale, which is positive, so that every score is one product.
+            parts = [2 * (slope - u @ block), scale.expand(len(u), -1, -1)]
+            left = torch.cat([*parts, (without - least)[:, :, None] / scale], dim=2)
+            right = torch.cat([table, own, torch.ones_like(own)], dim=1)
+            scores = (left.transpose(0, 1) @ right.T).flatten(1)  # [out, b * 2^B]
+            best, place = (
+                scores.min(dim=1, keepdim=True)
+                if beam == 1
+                else scores.topk(min(beam, scores.shape[1]), dim=1, largest=False)
+            )
             source, chosen = (place // len(table)).T, (place % len(table)).T  # [b, out]
             change = table[chosen] * scale - u[source, row]
             slope = slope[source, row] + change @ block
             moved = moved[source, row] + change
-            words, origin, errors = words[source, row], origin[source, row], best.T
+            words, origin = words[source, row], origin[source, row]
+            errors = (best * scale).T + least
             words[:, :, k] = chosen
         if beam > 1:
             sets, delta = sets[origin, row], delta[origin, row]
@@ -194,23 +204,23 @@ def compress(
     codes, tables, scale = started(W, config)
     least = LEAST_SCALE * scale
     optimizer = torch.optim.Adam(
-        [tables.requires_grad_(), scale.requires_grad_()],
+        [tables, scale],
         lr=config.learning_rate,
         betas=(0.0, 0.95),
         amsgrad=True,
     )
-    best = codes, tables.detach().clone(), scale.detach().clone()
+    best = codes, tables.clone(), scale.clone()
     first = lowest = error(decoded(*best) - W, H)
     done = 0
     for _ in range(config.rounds):
         done += 1
         train(optimizer, codes, W, H, least, config.steps)
-        codes = beam_search(codes, tables.detach(), scale.detach(), W, H, config.beam)
-        now = error(decoded(codes, tables.detach(), scale.detach()) - W, H)
+        codes = beam_search(codes, tables, scale, W, H, config.beam)
+        now = error(decoded(codes, tables, scale) - W, H)
         enough = now < (1 - config.tolerance) * lowest
         if now < lowest:
             lowest = now
-            best = codes, tables.detach().clone(), scale.detach().clone()
+            best = codes, tables.clone(), scale.clone()
         if not enough:
             break
     codes, tables, scale = best

@@ -110,12 +110,10 @@ def test_a_step_of_training_is_adams_on_the_error_of_the_outputs() -> None:
         assert of.grad is not None
         second = 0.05 * of.grad.square() / (1 - 0.95)
         expected.append((of - rate * of.grad / (second.sqrt() + 1e-8)).detach())
-    optimizer = torch.optim.Adam(
-        [tables.requires_grad_(), scale.requires_grad_()], lr=rate, betas=(0.0, 0.95), amsgrad=True
-    )
+    optimizer = torch.optim.Adam([tables, scale], lr=rate, betas=(0.0, 0.95), amsgrad=True)
     train(optimizer, codes, W, H, torch.zeros(OUT, 1), 1)
     for of, wanted in zip((tables, scale), expected, strict=True):
-        assert (of.detach().double() - wanted).abs().max() < 1e-5
+        assert (of.double() - wanted).abs().max() < 1e-5
 
 
 def test_training_lowers_the_error_and_no_scale_falls_below_its_bound() -> None:
@@ -123,11 +121,11 @@ def test_training_lowers_the_error_and_no_scale_falls_below_its_bound() -> None:
     codes, tables, scale = started(W, AqlmConfig.model_validate(FAST))
     before = error(decoded(codes, tables, scale) - W, H)
     least = scale - 0.002
-    optimizer = torch.optim.Adam([tables.requires_grad_(), scale.requires_grad_()], lr=1e-3)
+    optimizer = torch.optim.Adam([tables, scale], lr=1e-3)
     train(optimizer, codes, W, H, least, 50)
-    assert error(decoded(codes, tables.detach(), scale.detach()) - W, H) < before
-    assert bool((scale.detach() >= least).all())
-    assert bool((scale.detach() == least).any())
+    assert error(decoded(codes, tables, scale) - W, H) < before
+    assert bool((scale >= least).all())
+    assert bool((scale == least).any())
 
 
 def test_kmeans_ends_where_every_mean_is_that_of_the_points_nearest_to_it() -> None:
