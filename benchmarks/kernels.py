@@ -41,6 +41,7 @@ from trinity.methods.formats import (
     RowCodebook,
     Tiles,
     Unstructured,
+    VectorCodebook,
     WeightFormat,
 )
 
@@ -129,6 +130,7 @@ def formats(shape: tuple[int, int]) -> dict[str, WeightFormat]:
         ),
         "4 bits, levels by row": WeightFormat(shape, RowCodebook(4, out, "float16")),
         "3 bits, levels by row": WeightFormat(shape, RowCodebook(3, out, "float16")),
+        "2x8-bit vectors": WeightFormat(shape, VectorCodebook(2, 8, 8, "float16", "float16")),
         "int4, outliers": WeightFormat(shape, grid, outliers=some),
         "3 bits, levels by row, outliers": WeightFormat(
             shape, RowCodebook(3, out, "float16"), outliers=some

@@ -19,6 +19,7 @@ class Entry:
 
 
 CATALOGUE = {
+    "aqlm": Entry("arXiv:2401.06118", "hessian", "2x8-bit vectors of 8"),
     "awq": Entry("arXiv:2306.00978", "x_mean_abs", "-"),
     "awq-clip": Entry("arXiv:2306.00978", "hessian", "int4 group 128 asymmetric"),
     "beam": Entry("github.com/Paramathic/beam", "nothing", "float32"),

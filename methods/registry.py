@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GROUP = "trinity.methods"
 
 BUILT_IN = {
+    "aqlm": "trinity.methods.aqlm:AQLM",
     "awq": "trinity.methods.awq:AWQ",
     "awq-clip": "trinity.methods.awq_clip:AWQ_CLIP",
     "beam": "trinity.methods.beam:BEAM",

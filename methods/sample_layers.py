@@ -35,6 +35,7 @@ from trinity.methods.formats import (
     Quantized,
     RowCoded,
     Sparse,
+    VectorCoded,
     WeightFormat,
     WithOutliers,
     format_of,
@@ -196,6 +197,8 @@ def currents(W: Tensor) -> Iterator[CompressedWeight]:
     yield Coded(nf4, torch.full((1, 1), 0.1), "nf4")
     by_row = RowCoded(nf4 % 8, torch.linspace(-1, 1, 8).repeat(out, 1))
     yield by_row
+    vectors = torch.linspace(-1, 1, 16)[:, None].expand(-1, d_in)[None].contiguous()
+    yield VectorCoded(nf4[:, :1, None].contiguous(), vectors, torch.ones(out, 1))
     yield WithOutliers(by_row, torch.zeros(out, 1, dtype=torch.int16), torch.full((out, 1), 2.0))
 
 

@@ -210,7 +210,10 @@ def _broken(method: str, where: str, what: str) -> PluginError:
 
 def _check_type(method: str, where: str, made: object) -> None:
     if not kinds.is_weight(made):
-        known = "Dense, Quantized, Coded, RowCoded, Nested, SignSum, Sparse, WithOutliers, Adapted"
+        known = (
+            "Dense, Quantized, Coded, RowCoded, Nested, VectorCoded, SignSum, Sparse, "
+            "WithOutliers, Adapted"
+        )
         what = f"gave a {type(made).__name__} where one of {known} is expected"
         raise _broken(method, where, what)
     # Formats refuse what is not finite when they are made; only what they decode to still can be.

@@ -8,6 +8,9 @@
 - Codes under scales that are codes: integer codes, those of scales and zero points, and the grids
   that some rows share.
 - Values of a row's own table: integer codes, and all rows' levels that they are looked up in.
+- Vectors of tables: no type says that a code stands for several entries.  So the weight is integer
+  codes of 8 bits, [out, in // g, K], beside the tables [K, 256, g] and the rows' scales; the sum of
+  the vectors that they name is written out (`tensor.extract`).
 - Outliers: two operands beside the weight, which input each is of and its value, in a sum of their
   own (`tensor.extract`): the sparse dialect has no level of at most so many entries a row.
 - N:M: `#sparse_tensor.encoding<... structured[n, m]>`; unstructured: a compressed level.
@@ -54,6 +57,8 @@ def function_name(weight_format: WeightFormat, rows: int) -> str:
         words.insert(1, f"{nested.dtype} by {nested.rows}")
     if weight_format.grid:
         words.insert(2, str(weight_format.grid.input_scale or ""))
+    if of := weight_format.vectors:
+        words.insert(1, f"{of.dtype} scale {of.scale_dtype}")
     if weight_format.outliers:
         words.insert(1, f"outliers {weight_format.outliers.dtype}")
     if weight_format.adapter:
@@ -119,7 +124,9 @@ def encoding(weight_format: WeightFormat) -> str | None:
 
 
 def weight_type(weight_format: WeightFormat) -> str:
-    """The type of the annotated weight, [out, in]."""
+    """The type of the annotated weight, [out, in], or of the codes of vectors."""
+    if weight_format.vectors:
+        return tensor_type(*layout_of(weight_format).shapes()["codes"])
     sparse, quantized = encoding(weight_format), quantized_type(weight_format)
     if own := weight_format.row_codebook or weight_format.nested:
         return tensor_type(weight_format.shape, f"i{own.bits}")
@@ -141,7 +148,10 @@ def annotated_function(layout: Layout, rows: int) -> str:
     x = "%arg_x"
     if weight_format.inputs:
         x = changed_input(build, rows, x, d_in, weight_format.inputs)
-    result = _contraction(build, layout, rows, x, _dense_weight(build, weight_format))
+    if weight_format.vectors:
+        result = _vector_contraction(build, layout, rows, x)
+    else:
+        result = _contraction(build, layout, rows, x, _dense_weight(build, weight_format))
     if weight_format.outliers:
         result = add_outliers(build, weight_format, rows, x, result)
     if weight_format.adapter:
@@ -289,6 +299,41 @@ def _contraction(build: Builder, layout: Layout, rows: int, x: str, weight: Oper
             body.append(f"%by_input = arith.mulf {value}, {widen('inputs', kind, body)} : f32")
             value = "%by_input"
     body.append(f"%product = arith.mulf %in_x, {value} : f32")
+    body.append("%yield = arith.addf %acc, %product : f32")
+    output = Operand("out", build.zeros((rows, out)), ("m", "n"), (rows, out), "f32")
+    return build.generic("m n k", inputs, output, "k", body)
+
+
+def _vector_contraction(build: Builder, layout: Layout, rows: int, x: str) -> str:
+    """Sum over k of x times the sum of the vectors that codes name, times the row's scale."""
+    (out, d_in), of, shapes = layout.format.shape, layout.format.vectors, layout.shapes()
+    assert of
+    codes, tables = weight_type(layout.format), tensor_type(*shapes["codebooks"])
+    inputs = [
+        Operand("x", x, ("m", "k"), (rows, d_in), "f32"),
+        Operand("scale", "%arg_scale", ("n", "0"), (out, 1), MLIR_TYPES[shapes["scale"][1]]),
+    ]
+    size = build.value(f"arith.constant {of.group} : index")
+    books = [build.value(f"arith.constant {k} : index") for k in range(of.books)]
+    body = [
+        "%row = linalg.index 1 : index",
+        "%column = linalg.index 2 : index",
+        f"%group = arith.divui %column, {size} : index",
+        f"%place = arith.remui %column, {size} : index",
+    ]
+    total = ""
+    for k, book in enumerate(books):
+        body += [
+            f"%code_{k} = tensor.extract %arg_weight[%row, %group, {book}] : {codes}",
+            f"%at_{k} = arith.index_castui %code_{k} : i8 to index",
+            f"%in_of_{k} = tensor.extract %arg_codebooks[{book}, %at_{k}, %place] : {tables}",
+        ]
+        part = widen(f"of_{k}", MLIR_TYPES[shapes["codebooks"][1]], body)
+        if total:
+            body.append(f"%sum_{k} = arith.addf {total}, {part} : f32")
+        total = f"%sum_{k}" if total else part
+    body.append(f"%scaled = arith.mulf {total}, {widen('scale', inputs[1].dtype, body)} : f32")
+    body.append("%product = arith.mulf %in_x, %scaled : f32")
     body.append("%yield = arith.addf %acc, %product : f32")
     output = Operand("out", build.zeros((rows, out)), ("m", "n"), (rows, out), "f32")
     return build.generic("m n k", inputs, output, "k", body)

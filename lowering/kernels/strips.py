@@ -19,6 +19,8 @@ from trinity.methods.formats.scales import EIGHT_BITS
 
 def refusal(weight_format: WeightFormat) -> str | None:
     """Why strips cannot hold a format, or None."""
+    if weight_format.vectors:
+        return "vectors of tables"
     grid = weight_format.grid
     if weight_format.nested:
         return "no kernel reads scales that are codes"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trinity.lowering.kernels.calls import KernelCode
-from trinity.lowering.kernels.kernel_storage import KernelStorage
+from trinity.lowering.weight_storage import WeightStorage
 from trinity.methods.formats import WeightFormat
 
 F = TypeVar("F")
@@ -54,7 +54,7 @@ class TargetKernels(ABC):
         """Why no kernel holds a format, in a few words; None if one does."""
 
     @abstractmethod
-    def storage(self, weight_format: WeightFormat) -> KernelStorage:
+    def storage(self, weight_format: WeightFormat) -> WeightStorage:
         """How a format that is not refused is stored."""
 
     @abstractmethod

@@ -26,11 +26,14 @@ from trinity.methods.formats import (
     Sparse,
     Tiles,
     Values,
+    VectorCodebook,
+    VectorCoded,
     WeightFormat,
     WithOutliers,
     format_of,
     tiles,
 )
+from trinity.methods.formats.vector_codebook import code_dtype
 
 
 def random_weight(weight_format: WeightFormat) -> CompressedWeight:
@@ -72,6 +75,8 @@ def _values(weight_format: WeightFormat, generator: torch.Generator) -> Values:
         return RowCoded(codes, levels.to(getattr(torch, values.dtype)))
     if isinstance(values, NestedGrid):
         return _nested(shape, values, generator)
+    if isinstance(values, VectorCodebook):
+        return _vectors(shape, values, generator)
     if not isinstance(values, Grid):
         msg = f"no random weight of format '{weight_format.label}' can be made yet."
         raise UnsupportedError(msg)
@@ -96,6 +101,18 @@ def _nested(shape: tuple[int, int], values: NestedGrid, generator: torch.Generat
     sizes = values.bits, values.second_bits, values.rows
     (scale_low, scale_step), (zero_low, zero_step) = scale_grid, zero_grid
     return Nested(codes, scale, zero, scale_low, scale_step, zero_low, zero_step, *sizes)
+
+
+def _vectors(shape: tuple[int, int], of: VectorCodebook, generator: torch.Generator) -> VectorCoded:
+    (out, d_in), count = shape, 2**of.bits
+    codes = torch.randint(count, (out, d_in // of.group, of.books), generator=generator)
+    tables = torch.randn(of.books, count, of.group, generator=generator)
+    scale = torch.rand(out, 1, generator=generator) + 0.5
+    return VectorCoded(
+        codes.to(code_dtype(of.bits)),
+        tables.to(getattr(torch, of.dtype)),
+        scale.to(getattr(torch, of.scale_dtype)),
+    )
 
 
 def _with_outliers(

@@ -8,8 +8,11 @@ from trinity.methods.formats import (
     Grid,
     NestedGrid,
     RowCodebook,
+    VectorCodebook,
     WeightFormat,
 )
+
+VECTOR_BITS, VECTOR_GROUPS = 8, (4, 8, 16)
 
 
 def check_held(weight_format: WeightFormat) -> None:
@@ -23,6 +26,8 @@ def check_held(weight_format: WeightFormat) -> None:
 
 def _values(weight_format: WeightFormat) -> str | None:
     values, grid = weight_format.values, weight_format.grid
+    if isinstance(values, VectorCodebook):
+        return _vectors(weight_format, values)
     if not isinstance(values, Floats | Grid | Codebook | RowCodebook | NestedGrid):
         return (
             f"compiled modules hold floats, uniform grids and tables of levels, and not values of "
@@ -43,6 +48,20 @@ def _values(weight_format: WeightFormat) -> str | None:
             "an index assigns inputs to scale groups (act-order), and compiled modules read groups "
             "of consecutive inputs. Evaluate it with the torch engine, or quantize with "
             "`group_fit: static` or without `act_order`."
+        )
+    return None
+
+
+def _vectors(weight_format: WeightFormat, values: VectorCodebook) -> str | None:
+    if values.bits != VECTOR_BITS or values.group not in VECTOR_GROUPS:
+        return (
+            f"compiled modules hold vectors of {', '.join(map(str, VECTOR_GROUPS))} inputs under "
+            f"codes of {VECTOR_BITS} bits. Evaluate it with the torch engine."
+        )
+    if weight_format.outliers or weight_format.adapter or weight_format.inputs:
+        return (
+            "compiled modules hold vectors of tables without outliers, adapters or rounded inputs. "
+            "Evaluate it with the torch engine."
         )
     return None
 
@@ -82,7 +101,7 @@ def _check_adapter(weight_format: WeightFormat) -> None:
     for name in ("B", "A"):
         factor = weight_format.factor(name)
         check_held(factor)
-        if factor.codebook or factor.row_codebook or factor.nested:
+        if factor.codebook or factor.row_codebook or factor.nested or factor.vectors:
             msg = (
                 f"format {weight_format.label}: compiled modules hold adapters of floats and "
                 f"uniform grids, and not of {factor.label}. Evaluate it with the torch engine."

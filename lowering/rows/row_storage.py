@@ -8,6 +8,8 @@ plane are plain arrays of small integers, and unpacking them needs no division b
 |-----------------------------|-------------------------------------|--------------------------|
 | values                      | [planes, out, groups, positions]    | floats                   |
 | codes, codes_low/codes_high | [planes, out, groups, bytes], uint8 | codes; two if 3 bits     |
+|                             | [out, in // g, K], uint8            | codes of vectors         |
+| codebooks                   | [K, 256, g]                         | codes of vectors         |
 | index, index_low/index_high | [planes, out, groups, bytes], uint8 | N:M: places in groups    |
 | scale                       | [1, 1], [out, 1] or [out, groups]   | codes; uint8 if 8 bits   |
 | levels                      | [1 or out, 2^bits]                  | a row's own table        |
@@ -51,6 +53,7 @@ from trinity.methods.formats import (
     Tiles,
     Transposed,
     Unstructured,
+    VectorCoded,
     WeightFormat,
     WithOutliers,
 )
@@ -144,6 +147,12 @@ class Layout(WeightStorage):
         if coded := self.format.coded:
             scale = getattr(torch, coded.scale_dtype)
             found["scale"] = (coded.scale_shape, torch.uint8 if scale in EIGHT_BITS else scale)
+        if of := self.format.vectors:
+            out, d_in = self.format.shape
+            found["codes"] = ((out, d_in // of.group, of.books), torch.uint8)
+            tables = (of.books, 2**of.bits, of.group)
+            found["codebooks"] = (tables, getattr(torch, of.dtype))
+            found["scale"] = ((out, 1), getattr(torch, of.scale_dtype))
         if own := self.format.row_codebook:
             found["levels"] = ((own.tables, 2**own.bits), getattr(torch, own.dtype))
         if nested := self.format.nested:
@@ -177,6 +186,8 @@ class Layout(WeightStorage):
     @property
     def weight_tensors(self) -> tuple[str, ...]:
         """The stored tensors that replace the annotated weight: values or codes, and metadata."""
+        if self.format.vectors:
+            return ("codes",)
         values = ("values",) if self.format.dtype else ()
         return values + tuple(stream.name for stream in self.streams)
 
@@ -197,6 +208,8 @@ class Layout(WeightStorage):
             mask, base = base.mask, base.values
         if isinstance(base, Dense):
             tensors["values"] = _arrange(base.values, mask, self)
+        elif isinstance(base, VectorCoded):
+            tensors = {"codes": base.codes, "codebooks": base.codebooks, "scale": base.scale}
         else:
             # `layout_of` has refused other kinds.
             assert isinstance(base, Quantized | Coded | RowCoded | Nested)
@@ -217,6 +230,8 @@ class Layout(WeightStorage):
         values.
         """
         mask = _read_mask(self, tensors)
+        if self.format.vectors:
+            return VectorCoded(*(tensors[name] for name in ("codes", "codebooks", "scale")))
         base: Dense | Quantized | Coded | RowCoded | Nested | Sparse | WithOutliers
         if self.format.code_bits is None:
             base = Dense(_restore(tensors["values"][..., : self.positions], mask, self))

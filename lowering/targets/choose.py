@@ -22,7 +22,7 @@ def storage_of(weight_format: WeightFormat, target: Target) -> WeightStorage:
             f"among 16 outputs and compile it for llvm-cpu, or evaluate it with the torch engine."
         )
         raise UnsupportedError(msg)
-    if weight_format.codebook or weight_format.row_codebook:
+    if weight_format.codebook or weight_format.row_codebook or weight_format.vectors:
         msg = (
             f"format {weight_format.label}: values of a table have no kernel on {target.name}. "
             f"Compile it for llvm-cpu, or evaluate it with the torch engine."

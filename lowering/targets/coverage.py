@@ -17,6 +17,7 @@ from trinity.methods.formats import (
     NestedGrid,
     OutlierFormat,
     RowCodebook,
+    VectorCodebook,
     WeightFormat,
     parse_pattern,
 )
@@ -48,6 +49,8 @@ def formats() -> Iterator[WeightFormat]:
     yield WeightFormat(SHAPE, Codebook("e4m3", (out, 1), "float32"))
     yield WeightFormat(SHAPE, Codebook("nf4", (out, d_in // 64), "float16"), two_four)
     yield WeightFormat(SHAPE, RowCodebook(4, out, "float16"))
+    yield WeightFormat(SHAPE, VectorCodebook(2, 8, 8, "float16", "float16"))
+    yield WeightFormat(SHAPE, VectorCodebook(1, 16, 8, "float16", "float16"))
     some = OutlierFormat(8, "float16")
     small = NestedGrid(3, d_in // 16, 3, 16, "float16")
     yield WeightFormat(SHAPE, small)

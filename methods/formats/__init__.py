@@ -20,6 +20,7 @@ from trinity.methods.formats.sign_sum import SignedTerms, SignSum
 from trinity.methods.formats.sparse import NM, Pattern, Sparse, Unstructured, parse_pattern
 from trinity.methods.formats.tiles import Tiles
 from trinity.methods.formats.values import Values, ValuesFormat
+from trinity.methods.formats.vector_codebook import VectorCodebook, VectorCoded
 
 __all__ = [
     "NM",
@@ -49,6 +50,8 @@ __all__ = [
     "Unstructured",
     "Values",
     "ValuesFormat",
+    "VectorCodebook",
+    "VectorCoded",
     "WeightFormat",
     "WithOutliers",
     "bits_per_weight",

@@ -14,6 +14,7 @@ from trinity.methods.formats.row_codebook import RowCodebook, RowCoded
 from trinity.methods.formats.sign_sum import SignedTerms, SignSum
 from trinity.methods.formats.sparse import Sparse
 from trinity.methods.formats.values import Values, ValuesFormat
+from trinity.methods.formats.vector_codebook import VectorCodebook, VectorCoded
 from trinity.methods.plugins import OURS, Group
 
 GROUP = "trinity.formats"
@@ -25,6 +26,7 @@ BUILT_IN: Mapping[str, type[ValuesFormat]] = {
     "row_codebook": RowCodebook,
     "nested_grid": NestedGrid,
     "signed_terms": SignedTerms,
+    "vector_codebook": VectorCodebook,
 }
 TAKEN = (
     *("shape", "label", "pattern", "outliers", "adapter", "inputs"),
@@ -82,7 +84,7 @@ def is_weight(found: object) -> TypeGuard[Values | Sparse | WithOutliers | Adapt
 
 def is_values(found: object) -> TypeGuard[Values]:
     """Whether something is the numbers of a kind that is known."""
-    if type(found) in (Dense, Quantized, Coded, RowCoded, Nested, SignSum):
+    if type(found) in (Dense, Quantized, Coded, RowCoded, Nested, VectorCoded, SignSum):
         return True
     layout = getattr(found, "values_format", None)
     kind = getattr(type(layout), "kind", None)

@@ -16,6 +16,7 @@ from trinity.methods.formats.quantized import Grid
 from trinity.methods.formats.row_codebook import RowCodebook
 from trinity.methods.formats.sparse import Pattern, Sparse, parse_pattern
 from trinity.methods.formats.values import Values, ValuesFormat
+from trinity.methods.formats.vector_codebook import VectorCodebook
 
 CompressedWeight = Values | Sparse | WithOutliers | Adapted
 
@@ -67,6 +68,11 @@ class WeightFormat:
     def nested(self) -> NestedGrid | None:
         """Of values under scales that are codes themselves; None where they are something else."""
         return self.values if isinstance(self.values, NestedGrid) else None
+
+    @property
+    def vectors(self) -> VectorCodebook | None:
+        """Of values of tables of vectors; None where they are something else."""
+        return self.values if isinstance(self.values, VectorCodebook) else None
 
     @property
     def code_bits(self) -> int | None:

@@ -9,6 +9,7 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 | weight_packed      | [out, row bytes], uint8                         | codes, nothing masked    |
 |                    | [out, row bytes of n/m * in codes], uint8       | codes N:M                |
 |                    | [bytes of all kept codes], uint8                | codes unstructured       |
+|                    | [out, row bytes of in/g * K codes], uint8       | codes of vectors         |
 |                    | [out, n/m * in] or [kept], float                | sparse floats            |
 | weight_indices     | [out, row bytes of n/m * in indices], uint8     | N:M; ceil(log2 m) bits ea|
 | weight_bitmask     | [out, ceil(in / 8)], uint8                      | unstructured             |
@@ -18,6 +19,7 @@ counted here are the bits on disk, metadata, scales, zero points and adapters in
 |                    | uint8: the bytes of a type of 8 bits            |                          |
 | weight_outer_scale | [1, 1], float32                                 | an outer scale           |
 | weight_levels      | [1 or out, 2^bits], float                       | a table for each row     |
+| weight_codebooks   | [K, 2^bits, g], float                           | codes of vectors         |
 | weight_scale_codes | [out, row bytes of groups codes], uint8; also   | scales that are codes    |
 |                    | weight_zero_codes                               |                          |
 | weight_scale_low   | [ceil(out / rows), groups], float; also _step,  | the same                 |

@@ -32,7 +32,10 @@ class Values(Protocol):
         """
 
     def cleared(self, mask: Tensor) -> Self:
-        """One fixed number where the mask is False, so that equal weights have equal bytes."""
+        """One fixed number where the mask is False, so that equal weights have equal bytes.
+
+        ConfigError where entries have no value of their own that could be removed.
+        """
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors that store all of them, contiguous, of types that files hold."""

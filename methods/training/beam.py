@@ -8,14 +8,22 @@ with Adam.  Differences from the published code: methods/beam.py.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trinity.methods.errors import ConfigError
-from trinity.methods.formats import Adapted, CompressedWeight, Dense, Transposed, WithOutliers
+from trinity.methods.formats import (
+    Adapted,
+    CompressedWeight,
+    Dense,
+    Transposed,
+    VectorCoded,
+    WithOutliers,
+)
+from trinity.methods.formats.vector_codebook import decoded as sum_of_vectors
 from trinity.methods.training.straight_through import Stored, decoded, like, straight_through
 
 Zeros = Literal["all", "pattern"]
@@ -30,7 +38,10 @@ class _DivergedError(Exception):
 
 
 class Tunable:
-    """One compressed weight as float parameters: its own, or base, B and A of an adapted one."""
+    """One compressed weight as float parameters: its own, or base, B and A of an adapted one.
+
+    Of vectors from tables the parameters are tables and scales, and codes stay (AQLM, phase 3).
+    """
 
     def __init__(self, weight: CompressedWeight, zeros: Zeros) -> None:
         """Parameters that start at what is stored.
@@ -41,9 +52,10 @@ class Tunable:
         self.weight = weight
         self.parts = _parts(weight)
         starts = [decoded(part) for part in self.parts]
+        own = len(_tables(weight))  # no zero of a table is one of the weight's
         self.free = [
-            start != 0 if zeros == "all" or isinstance(part, Dense) else None
-            for part, start in zip(self.parts, starts, strict=True)
+            start != 0 if at >= own and (zeros == "all" or isinstance(part, Dense)) else None
+            for at, (part, start) in enumerate(zip(self.parts, starts, strict=True))
         ]
         self.parameters = [start.requires_grad_() for start in starts]
 
@@ -52,13 +64,24 @@ class Tunable:
         pairs = zip(self.parts, self.parameters, strict=True)
         try:
             made = [straight_through(part, x) for part, x in pairs]
+            if _tables(self.weight):
+                self.stored()  # refuses scales that are not positive
         except ConfigError as error:  # of a format that is given such numbers
             raise _DivergedError from error
+        base = self.weight.base if isinstance(self.weight, Adapted) else self.weight
+        if isinstance(base, VectorCoded):
+            made = [sum_of_vectors(base.codes, made[0], made[1]), *made[2:]]
         return made[0] + made[1] @ made[2] if len(made) > 1 else made[0]
 
     def stored(self) -> CompressedWeight:
         """The weight in the format it came in."""
         made = [like(p, x.detach()) for p, x in zip(self.parts, self.parameters, strict=True)]
+        before = self.weight.base if isinstance(self.weight, Adapted) else self.weight
+        if isinstance(before, VectorCoded):
+            tables, scale, *made = made
+            assert isinstance(tables, Tensor)
+            assert isinstance(scale, Tensor)
+            made = [replace(before, codebooks=tables, scale=scale), *made]
         base = made[0]
         assert not isinstance(base, (Tensor, Transposed))
         if len(made) == 1:
@@ -75,7 +98,15 @@ class Tunable:
 
 
 def _parts(weight: CompressedWeight) -> list[Stored]:
-    return [weight.base, weight.B, weight.A] if isinstance(weight, Adapted) else [weight]
+    base = weight.base if isinstance(weight, Adapted) else weight
+    own: list[Stored] = [*_tables(weight)] or [base]
+    return [*own, weight.B, weight.A] if isinstance(weight, Adapted) else own
+
+
+def _tables(weight: CompressedWeight) -> list[Tensor]:
+    """What the entries of a weight of vectors are made of; none of any other weight."""
+    base = weight.base if isinstance(weight, Adapted) else weight
+    return [base.codebooks, base.scale] if isinstance(base, VectorCoded) else []
 
 
 class TunedBlock:

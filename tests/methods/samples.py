@@ -18,9 +18,11 @@ from trinity.methods.formats import (
     SignSum,
     Sparse,
     Transposed,
+    VectorCoded,
 )
 from trinity.methods.formats.adapter import Factor
 from trinity.methods.formats.level_tables import bits_of, levels
+from trinity.methods.formats.vector_codebook import code_dtype
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,15 @@ def random_row_coded(out: int, d_in: int, bits: int, dtype: torch.dtype, tables:
     """Codes over tables of random levels."""
     codes = torch.randint(0, 2**bits, (out, d_in)).to(torch.uint8)
     return RowCoded(codes, torch.randn(tables, 2**bits).to(dtype))
+
+
+def random_vectors(
+    out: int, d_in: int, bits: int, group: int, books: int, dtype: torch.dtype = torch.float16
+) -> VectorCoded:
+    """Codes of random vectors, under random scales."""
+    codes = torch.randint(0, 2**bits, (out, d_in // group, books)).to(code_dtype(bits))
+    vectors = torch.randn(books, 2**bits, group).to(dtype)
+    return VectorCoded(codes, vectors, (torch.rand(out, 1) + 0.5).to(dtype))
 
 
 def random_nested(out: int, d_in: int, bits: int, groups: int, rows: int = 16) -> Nested:
@@ -161,6 +172,7 @@ def every_kind() -> dict[str, CompressedWeight]:
         Sparse(Dense(torch.randn(8, 16).bfloat16()), sparse.mask, pattern),
         sparse,
         Sparse(random_coded(8, 16, "nf4", 2, torch.float8_e8m0fnu), sparse.mask, pattern),
+        random_vectors(8, 16, 4, 4, 2, torch.float32),
         with_adapter(sparse, 4, torch.float16),
         *packed_adapters(sparse),
     ]
@@ -191,7 +203,7 @@ def tensors_of(weight: CompressedWeight) -> dict[str, torch.Tensor]:
         return {**tensors_of(weight.values), "mask": weight.mask}
     if isinstance(weight, Dense):
         return {"values": weight.values}
-    if isinstance(weight, Coded | RowCoded):
+    if isinstance(weight, Coded | RowCoded | VectorCoded):
         return {"codes": weight.codes, **weight.stored()}
     assert isinstance(weight, Quantized)
     found = {"codes": weight.codes, "scale": weight.scale}

@@ -40,6 +40,8 @@ def block_refusal(block: BlockFormat, instructions: Instructions) -> str | None:
 def _linear_refusal(
     name: str, weight_format: WeightFormat, block: BlockFormat, instructions: Instructions
 ) -> str | None:
+    if weight_format.vectors:
+        return "its weight is vectors of tables, which panels do not hold"
     panels = instructions.panels(weight_format)
     padded = panels.panels * panels.rows != weight_format.shape[0]
     if padded and (name in block.biases or name in (QKVO[-1], MLP[-1])):

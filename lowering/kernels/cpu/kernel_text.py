@@ -138,11 +138,10 @@ class Kernel:
         """A scalar in every lane of a vector type."""
         return self.value(f"vector.broadcast {scalar} : {kind.split('x')[1][:-1]} to {kind}")
 
-    def sum_of(self, vector: str) -> str:
+    def sum_of(self, vector: str, lanes: int = LANES) -> str:
         """The lanes of a vector of floats, added in halves: in order it would take as many steps
-        as there are lanes.  -> f32
+        as there are lanes, a power of two.  -> f32
         """
-        lanes = LANES
         while lanes > 1:
             half, kind = lanes // 2, f"vector<{lanes}xf32>"
             low, high = (

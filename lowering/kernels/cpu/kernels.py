@@ -12,6 +12,7 @@ from trinity.lowering.kernels.cpu.instructions import INSTRUCTIONS, Flavour, Ins
 from trinity.lowering.kernels.cpu.kernel_text import LANES
 from trinity.lowering.kernels.cpu.linear import linear_kernels
 from trinity.lowering.kernels.cpu.panels import Panels
+from trinity.lowering.kernels.cpu.vectors import VectorStorage, vector_kernels
 from trinity.lowering.kernels.decoder_parts import ATTENTION, BLOCK
 from trinity.lowering.kernels.target_kernels import FusedKernel, TargetKernels
 from trinity.methods.formats import WeightFormat
@@ -51,14 +52,19 @@ class CpuKernels(TargetKernels):
             )
         return None
 
-    def storage(self, weight_format: WeightFormat) -> Panels:
+    def storage(self, weight_format: WeightFormat) -> Panels | VectorStorage:
         """See `TargetKernels`."""
+        if weight_format.vectors:
+            return VectorStorage(weight_format)
         return self.instructions.panels(weight_format)
 
     def linear(self, name: str, weight_format: WeightFormat, rows: int, dtype: str) -> KernelCode:
         """See `TargetKernels`."""
         made = for_type(self.instructions, dtype)
-        return linear_kernels(name, self.storage(weight_format), rows, made)
+        stored = self.storage(weight_format)
+        if isinstance(stored, VectorStorage):
+            return vector_kernels(name, stored, rows, made)
+        return linear_kernels(name, stored, rows, made)
 
     @property
     def fused(self) -> Mapping[str, FusedKernel[Any]]:  # as in `TargetKernels`

@@ -62,7 +62,7 @@ def refusal(weight_format: WeightFormat) -> str | None:
 
 def _refusal(weight_format: WeightFormat) -> str | None:
     """As `refusal`, for a weight without adapter."""
-    if weight_format.codebook or weight_format.row_codebook:
+    if weight_format.codebook or weight_format.row_codebook or weight_format.vectors:
         return "values of a table"
     if weight_format.grid:
         bits = weight_format.grid.bits

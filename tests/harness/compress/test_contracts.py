@@ -118,8 +118,8 @@ def _raises(error: BaseException) -> Callable[..., Any]:
 ALONE: dict[str, tuple[Callable[..., Any], str]] = {
     "a number": (
         lambda w, c, s: 3,
-        "gave a int where one of Dense, Quantized, Coded, RowCoded, Nested, SignSum, Sparse, "
-        "WithOutliers, Adapted",
+        "gave a int where one of Dense, Quantized, Coded, RowCoded, Nested, VectorCoded, "
+        "SignSum, Sparse, WithOutliers, Adapted",
     ),
     "nothing": (lambda w, c, s: None, "gave a NoneType where"),
     "a tensor": (lambda w, c, s: w, "gave a Tensor where"),

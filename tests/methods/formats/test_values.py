@@ -13,7 +13,9 @@ from tests.methods.samples import (
     random_quantized,
     random_row_coded,
     random_sign_sum,
+    random_vectors,
 )
+from trinity.methods.errors import ConfigError
 from trinity.methods.formats import Dense
 from trinity.methods.formats.values import Values
 
@@ -39,11 +41,16 @@ def kinds() -> list[Values]:
     ]
 
 
+def whole() -> list[Values]:
+    """Values whose entries have no code of their own, so that none can be removed."""
+    return [random_vectors(OUT, IN, 8, 4, 2), random_vectors(OUT, IN, 12, 8, 1)]
+
+
 def named(values: Values) -> str:
     return " ".join(values.values_format.words(IN))
 
 
-@pytest.mark.parametrize("values", kinds(), ids=named)
+@pytest.mark.parametrize("values", kinds() + whole(), ids=named)
 def test_what_is_stored_comes_back_with_its_format(values: Values) -> None:
     again = values.values_format.restored((OUT, IN), values.stored())
     assert again.values_format == values.values_format
@@ -60,7 +67,19 @@ def test_what_is_kept_of_them_comes_back_in_its_places(values: Values) -> None:
     assert torch.equal(again.cleared(mask).dequantize(), values.cleared(mask).dequantize())
 
 
-@pytest.mark.parametrize("values", kinds(), ids=named)
+@pytest.mark.parametrize("values", whole(), ids=named)
+def test_a_mask_over_entries_without_codes_of_their_own_is_refused(values: Values) -> None:
+    mask = torch.rand(OUT, IN) > 0.5
+    count = (int(mask.sum()),)
+    with pytest.raises(ConfigError, match="mask"):
+        values.cleared(mask)
+    with pytest.raises(ConfigError, match="mask"):
+        values.stored_kept(mask, count)
+    with pytest.raises(ConfigError, match="mask"):
+        values.values_format.restored_kept(mask, count, values.stored())
+
+
+@pytest.mark.parametrize("values", kinds() + whole(), ids=named)
 def test_rounding_what_they_stand_for_changes_nothing(values: Values) -> None:
     again = values.rounded(values.dequantize())
     assert again.values_format == values.values_format
