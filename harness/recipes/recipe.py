@@ -200,6 +200,7 @@ class CompressSpec(Section):
         (GPTQ's option) calibrates linears with one input on the compressed linears before them
     inputs: what their inputs are rounded to; the weights are fitted to unrounded ones
     tune: one method for the compressed model, after all of them
+    cache: the method that keeps keys and values when the model runs; None keeps floats
     """
 
     steps: tuple[Step, ...] = ()
@@ -208,6 +209,8 @@ class CompressSpec(Section):
     order: Order = "block"
     inputs: InputSpec | None = None
     tune: TuneSpec | None = None
+    # Left out where it says nothing, as `mode` is.
+    cache: Step | None = Field(None, exclude_if=lambda cache: cache is None)
 
 
 class LowerSpec(Section):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from trinity.lowering.mlir.builder import MLIR_TYPES
 from trinity.lowering.weight_storage import WeightStorage
-from trinity.methods.formats import WeightFormat
+from trinity.methods.formats import CacheFormat, WeightFormat
+from trinity.methods.formats.caches import SHARED_BYTES
 
 BLOCK, ATTENTION = "packed_block", "packed_attention"  # operators
 QKVO = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -26,6 +27,7 @@ class Heads:
     """Sizes of an attention.
 
     window: positions that a token sees, its own included; None for all   scaling: of scores
+    kept: how keys and values are; None as floats
     """
 
     heads: int
@@ -34,11 +36,23 @@ class Heads:
     cache_length: int
     window: int | None
     scaling: float
+    kept: CacheFormat | None = None
 
     @property
-    def cache(self) -> tuple[int, int, int, int]:
-        """Shape of the keys, and of the values."""
-        return (1, self.kv_heads, self.cache_length, self.width)
+    def cache(self) -> tuple[tuple[int, int, int, int], str]:
+        """Shape and element of the keys, and of the values."""
+        width, element = cache_row(self.width, self.kept)
+        return (1, self.kv_heads, self.cache_length, width), element
+
+
+def cache_row(width: int, kept: CacheFormat | None) -> tuple[int, str]:
+    """What one position takes of a head: so many of an element, as MLIR calls it.
+
+    The bytes of a cache that is not of floats are counted by position, and need not lie so.
+    """
+    if kept is None:
+        return width, "f32"
+    return width * kept.bits // 8 + SHARED_BYTES, "i8"
 
 
 @dataclass(frozen=True)
@@ -63,8 +77,8 @@ class AttentionFormat:
             "cos": ((1, tokens, sizes.width), "f32"),
             "sin": ((1, tokens, sizes.width), "f32"),
             "position": ((tokens,), "i64"),
-            "keys": (sizes.cache, "f32"),
-            "values": (sizes.cache, "f32"),
+            "keys": sizes.cache,
+            "values": sizes.cache,
         }
 
 
@@ -95,8 +109,8 @@ class BlockFormat:
             "cos": ((1, 1, width), "f32"),
             "sin": ((1, 1, width), "f32"),
             "position": ((1,), "i64"),
-            "keys": (cache, "f32"),
-            "values": (cache, "f32"),
+            "keys": cache,
+            "values": cache,
         }
 
     def parameters(self, storage: Callable[[WeightFormat], WeightStorage]) -> Arrays:

@@ -143,7 +143,8 @@ class CompiledSession:
     def __init__(self, model: CompiledModel) -> None:
         """Start empty."""
         self.model = model
-        empty = torch.zeros(model.meta["cache"], dtype=getattr(torch, model.meta["dtype"]))
+        kind = model.meta.get("cache_dtype", model.meta["dtype"])  # older modules' are floats
+        empty = torch.zeros(model.meta["cache"], dtype=getattr(torch, kind))
         self.caches = [model.loaded.put(empty) for _ in range(model.meta["caches"])]
         self.length = 0
 

@@ -109,7 +109,7 @@ class Case:
             stored |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
         names = self.block.parameters(storage)
         self.stored = [stored[name] for name in names]
-        self.caches = torch.randn(2, *self.block.heads.cache)
+        self.caches = torch.randn(2, *self.block.heads.cache[0])
 
     def error(self, position: int) -> float:
         """Of the block's result and of what it writes into the caches, at one position."""
