@@ -78,7 +78,7 @@ class Loaded:
 
     @batch_scheduling()
     def fetch(self, view: rt.HalBufferView) -> Tensor:
-        """Copy a float32 array from the device.
+        """Copy an array of float32, or of bytes, from the device.
 
         Through a buffer of the allocator's own: importing NumPy's memory fails on Vulkan, where it
         would have to start on a page.
@@ -93,7 +93,9 @@ class Loaded:
         start, end = rt.HalFence.create_at(semaphore, 0), rt.HalFence.create_at(semaphore, 1)
         self.device.queue_copy(source, staging, wait_semaphores=start, signal_semaphores=end)
         end.wait()
-        mapped = staging.map().asarray(view.shape, np.dtype(np.float32))
+        of_bytes = view.element_type == rt.HalElementType.INT_8
+        kind = np.dtype(np.uint8 if of_bytes else np.float32)
+        mapped = staging.map().asarray(view.shape, kind)
         return torch.from_numpy(mapped.copy())
 
 

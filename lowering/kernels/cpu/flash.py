@@ -71,8 +71,9 @@ class _Writer:
         self.scores = self.scratch((count, KEYS, self.tile))
         self.lanes = self.scratch((count, self.tile))
         # A block's keys or values, where a cache holds codes.
-        opened = (count, KEYS, self.sizes.width) if self.keys.has_codes else (1, 1, LANES)
-        self.opened = self.scratch(opened)
+        self.opened = None
+        if self.keys.has_codes:
+            self.opened = self.scratch((count, KEYS, self.sizes.width))
         self.start = self.kernel.value(
             f"arith.index_cast {position.load_scalar([self.kernel.constant(0)])} : i64 to index"
         )
@@ -302,11 +303,13 @@ class _Writer:
                 head,
                 kernel.value(f"arith.addi {first}, {index} : index"),
             ]
+        opened = self.opened
+        assert opened is not None
         with kernel.loop(KEYS) as loop:
             position = kernel.value(f"arith.addi {first}, {loop.index} : index")
             for i, part in enumerate(cache.numbers(head, position)):
-                self.opened.store(part, [tile, loop.index, kernel.constant(LANES * i)], FLOATS)
-        return self.opened, lambda index: [tile, index]
+                opened.store(part, [tile, loop.index, kernel.constant(LANES * i)], FLOATS)
+        return opened, lambda index: [tile, index]
 
     def outputs(self, row: str, column: str) -> list[list[str]]:
         """Places of a head's vectors in a row of the output."""
