@@ -147,12 +147,11 @@ def _with_kernel(operator: Operator, kernels: dict[str, KernelCode]) -> CallOf:
 
 def _meta(plan: Lowering) -> dict[str, Any]:
     """What `CompiledModel` must know."""
-    geometry, shape, (cache, kind) = plan.geometry, plan.shape(1), plan.caches
+    geometry, shape = plan.geometry, plan.shape(1)
     return {
         "lengths": sorted(plan.lengths),
         "max_length": shape.max_length,
-        "cache": list(cache),
-        "cache_dtype": kind,
+        "cache": list(plan.caches),
         "caches": 2 * geometry.layers,
         "dtype": plan.dtype,
         "target": plan.target.name,

@@ -110,12 +110,10 @@ class Lowering:
         return StepShape(tokens, max_length, cache_length, self.batch)
 
     @property
-    def caches(self) -> tuple[tuple[int, ...], str]:
-        """Shape of one block's keys, or values, and the type of torch that they are of."""
+    def caches(self) -> tuple[int, ...]:
+        """Shape of one block's keys, or values, as a step takes them."""
         geometry, length = self.geometry, self.shape(1).cache_length
-        width, element = cache_row(geometry.head_dim, self.cache)
-        dtype = self.dtype if element == "f32" else "uint8"
-        return (self.batch, geometry.kv_heads, length, width), dtype
+        return (self.batch, geometry.kv_heads, length, cache_row(geometry.head_dim, self.cache))
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain data on which the compiled module depends; costs no export.

@@ -11,6 +11,7 @@ from typing import Any
 from trinity.harness.accuracy import measured, suites
 from trinity.harness.accuracy.suite import ComparedSuite, MeasuredSuite
 from trinity.harness.bench.bench import Bench, check_batch, check_positions
+from trinity.harness.models.caching import Caching
 from trinity.harness.modules.engines import Engines
 from trinity.harness.modules.module_stages import Subject
 from trinity.harness.recipes.recipe import BenchSpec, EvaluateSpec, LowerSpec, SuiteSpec
@@ -142,9 +143,11 @@ class Measuring(Engines):
         """What a measurement depends on besides its suite."""
         lowered = self.lower() if "iree" in engines else None
         packages = environment()["packages"]
+        cache = self.subject.checkpoint.cache
         read_by = ("transformers", "tokenizers", "datasets", "lm-eval")
         return {
             "checkpoint": self.subject.fingerprint,
+            "cache": own_code.sha256(Caching, methods=[cache.method]) if cache else None,
             "engines_of": sorted(engines),
             "lowered": lowered.fingerprint if lowered else None,
             "numerics": numerics(self.device),

@@ -75,7 +75,6 @@ class Step(nn.Module):
         """model: a Hugging Face decoder with a language-model head, in eval mode."""
         super().__init__()
         self.model, self.geometry, self.shape = model, geometry, shape
-        self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
 
     def forward(self, ids: Tensor, positions: Tensor, *caches: Tensor) -> Tensor:
         """One step; positions past `max_length` are padding, and only they may be."""
@@ -92,7 +91,7 @@ class Step(nn.Module):
         return {
             "input_ids": ids,
             "position_ids": known[None],
-            "attention_mask": self.masks(positions, self.dtype),
+            "attention_mask": self.masks(positions, keys[0].dtype),
             "past_key_values": ArgumentCache(keys, values, positions),
             "use_cache": True,
         }
@@ -197,9 +196,8 @@ def export_functions(
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     ids = torch.zeros(shape.batch, shape.tokens, dtype=torch.int64, device=device)
     positions = torch.arange(shape.tokens, device=device)
-    size, kind = plan.caches
-    empty = [torch.zeros(size, dtype=getattr(torch, kind)) for _ in range(2 * geometry.layers)]
-    caches = [cache.to(device) for cache in empty]
+    count = 2 * geometry.layers
+    caches = [torch.zeros(plan.caches, dtype=dtype, device=device) for _ in range(count)]
     step = (ids, positions, *caches)
     with ExitStack() as stack:
         for operator in operators:

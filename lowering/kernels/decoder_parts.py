@@ -39,20 +39,19 @@ class Heads:
     kept: CacheFormat | None = None
 
     @property
-    def cache(self) -> tuple[tuple[int, int, int, int], str]:
-        """Shape and element of the keys, and of the values."""
-        width, element = cache_row(self.width, self.kept)
-        return (1, self.kv_heads, self.cache_length, width), element
+    def cache(self) -> tuple[int, int, int, int]:
+        """Shape of the keys, and of the values, in float32 or words as large."""
+        return (1, self.kv_heads, self.cache_length, cache_row(self.width, self.kept))
 
 
-def cache_row(width: int, kept: CacheFormat | None) -> tuple[int, str]:
-    """What one position takes of a head: so many of an element, as MLIR calls it.
+def cache_row(width: int, kept: CacheFormat | None) -> int:
+    """Words of 32 bits that one position takes of a head.
 
-    The bytes of a cache that is not of floats are counted by position, and need not lie so.
+    Codes, scales and minima are counted by position, and need not lie so: what is where in these
+    bytes is a kernel's own affair.  They are words that pass for float32, because IREE takes no
+    argument of signed bytes that a step writes.
     """
-    if kept is None:
-        return width, "f32"
-    return width * kept.bits // 8 + SHARED_BYTES, "i8"
+    return width if kept is None else (width * kept.bits // 8 + SHARED_BYTES) // 4
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class AttentionFormat:
             "cos": ((1, tokens, sizes.width), "f32"),
             "sin": ((1, tokens, sizes.width), "f32"),
             "position": ((tokens,), "i64"),
-            "keys": sizes.cache,
-            "values": sizes.cache,
+            "keys": (sizes.cache, "f32"),
+            "values": (sizes.cache, "f32"),
         }
 
 
@@ -109,8 +108,8 @@ class BlockFormat:
             "cos": ((1, 1, width), "f32"),
             "sin": ((1, 1, width), "f32"),
             "position": ((1,), "i64"),
-            "keys": cache,
-            "values": cache,
+            "keys": (cache, "f32"),
+            "values": (cache, "f32"),
         }
 
     def parameters(self, storage: Callable[[WeightFormat], WeightStorage]) -> Arrays:

@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 import iree.runtime as rt
@@ -78,7 +79,7 @@ class Loaded:
 
     @batch_scheduling()
     def fetch(self, view: rt.HalBufferView) -> Tensor:
-        """Copy an array of float32, or of bytes, from the device.
+        """Copy a float32 array from the device.
 
         Through a buffer of the allocator's own: importing NumPy's memory fails on Vulkan, where it
         would have to start on a page.
@@ -93,9 +94,7 @@ class Loaded:
         start, end = rt.HalFence.create_at(semaphore, 0), rt.HalFence.create_at(semaphore, 1)
         self.device.queue_copy(source, staging, wait_semaphores=start, signal_semaphores=end)
         end.wait()
-        of_bytes = view.element_type == rt.HalElementType.INT_8
-        kind = np.dtype(np.uint8 if of_bytes else np.float32)
-        mapped = staging.map().asarray(view.shape, kind)
+        mapped = staging.map().asarray(view.shape, np.dtype(np.float32))
         return torch.from_numpy(mapped.copy())
 
 
@@ -126,6 +125,9 @@ class CompiledModel:
         self.batch: int = self.meta["cache"][0]
         self.cache_length: int = self.meta["cache"][2]
         self.chunk: int = max(self.meta["lengths"])
+        self.dtype: torch.dtype = getattr(torch, self.meta["dtype"])
+        numbers: int = prod(self.meta["cache"]) * self.meta["caches"]
+        self.cache_bytes = numbers * self.dtype.itemsize
 
     def logits(self, ids: Tensor) -> Tensor:
         """Next-token logits after every position.
@@ -145,8 +147,7 @@ class CompiledSession:
     def __init__(self, model: CompiledModel) -> None:
         """Start empty."""
         self.model = model
-        kind = model.meta.get("cache_dtype", model.meta["dtype"])  # older modules' are floats
-        empty = torch.zeros(model.meta["cache"], dtype=getattr(torch, kind))
+        empty = torch.zeros(model.meta["cache"], dtype=model.dtype)
         self.caches = [model.loaded.put(empty) for _ in range(model.meta["caches"])]
         self.length = 0
 

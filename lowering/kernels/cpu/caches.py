@@ -67,7 +67,7 @@ class Cache(Protocol):
 def cache_of(kernel: Kernel, argument: str, sizes: Heads) -> Cache:
     """Of a binding of the kernel."""
     if sizes.kept is None:
-        return FloatCache(kernel, kernel.region(argument, 0, *sizes.cache), sizes.width)
+        return FloatCache(kernel, kernel.region(argument, 0, sizes.cache, "f32"), sizes.width)
     return CodeCache(kernel, argument, sizes)
 
 
@@ -109,7 +109,7 @@ class CodeCache:
     has_codes = True
 
     def __init__(self, kernel: Kernel, argument: str, sizes: Heads) -> None:
-        """argument: int8 [1, kv_heads, cache_length, bytes of a row], whose planes are above"""
+        """argument: as many bytes as `sizes.cache` has, in the planes above"""
         assert sizes.kept
         self.kernel, self.bits, self.parts = kernel, sizes.kept.bits, sizes.width // LANES
         shape = (sizes.kv_heads, sizes.cache_length)

@@ -147,7 +147,8 @@ def _stored(cache: Tensor, bits: int | None) -> Tensor:
     if not bits:
         return cache.clone()
     _, heads, positions, width = cache.shape
-    return oracle.planes(cache[0], bits).view(1, heads, positions, width * bits // 8 + 4)
+    words = oracle.planes(cache[0], bits).view(torch.float32)
+    return words.view(1, heads, positions, width * bits // 32 + 1)
 
 
 def _numbers(stored: Tensor, shape: Sequence[int], bits: int | None) -> Tensor:
@@ -155,6 +156,7 @@ def _numbers(stored: Tensor, shape: Sequence[int], bits: int | None) -> Tensor:
     if not bits:
         return stored.double()
     _, heads, positions, width = shape
+    stored = stored.contiguous().view(torch.uint8)
     return oracle.from_planes(stored, (heads, positions, width), bits)[None]
 
 
