@@ -62,9 +62,13 @@ def entry_of(method: "Registered") -> Entry:
 def describe_method(name: str) -> dict[str, Any]:
     """A method as plain data: paper, needs, options as a recipe writes them."""
     from trinity.harness.installed import method_options  # as in `entry_of`
+    from trinity.methods.caching import CacheMethod
 
     method = registry.get(name)
     options = method_options.options_of(method.config)
+    step = method_options.as_step(name, options, method.config)
+    if isinstance(method, CacheMethod):
+        step = f"cache: {step.removeprefix('- ')}"
     owner = registry.owners(name)[0]
     return {
         "name": name,
@@ -74,7 +78,7 @@ def describe_method(name: str) -> dict[str, Any]:
         "needs": _needs(method),
         "costs": _costs(method),
         "options": {option.name: asdict(option) for option in options},
-        "step": method_options.as_step(name, options, method.config),
+        "step": step,
         "about": inspect.cleandoc(type(method).__doc__ or ""),
     }
 

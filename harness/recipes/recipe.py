@@ -282,7 +282,8 @@ class BenchSpec(Section):
 
     batch: of `prefill` and `decode`: sequences at once, all of them equally long; one number or
         several, each timed for itself
-    baseline: 'dense' times the model before compression in turn with it, and says faster or slower
+    baseline: 'dense' times the model before compression in turn with it, and says faster or slower;
+        'float-cache' the same weights with keys and values as floats
     rows, shapes: of the suite `layers`: tokens at once, and whose layers, the model's own or a
         larger one's in the same formats
     """
@@ -296,7 +297,7 @@ class BenchSpec(Section):
     new: PositiveInt = 32
     repeats: PositiveInt = 5
     batch: tuple[PositiveInt, ...] = (1,)
-    baseline: Literal["dense"] | None = None
+    baseline: Literal["dense", "float-cache"] | None = None
     rows: tuple[PositiveInt, ...] = (1,)
     shapes: Literal["model", "llama-2-7b", "llama-2-13b", "llama-2-70b", "opt-6.7b"] = "model"
 

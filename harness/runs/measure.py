@@ -5,6 +5,7 @@ only when a stage that needs one is missing.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -122,7 +123,7 @@ class Measuring(Engines):
         checkpoint = self.subject.checkpoint
         check_positions(spec, self.lower_spec, checkpoint.config)
         check_batch(spec, self.lower_spec, checkpoint.config, checkpoint.dtype)
-        baseline = self.make_dense() if spec.baseline else None
+        baseline = self._baseline(spec.baseline)
         fingerprint = baseline.subject.fingerprint if baseline else None
         inputs = {
             "bench": spec.model_dump(mode="json"),
@@ -138,6 +139,28 @@ class Measuring(Engines):
             return found
         against = AgainstDense(dense_model=baseline.origin)
         return [against.added_to(m) if m.metric == SPEEDUP else m for m in found]
+
+    def _baseline(self, named: str | None) -> "Measuring | None":
+        """What is timed in turn with the checkpoint."""
+        if named == "float-cache":
+            return self._with_floats()
+        return self.make_dense() if named else None
+
+    def _with_floats(self) -> "Measuring":
+        """The same weights with keys and values as floats."""
+        own = self.subject
+        if own.checkpoint.cache is None:
+            msg = (
+                f"{own.name}: keeps keys and values as floats, and bench.baseline float-cache "
+                f"compares a cache with those. Name one under `compress.cache`, or leave it out."
+            )
+            raise ConfigError(msg)
+        subject = Subject(
+            replace(own.checkpoint, cache=None),
+            f"{own.fingerprint}-float-cache",
+            f"{own.name}, its cache as floats",
+        )
+        return Measuring(subject, self.lower_spec, self.store, self.reporter, self._make_dense)
 
     def _measuring(self, *engines: str) -> dict[str, Any]:
         """What a measurement depends on besides its suite."""
