@@ -14,9 +14,7 @@ from trinity.methods.trials import called
 SIZES = ((1, 16), (3, 64), (2, 128))  # heads, and numbers of each
 
 
-def cache_violations(
-    method: CacheMethod[MethodConfig], config: MethodConfig
-) -> list[Violation]:
+def cache_violations(method: CacheMethod[MethodConfig], config: MethodConfig) -> list[Violation]:
     """What is wrong with the caches of heads of some sizes."""
     about = called(partial(method.cache_format, config))
     if not isinstance(about, CacheFormat):

@@ -12,7 +12,8 @@ what a position sees does not depend on where a prompt ended; the paper takes a 
 rank 4 and with 2 behind it.  Filtered entries count with neither end when codes are made, and a
 vector keeps at least one at each end, whatever s.  Values share a scale within a head, not over all
 of them.  The iteration's vectors are made orthonormal in every loop, not in the last alone: they
-span the same, and do not overflow.  Its code passes b^2 - 1 steps in one place, which is 2^b - 1 only at 2 and 4 bits.
+span the same, and do not overflow.  Its code passes b^2 - 1 steps in one place, which is 2^b - 1
+at 2 and 4 bits only.
 """
 
 from typing import Annotated, Literal
@@ -72,7 +73,7 @@ def low_rank(R: Tensor, rank: int, loops: int, seed: int) -> Tensor:
     B = torch.empty(d, min(rank, n, d), device="cpu").normal_(generator=generator).to(R.device)
     for _ in range(loops - 1):
         B = R.mT @ (R @ torch.linalg.qr(B).Q)
-    A = torch.linalg.qr(R @ torch.linalg.qr(B).Q).Q
+    A: Tensor = torch.linalg.qr(R @ torch.linalg.qr(B).Q).Q
     B = R.mT @ A
     return A.half().float() @ B.half().float().mT
 
@@ -83,9 +84,9 @@ def backbone(X: Tensor, shared: int, config: GearConfig) -> Tensor:
     shared: consecutive entries that share a scale
     """
     S, kept = filtered(X, _format(config).at_an_end(X.shape[-1]))
-    groups = X.unflatten(-1, (-1, shared))
-    D = quantized(groups, kept.unflatten(-1, (-1, shared)), config.bits)
-    return D.flatten(-2) + S
+    groups = X.reshape(*X.shape[:-1], -1, shared)
+    D = quantized(groups, kept.view(groups.shape), config.bits)
+    return D.view(X.shape) + S
 
 
 def compressed(X: Tensor, made: Tensor, config: GearConfig) -> Tensor:
@@ -115,11 +116,11 @@ class _Gear:
     def rounded_cache(
         self, keys: Tensor, values: Tensor, config: GearConfig
     ) -> tuple[Tensor, Tensor]:
-        heads, width = keys.shape[1], keys.shape[3]
-        K = backbone(keys.mT, keys.shape[2], config).mT
+        batch, heads, positions, width = values.shape
+        K = backbone(keys.mT, positions, config).mT
         # Filtered over all heads of a position, [batch, positions, heads * width].
         V = backbone(values.transpose(1, 2).flatten(2), width, config)
-        V = V.unflatten(2, (heads, width)).transpose(1, 2)
+        V = V.view(batch, positions, heads, width).transpose(1, 2)
         return compressed(keys, K, config), compressed(values, V, config)
 
 

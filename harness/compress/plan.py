@@ -35,15 +35,16 @@ StepMethod = (
     | PlanMethod[MethodConfig]
     | SearchMethod[MethodConfig]
 )
-_WHOLE = "the whole model before anything else: it can only be the first of `compress.steps`"
-_TUNES = "a whole compressed model and cannot be a compression step; name it under `compress.tune`"
-_ALONE = "finished checkpoints: it can be a recipe's only step, without `layers`, and none beside"
-_KEEPS = "keys and values and compresses no weight; name it under `compress.cache`"
-ELSEWHERE = {  # what cannot be one of several steps, and why
-    CheckpointSource: f"reads {_ALONE} others",
-    ModelMethod: f"tunes {_TUNES}",
-    RotationMethod: f"turns {_WHOLE}",
-    CacheMethod: f"keeps {_KEEPS}",
+STEPS = (Method, BlockMethod, TransformMethod, PlanMethod, SearchMethod)
+# What cannot be one of several steps, and why.
+ELSEWHERE = {
+    CheckpointSource: "reads finished checkpoints: it can be a recipe's only step, without "
+    "`layers`, and none beside others",
+    ModelMethod: "tunes a whole compressed model and cannot be a compression step; name it under "
+    "`compress.tune`",
+    RotationMethod: "turns the whole model before anything else: it can only be the first of "
+    "`compress.steps`",
+    CacheMethod: "keeps keys and values and compresses no weight; name it under `compress.cache`",
 }
 
 
@@ -345,6 +346,7 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
         for kind, reason in ELSEWHERE.items():
             if isinstance(method, kind):
                 raise ConfigError(f"method '{step.method}' {reason}.")
+        assert isinstance(method, STEPS)
         if isinstance(method, TransformMethod) and any(not p.transforms for p in planned):
             msg = (
                 f"method '{step.method}' changes the layers of a block together, as they were "

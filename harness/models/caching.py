@@ -168,13 +168,14 @@ def _rounded(caching: Caching, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
 
 def _grouped(x: Tensor, groups: int, together: int) -> Tensor:
     """[batch, heads, L, d] -> [batch * groups, heads, together, d], of whole groups."""
-    whole = x[:, :, : groups * together].unflatten(2, (groups, together))
+    batch, heads, _, width = x.shape
+    whole = x[:, :, : groups * together].reshape(batch, heads, groups, together, width)
     return whole.transpose(1, 2).flatten(0, 1)
 
 
 def _joined(x: Tensor, batch: int) -> Tensor:
     """Inverse of `_grouped`.  -> [batch, heads, groups * together, d]"""
-    return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+    return x.view(batch, -1, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
 
 
 def _of_both(mask: Tensor, rounded: int, together: int) -> Tensor:

@@ -31,7 +31,8 @@ class CheckpointInfo(BaseModel):
     """The compressed checkpoint: sizes counted from its files, results of every layer.
 
     inputs: what the inputs of a layer are rounded to at run time, where they are
-    cache: how keys and values are kept at run time, 'rtn-cache: int8 token and head'; null as floats
+    cache: how keys and values are kept at run time, 'rtn-cache: int8 token and head'; null as
+        floats
     imported: of weights compressed elsewhere, the source's options, the linears it left dense and
         the tensors it could not map; null for weights compressed here
     """

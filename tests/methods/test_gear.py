@@ -68,7 +68,9 @@ def test_each_part_takes_error_away(bits: int) -> None:
     errors = []
     for options in ({"rank": 0, "outliers": 0}, {"rank": 0}, {}):
         found = GEAR.rounded_cache(keys, values, config(bits=bits, **options))
-        errors.append(sum(float((a - b).norm()) for a, b in zip(found, (keys, values), strict=True)))
+        errors.append(
+            sum(float((a - b).norm()) for a, b in zip(found, (keys, values), strict=True))
+        )
     assert errors[0] > errors[1] > errors[2]
 
 

@@ -218,14 +218,15 @@ class _Writer:
         self.middle = self.scratch((1, block.hidden)).buffer((1, block.hidden))
         last = self.linear(QKVO[-1], mixed, hidden, self.middle)
         scores = (block.heads.heads, score_room(block.heads.cache_length))
-        q, k, v = (product.y for product in products)
+        (q, k, v), (keys, values) = (product.y for product in products), caches
         buffers = AttentionBuffers(
             q,
             k,
             v,
             found["cos"],
             found["sin"],
-            *caches,
+            keys,
+            values,
             self.scratch(scores).buffer(scores),
             mixed.floats,
         )

@@ -10,13 +10,13 @@ from tests.harness import families
 from tests.oracles import gptq_format
 from trinity.harness.checkpoints import checkpoint
 from trinity.harness.checkpoints.checkpoint import Checkpoint
+from trinity.harness.checkpoints.exporting import export
 from trinity.harness.compress import plan
 from trinity.harness.compress.walk import Walk
 from trinity.harness.models.caching import Caching
 from trinity.harness.models.decoder import Decoder
 from trinity.harness.recipes.recipe import CompressSpec
 from trinity.harness.runs import requests
-from trinity.harness.checkpoints.exporting import export
 from trinity.harness.runs.outputs import compress_to, export_to
 from trinity.harness.store.stages import StageStore
 from trinity.harness.terminal.progress import Reporter

@@ -38,7 +38,9 @@ def sees(kept: Caching, keys: Tensor, values: Tensor, position: int) -> tuple[Te
         for parts, part in zip(found, made, strict=True):
             parts.append(part)
     rest = slice(done, position + 1)
-    return torch.cat([*found[0], keys[:, :, rest]], 2), torch.cat([*found[1], values[:, :, rest]], 2)
+    return torch.cat([*found[0], keys[:, :, rest]], 2), torch.cat(
+        [*found[1], values[:, :, rest]], 2
+    )
 
 
 @pytest.mark.parametrize("kept", [INT4, GEAR], ids=lambda kept: kept.name)

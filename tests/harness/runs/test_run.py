@@ -253,7 +253,7 @@ def test_the_same_weights_are_timed_with_a_cache_of_floats(tmp_path: Path) -> No
     assert speedup is not None
     assert speedup.details["baseline_model"].startswith("test, its cache as floats (")
     assert speedup.details["baseline_path"] == "reference"
-    with pytest.raises(ConfigError, match="keeps keys and values as floats, and bench.baseline"):
+    with pytest.raises(ConfigError, match=r"keeps keys and values as floats, and bench\.baseline"):
         _run(store, evaluate=None, bench=bench).finish()
 
 

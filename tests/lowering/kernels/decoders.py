@@ -210,7 +210,9 @@ def check_attention(
     assert bool((off < 1e-6).double().mean() > (0.999 if bits else 1 - 1e-9))
     assert float(off.max()) < (2 / 2**bits if bits else 1e-6)
     keys = _numbers(caches[0], keys.shape, bits) if bits else keys
-    assert relative_error(_numbers(caches[1], values.shape, bits), values) < (1e-7 if bits else 1e-9)
+    assert relative_error(_numbers(caches[1], values.shape, bits), values) < (
+        1e-7 if bits else 1e-9
+    )
     distance = positions[:, None] - torch.arange(longest)
     seen = (distance >= 0) & (distance < (sizes.window or longest))
     shared = heads // kv_heads

@@ -22,7 +22,9 @@ def test_codes_are_those_of_a_plain_loop(bits: int) -> None:
         strict=True,
     ):
         assert (codes, scale, minimum) == oracle.coded(row, bits)
-    torch.testing.assert_close(found.dequantize().double(), oracle.rounded(x, bits), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.dequantize().double(), oracle.rounded(x, bits), rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
