@@ -52,7 +52,7 @@ def _rounding_violations(
     if isinstance(first, BaseException):
         return [Violation(f"raised {type(first).__name__}: {first}", where)]
     if not _are_like(first, keys):
-        return [Violation("gave no keys and values of the shapes that it was given", where)]
+        return [Violation("gave no keys and values of the shapes that it was given, finite", where)]
     found = []
     if not (torch.equal(given[0], keys) and torch.equal(given[1], values)):
         found.append(Violation("changed the keys or values that it was given", where))

@@ -18,8 +18,8 @@ import torch
 
 from trinity.harness.compress.activations import collected
 from trinity.methods import options, registry, tensors
-from trinity.methods.catalogue import CATALOGUE
 from trinity.methods.caching import CacheMethod
+from trinity.methods.catalogue import CATALOGUE
 from trinity.methods.contract import (
     STATISTICS,
     BlockMethod,

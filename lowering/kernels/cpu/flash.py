@@ -189,7 +189,7 @@ class _Writer:
     def score(self, tile: str, block: tuple[str, str], positions: Sequence[str]) -> list[str]:
         """Scores of a block of keys.  block: head and first key   -> the largest, lane by lane"""
         kernel, (_, first), vectors = self.kernel, block, len(positions)
-        buffer, place = self.open(self.keys, tile, block)
+        buffer, place = self.floats_of(self.keys, tile, block)
         none, never = kernel.constant("0.0", FLOATS), kernel.constant(NEVER, FLOATS)
         with kernel.loop(KEYS, self.together, [(never, FLOATS)] * vectors) as some:
             own = [kernel.add(some.index, i) for i in range(self.together)]
@@ -261,7 +261,7 @@ class _Writer:
     def mix(self, tile: str, block: tuple[str, str], first: str, column: str) -> None:
         """Scale the outputs down, and add a block's weighted values."""
         kernel, parts = self.kernel, self.sizes.width // LANES
-        buffer, place = self.open(self.values, tile, block)
+        buffer, place = self.floats_of(self.values, tile, block)
         with kernel.loop(self.tile, self.rows) as some:
             own = [kernel.add(some.index, i) for i in range(self.rows)]
             places, starts = [], []
@@ -289,7 +289,7 @@ class _Writer:
             for at, value in zip(places, loop.results, strict=True):
                 self.out.store(value, at, FLOATS)
 
-    def open(
+    def floats_of(
         self, cache: Cache, tile: str, block: tuple[str, str]
     ) -> tuple[Buffer, Callable[[str], list[str]]]:
         """A block's keys or values as floats: where they are, and the place of each in it.

@@ -197,66 +197,6 @@ def test_rounded_inputs_are_declared_recorded_and_simulated(tmp_path: Path) -> N
     assert found[0].value != found[1].value
 
 
-def test_a_cache_is_declared_recorded_counted_and_simulated(tmp_path: Path) -> None:
-    store, bench = StageStore(tmp_path / "cache"), {"suites": ["memory"], "prompt": 8, "new": 2}
-    runs = {
-        name: _run(store, compress=compress, bench=bench)
-        for name, compress in (
-            ("plain", {}),
-            ("int4", {"cache": {"method": "rtn-cache"}}),
-            ("gear", {"cache": {"method": "gear", "buffer": 8}}),
-        )
-    }
-    made = {name: run.finish() for name, run in runs.items()}
-    opened = checkpoint.Checkpoint.open(made["int4"].checkpoint)
-    assert opened.cache == runs["int4"].cache
-    assert opened.cache is not None
-    assert checkpoint.Checkpoint.open(made["plain"].checkpoint).cache is None
-    records = {name: of.record for name, of in made.items()}
-    assert records["int4"].checkpoint.cache == "rtn-cache: int4 token and head"
-    assert "cache" not in records["plain"].checkpoint.model_dump()
-    config = opened.config
-    heads, width = config.num_key_value_heads, config.head_dim
-    row = {"plain": 4 * width, "int4": width // 2 + 4}
-    values = {}
-    for name, found in records.items():
-        accuracy = found.find("perplexity-pydoc", "perplexity")
-        size = found.find("cache", "cache_bytes", "torch")
-        assert accuracy is not None
-        assert size is not None
-        assert accuracy.path == ("reference" if name == "plain" else "simulated")
-        assert size.details["cache_positions"] == 10
-        if name in row:
-            assert size.value == 2 * config.num_hidden_layers * 10 * heads * row[name]
-        values[name] = accuracy.value
-    assert len(set(values.values())) == 3
-
-
-def test_a_cache_that_no_module_holds_is_refused_before_anything_is_done(tmp_path: Path) -> None:
-    store = StageStore(tmp_path / "cache")
-    for cache, target, reason in (
-        ({"method": "gear"}, "llvm-cpu", "each position rounded by itself"),
-        ({"method": "rtn-cache"}, "vulkan", "as floats only"),
-    ):
-        with pytest.raises(UnsupportedError, match=rf"^the recipe's compress.cache: .*{reason}"):
-            _run(store, compress={"cache": cache}, lower={"target": target})
-    for steps, reason in (([{"method": "gear"}], "name it under `compress.cache`"),):
-        with pytest.raises(ConfigError, match=reason):
-            _run(store, compress={"steps": steps})
-
-
-def test_the_same_weights_are_timed_with_a_cache_of_floats(tmp_path: Path) -> None:
-    bench = {"suites": ["decode"], "prompt": 8, "new": 2, "repeats": 2, "baseline": "float-cache"}
-    store, compress = StageStore(tmp_path / "cache"), {"cache": {"method": "rtn-cache"}}
-    found = _run(store, compress=compress, evaluate=None, bench=bench).finish().record
-    speedup = found.find("decode", "speedup", "torch")
-    assert speedup is not None
-    assert speedup.details["baseline_model"].startswith("test, its cache as floats (")
-    assert speedup.details["baseline_path"] == "reference"
-    with pytest.raises(ConfigError, match=r"keeps keys and values as floats, and bench\.baseline"):
-        _run(store, evaluate=None, bench=bench).finish()
-
-
 def test_the_simulation_rounds_the_input_of_every_declared_linear_and_of_no_other(
     tmp_path: Path,
 ) -> None:
