@@ -169,12 +169,20 @@ def check_inputs(inputs: Mapping[str, InputFormat], where: str) -> None:
             raise UnsupportedError(msg)
 
 
-def check_cache(cache: Caching | None, spec: LowerSpec, where: str) -> None:
-    """UnsupportedError where a target's modules cannot keep keys and values as declared."""
-    if cache and (refused := cache_refusal(cache.format, targets.get(spec.target, spec.cpu))):
+def check_cache(cache: Caching | None, spec: LowerSpec, where: str, batch: int = 1) -> None:
+    """UnsupportedError where a target's modules cannot keep keys and values as declared.
+
+    batch: sequences at once, the most
+    """
+    if cache is None:
+        return
+    refused = cache_refusal(cache.format, targets.get(spec.target, spec.cpu))
+    if refused is None and batch > 1:
+        refused = f"kernels read caches of one sequence, not of {batch}"
+    if refused:
         msg = (
             f"{where}: {cache.label}: {refused}. Leave `lower:` out and evaluate it with the torch "
-            f"engine, or compile it for llvm-cpu with rtn-cache of 4 or 8 bits."
+            f"engine, or compile it for llvm-cpu, one sequence, with rtn-cache of 4 or 8 bits."
         )
         raise UnsupportedError(msg)
 
@@ -238,7 +246,7 @@ def compile_checkpoint(
     batch: sequences at once
     """
     check_inputs(subject.checkpoint.inputs, f"checkpoint {subject.checkpoint.folder}")
-    check_cache(subject.checkpoint.cache, spec, f"checkpoint {subject.checkpoint.folder}")
+    check_cache(subject.checkpoint.cache, spec, f"checkpoint {subject.checkpoint.folder}", batch)
     outside = outside_of(subject.checkpoint, targets.get(spec.target, spec.cpu))
     plan = plan_of(subject.checkpoint, spec, outside, batch)
     module = compile_module(plan, store, reporter)

@@ -95,7 +95,8 @@ class Run:
         if recipe.lower is not None:
             check_lowerable(config)
             check_inputs(self.plan.inputs, "the recipe's compress.inputs")
-            check_cache(self.cache, recipe.lower, "the recipe's compress.cache")
+            most = max(recipe.bench.batch) if recipe.bench else 1
+            check_cache(self.cache, recipe.lower, "the recipe's compress.cache", most)
         run_checks.check_texts(recipe, self.plan, context_length(config))
         run_checks.check_dense_is_known(recipe, self.plan)
         run_checks.check_tokenizer(recipe, self.source.path)

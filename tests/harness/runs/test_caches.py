@@ -65,6 +65,9 @@ def test_a_cache_that_no_module_holds_is_refused_before_anything_is_done(tmp_pat
     ):
         with pytest.raises(UnsupportedError, match=rf"^the recipe's compress\.cache: .*{reason}"):
             _run(store, compress={"cache": cache}, lower={"target": target})
+    given = {"compress": {"cache": {"method": "rtn-cache"}}, "lower": {"target": "llvm-cpu"}}
+    with pytest.raises(UnsupportedError, match="kernels read caches of one sequence, not of 3"):
+        _run(store, **given, bench={"suites": ["decode"], "batch": [1, 3]})
     with pytest.raises(ConfigError, match=r"method 'gear' .* name it under `compress\.cache`"):
         _run(store, compress={"steps": [{"method": "gear"}]})
 
