@@ -75,7 +75,7 @@ def export(model: nn.Module, plan: Lowering) -> str:
 def export_key(plan: Lowering) -> dict[str, Any]:
     """Plain data on which stage torch depends: of what is opaque in it, names and shapes."""
     found, operators = plan.fingerprint(), operators_of(plan)
-    kept = ("config", "dtype", "tables", "batch", "lengths", "max_length", "cache_length")
+    kept = ("config", "dtype", "tables", "batch", "lengths", "max_length", "cache_length", "cache")
     opaque = {
         operator.signature.name: {str(tokens): operator.opaque(tokens) for tokens in plan.lengths}
         for operator in operators
@@ -151,7 +151,7 @@ def _meta(plan: Lowering) -> dict[str, Any]:
     return {
         "lengths": sorted(plan.lengths),
         "max_length": shape.max_length,
-        "cache": [plan.batch, geometry.kv_heads, shape.cache_length, geometry.head_dim],
+        "cache": list(plan.caches),
         "caches": 2 * geometry.layers,
         "dtype": plan.dtype,
         "target": plan.target.name,

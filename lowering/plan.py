@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from trinity.lowering.geometry import Geometry, StepShape
+from trinity.lowering.kernels.decoder_parts import cache_row
 from trinity.lowering.kernels.target_kernels import FusedKernel
 from trinity.lowering.lowerable import check_lowerable
-from trinity.lowering.targets.choose import storage_of
+from trinity.lowering.targets.choose import cache_refusal, storage_of
 from trinity.lowering.targets.targets import COMMON_FLAGS, Target
-from trinity.methods.errors import ConfigError
-from trinity.methods.formats import WeightFormat
+from trinity.methods.errors import ConfigError, UnsupportedError
+from trinity.methods.formats import CacheFormat, WeightFormat
 
 DECODE_AND_PREFILL = (1, 128)
 
@@ -31,6 +32,7 @@ class Lowering:
     batch: sequences of a step, all at the same position
     heads, tables: formats of a head and an embedding that are stored narrower than the model has
         them, by name
+    cache: how keys and values are kept; None as floats
     """
 
     config: Any  # transformers' PretrainedConfig, which lowering must not import
@@ -42,6 +44,7 @@ class Lowering:
     batch: int = 1
     heads: Mapping[str, WeightFormat] = field(default_factory=dict)
     tables: Mapping[str, WeightFormat] = field(default_factory=dict)
+    cache: CacheFormat | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no engine, before anything is exported."""
@@ -64,6 +67,9 @@ class Lowering:
                 storage_of(weight_format, self.target)
             except ConfigError as error:
                 raise type(error)(f"{layer}: {error}") from error
+        if self.cache and (reason := cache_refusal(self.cache, self.target)):
+            msg = f"cache {self.cache.label}: {reason}."
+            raise UnsupportedError(msg)
 
     @property
     def linears(self) -> dict[str, WeightFormat]:
@@ -103,6 +109,12 @@ class Lowering:
         cache_length = -(-max_length // longest) * longest
         return StepShape(tokens, max_length, cache_length, self.batch)
 
+    @property
+    def caches(self) -> tuple[int, ...]:
+        """Shape of one block's keys, or values, as a step takes them."""
+        geometry, length = self.geometry, self.shape(1).cache_length
+        return (self.batch, geometry.kv_heads, length, cache_row(geometry.head_dim, self.cache))
+
     def fingerprint(self) -> dict[str, Any]:
         """Plain data on which the compiled module depends; costs no export.
 
@@ -124,6 +136,7 @@ class Lowering:
             "tables": {name: self.tables[name].to_json() for name in sorted(self.tables)},
             "batch": self.batch,
             "lengths": sorted(self.lengths),
+            "cache": self.cache.to_json() if self.cache else None,
             "max_length": shape.max_length,
             "cache_length": shape.cache_length,
             "versions": compiler_versions(),

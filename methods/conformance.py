@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from trinity.methods import sample_layers
+from trinity.methods.cache_trials import cache_violations
+from trinity.methods.caching import CacheMethod
 from trinity.methods.contract import (
     BlockMethod,
     BlockTask,
@@ -97,6 +99,8 @@ def check(
             violations += search_violations(method, config)
         elif isinstance(method, RotationMethod):
             violations += rotation_violations(method, config)
+        elif isinstance(method, CacheMethod):
+            violations += cache_violations(method, config)
         elif isinstance(method, TransformMethod):
             violations += _transform_violations(method, config)
         elif isinstance(method, ModelMethod):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from trinity.methods.caching import CacheMethod
 from trinity.methods.contract import (
     BlockMethod,
     CheckpointSource,
@@ -25,12 +26,13 @@ Registered = (
     | PlanMethod[MethodConfig]
     | RotationMethod[MethodConfig]
     | SearchMethod[MethodConfig]
+    | CacheMethod[MethodConfig]
     | ModelMethod[MethodConfig]
     | CheckpointSource[MethodConfig]
 )
 KINDS = (
     *(Method, BlockMethod, TransformMethod, PlanMethod, SearchMethod, RotationMethod),
-    *(ModelMethod, CheckpointSource),
+    *(CacheMethod, ModelMethod, CheckpointSource),
 )
 
 
@@ -65,8 +67,9 @@ def attribute_violations(method: object) -> list[Violation]:
             f"{type(method).__name__} lacks attributes of a Method (name, paper, config, needs, "
             f"problem, compress), of a BlockMethod (compress_block), of a TransformMethod "
             f"(transform), of a PlanMethod (measure, allot), of a SearchMethod (levels, rounds, "
-            f"reads, improve), of a RotationMethod (rotation), of a ModelMethod (compress_model) "
-            f"or of a CheckpointSource (parts, load)"
+            f"reads, improve), of a RotationMethod (rotation), of a CacheMethod (cache_problem, "
+            f"cache_format, rounded_cache), of a ModelMethod (compress_model) or of a "
+            f"CheckpointSource (parts, load)"
         )
         return [Violation(what)]
     found = [Violation(what) for what in of_wrong_types(method)]

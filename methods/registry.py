@@ -27,6 +27,7 @@ BUILT_IN = {
     "eora": "trinity.methods.eora:EORA",
     "evopress": "trinity.methods.evopress:EVOPRESS",
     "fp8": "trinity.methods.fp8:FP8",
+    "gear": "trinity.methods.gear:GEAR",
     "gptaq": "trinity.methods.gptaq:GPTAQ",
     "gptq": "trinity.methods.gptq:GPTQ",
     "gptq-checkpoint": "trinity.methods.gptq_checkpoint:GPTQ_CHECKPOINT",
@@ -42,6 +43,7 @@ BUILT_IN = {
     "patch": "trinity.methods.patch:PATCH",
     "quarot": "trinity.methods.quarot:QUAROT",
     "rtn": "trinity.methods.rtn:RTN",
+    "rtn-cache": "trinity.methods.rtn_cache:RTN_CACHE",
     "slim": "trinity.methods.slim:SLIM",
     "slim-lora": "trinity.methods.slim_lora:SLIM_LORA",
     "slim-quant": "trinity.methods.slim_quant:SLIM_QUANT",
@@ -86,8 +88,8 @@ def get(name: str) -> "Registered":
         what = (
             f"'{target}' is of type {type(found).__name__}, which is neither a Method, a "
             f"BlockMethod, a TransformMethod, a PlanMethod, a SearchMethod, a RotationMethod, a "
-            f"ModelMethod nor a CheckpointSource (trinity.methods.contract, .transforms, "
-            f".planning, .searching and .rotations)"
+            f"CacheMethod, a ModelMethod nor a CheckpointSource (trinity.methods.contract, "
+            f".transforms, .planning, .searching, .rotations and .caching)"
         )
         raise _PLUGINS.broken(name, what)
     if found.name != name:

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from trinity.methods.caching import CacheMethod
 from trinity.methods.contract import (
     STATISTICS,
     BlockMethod,
@@ -310,7 +311,7 @@ def example_format(method: Registered) -> WeightFormat | None:
     the format they have, for one that compresses nothing, and where no sample is accepted.
     """
     config = example_config(method.config, None)
-    before = (TransformMethod, PlanMethod, SearchMethod, RotationMethod)
+    before = (TransformMethod, PlanMethod, SearchMethod, RotationMethod, CacheMethod)
     nothing = (CheckpointSource, ModelMethod, *before)
     if config is None or isinstance(method, nothing):
         return None

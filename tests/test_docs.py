@@ -18,6 +18,7 @@ import torch
 
 from trinity.harness.compress.activations import collected
 from trinity.methods import options, registry, tensors
+from trinity.methods.caching import CacheMethod
 from trinity.methods.catalogue import CATALOGUE
 from trinity.methods.contract import (
     STATISTICS,
@@ -325,6 +326,7 @@ def test_the_index_places_every_method() -> None:
         PlanMethod: "plan",
         SearchMethod: "search",
         RotationMethod: "stream",
+        CacheMethod: "cache",
         ModelMethod: "model",
         CheckpointSource: "checkpoint",
     }

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trinity.harness.latency import ceilings, generate, memory
 from trinity.harness.models.decoder import LINEARS
 from trinity.harness.models.model_config import DTYPES, context_length
 from trinity.harness.modules.engines import Engines
+from trinity.harness.modules.module_stages import IreeEngine
 from trinity.harness.recipes.recipe import BenchSpec, LowerSpec
 from trinity.harness.records import available, measurement
 from trinity.harness.records.measurement import Measurement
@@ -109,6 +111,7 @@ class Bench:
         measuring, spec = self.measuring, self.spec
         stored = measuring.subject.checkpoint.stored_bytes()
         found = memory.stored(stored, measuring.load(self.names[0]))
+        found += [self._cache(measuring.load(name)) for name in self.names]
         scope = f"loading, a prompt of {spec.prompt} and {spec.new} tokens, in a process of its own"
         for name in self.names:
             engine, code = measuring.load(name), None
@@ -122,6 +125,19 @@ class Bench:
             before, at_most = peak_memory.peak(load, spec.prompt, spec.new, code)
             found.append(memory.peak(engine, before, at_most, scope))
         return found
+
+    def _cache(self, engine: Engine) -> Measurement:
+        """Bytes of one sequence's keys and values after the prompt and the new tokens."""
+        checkpoint, positions = self.measuring.subject.checkpoint, self.spec.prompt + self.spec.new
+        geometry, wide = Geometry.of(checkpoint.config), DTYPES[checkpoint.dtype].itemsize
+        sizes = geometry.kv_heads, geometry.head_dim
+        if checkpoint.cache:
+            of_block = checkpoint.cache.format.bytes_at(positions, *sizes, wide)
+        else:
+            of_block = 2 * positions * prod(sizes) * wide
+        kept = checkpoint.cache.format.label if checkpoint.cache else checkpoint.dtype
+        room = engine.compiled.cache_bytes if isinstance(engine, IreeEngine) else None
+        return memory.cache(engine, geometry.layers * of_block, positions, kept, room)
 
     def compress(self) -> list[Measurement]:
         """What compression cost when its blocks were computed, from the checkpoint's stage."""

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trinity.harness.checkpoints.block import LAYERS, TIMING, WEIGHTS
+from trinity.harness.models.caching import Caching
 from trinity.harness.models.decoder import Decoder, cast, linear_shape, set_weight, skeleton, tie
 from trinity.harness.models.folders import CONFIG, ORIGIN, OURS, TEMPLATES, companions
 from trinity.harness.models.model_config import (
@@ -40,8 +41,9 @@ from trinity.methods.formats import CompressedWeight, InputFormat, WeightFormat,
 
 SUMMARY, REST = "trinity.json", "model-rest.safetensors"
 # 1 had neither packed adapters nor scaled or rounded inputs, 2 no values but floats and grids, 3 no
-# inputs that are turned; all are read as they are.
+# inputs that are turned and no cache; all are read as they are.
 VERSION = 4
+BEFORE = 3  # what is written where neither is declared, so that older readers take it
 AGAIN = "Compress the model again."
 ON_PURPOSE = f"If you changed the file on purpose, delete {sums.SUMS}."
 # What a format of wrong values, or one that its tensors do not fit, ends in.
@@ -57,12 +59,14 @@ def write(
     summary: Mapping[str, Any],
     inputs: Mapping[str, InputFormat] | None = None,
     decoded: Mapping[str, Tensor] | None = None,
+    cache: Caching | None = None,
 ) -> None:
     """Assemble a checkpoint from finished block stages.
 
     blocks: stage folders, in order   summary: what `trinity.json` says beyond the layers
     inputs: what is done to inputs at run time, by layer
     decoded: weights outside the blocks that are not in the model's files as such
+    cache: how keys and values are kept at run time; None as floats
     """
     rest = {**dict(decoder.uncompressed()), **(decoded or {})}
     save_file({name: t.cpu().contiguous() for name, t in rest.items()}, folder / REST)
@@ -83,14 +87,16 @@ def write(
     config["tie_word_embeddings"] = decoder.model.config.tie_word_embeddings and not own_head
     config["quantization_config"] = {
         "quant_method": OURS,
-        "version": VERSION,
+        "version": VERSION if cache or any(of.turned for of in (inputs or {}).values()) else BEFORE,
         "layers": {name: report["format"] for name, report in layers.items()},
     }
     if inputs:
         rounded = {name: found.to_json() for name, found in inputs.items()}
         config["quantization_config"]["inputs"] = rounded
+    if cache:
+        config["quantization_config"]["cache"] = cache.to_json()
     write_json(folder / CONFIG, config)
-    write_json(folder / SUMMARY, {"version": VERSION, "layers": layers, **summary})
+    write_json(folder / SUMMARY, {"version": BEFORE, "layers": layers, **summary})
     write_json(folder / TIMING, added_up([read_json(b / TIMING) for b in timed(blocks)]))
     copy_companions(decoder.folder, folder)
 
@@ -129,6 +135,7 @@ class Checkpoint:
     config: the model's (transformers has no common type for it)   places: tensor -> file
     summary: what `trinity.json` says   formats: of every compressed linear, in the model's order
     inputs: what is done to inputs at run time, of the layers where something is
+    cache: how keys and values are kept at run time; None as floats
     """
 
     folder: Path
@@ -137,6 +144,7 @@ class Checkpoint:
     summary: Mapping[str, Any]
     formats: Mapping[str, WeightFormat]
     inputs: Mapping[str, InputFormat]
+    cache: Caching | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -153,6 +161,7 @@ class Checkpoint:
             version = int(quantization["version"])
             layers = dict(quantization["layers"])
             inputs = dict(quantization.get("inputs", {}))
+            declared = quantization.get("cache")
             if not isinstance(summary, dict):
                 msg = f"{SUMMARY} holds no object"
                 raise TypeError(msg)
@@ -173,10 +182,11 @@ class Checkpoint:
         try:
             formats = {name: WeightFormat.from_json(data) for name, data in layers.items()}
             rounded = {name: InputFormat.from_json(data) for name, data in inputs.items()}
+            cache = Caching.from_json(declared) if declared is not None else None
         except UNFIT as error:
             msg = f"checkpoint {folder}: its config.json has a format that is none ({error!r})."
             raise RecordError(f"{msg} {AGAIN}") from error
-        return cls(folder, config, places, summary, formats, rounded)
+        return cls(folder, config, places, summary, formats, rounded, cache)
 
     @property
     def dtype(self) -> str:
@@ -222,7 +232,8 @@ class Checkpoint:
     def load_model(self) -> Any:
         """The model in torch with every weight dequantized: fake-quantised, for accuracy only.
 
-        Inputs that the checkpoint declares turned or rounded are that before every product.
+        Inputs that the checkpoint declares turned or rounded are that before every product, and
+        keys and values are rounded before attention reads them.
         -> a Hugging Face causal language model in eval mode; transformers has no type for it
         """
         model = self.model_outside()
@@ -238,6 +249,8 @@ class Checkpoint:
             msg = f"checkpoint {self.folder}: has no tensor for {', '.join(left[:3])}."
             raise RecordError(msg)
         change_inputs(model, self.inputs)
+        if self.cache:
+            self.cache.install(model)
         return model.eval()
 
     def model_outside(self) -> Any:

@@ -65,12 +65,14 @@ class Dequantized:
     def load(self) -> TorchEngine:
         """The model in torch."""
         compressed = self.checkpoint
-        untouched = not compressed.inputs and all(
+        cache = compressed.cache
+        untouched = not (compressed.inputs or cache) and all(
             layout.dtype and not layout.pattern for layout in compressed.formats.values()
         )
         model = compressed.load_model().to(self.device)
         path: MeasurementPath = "reference" if untouched else "simulated"
         alone = any(rounded.is_of_call for rounded in compressed.inputs.values())
+        alone = alone or (cache is not None and cache.format.together > 1)
         return TorchEngine(model, compressed.context, path, alone=alone)
 
     def load_for_text(self) -> Remembering:

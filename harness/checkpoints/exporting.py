@@ -44,6 +44,12 @@ def export(found: Checkpoint, layout: str, out: Path) -> None:
             f"model. Compress without `compress.inputs` (and `online: none`) to export the weights."
         )
         raise UnsupportedError(msg)
+    if found.cache:
+        msg = (
+            f"{found.folder}: keeps keys and values as {found.cache.label} when it runs, which no "
+            f"exported layout can say. Compress without `compress.cache` to export the weights."
+        )
+        raise UnsupportedError(msg)
 
     def fill(place: Path) -> None:
         place.mkdir()

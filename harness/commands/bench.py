@@ -42,7 +42,10 @@ def bench(
     context: Annotated[int, typer.Option(help="Positions of the module's caches.")] = 2048,
     baseline: Annotated[
         str | None,
-        typer.Option(help="dense: time the model before compression in turn, and compare."),
+        typer.Option(
+            help="dense: time the model before compression in turn, and compare. float-cache: the "
+            "same weights with keys and values as floats."
+        ),
     ] = None,
     dense: DenseModel = None,
     rows: Annotated[

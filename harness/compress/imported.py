@@ -12,6 +12,7 @@ from torch import Tensor
 from trinity.harness.checkpoints import checkpoint
 from trinity.harness.checkpoints.block import layer_report, save_block
 from trinity.harness.compress import contracts
+from trinity.harness.models.caching import Caching
 from trinity.harness.models.decoder import Decoder, cast, matrix_of, weight_of
 from trinity.harness.models.model_files import WeightReader, read_json
 from trinity.harness.records.environment import environment
@@ -30,10 +31,11 @@ def import_checkpoint(
     model_sha256: str,
     store: StageStore,
     rounded: Mapping[str, InputFormat],
+    cache: Caching | None = None,
 ) -> Path:
     """The stage of a checkpoint with the weights that a source finds; the others stay dense.
 
-    rounded: how inputs are rounded when the model runs, by layer
+    rounded: how inputs are rounded when the model runs, by layer   cache: how keys and values are
     A weight that is found for nothing in the model is an error: it would be lost silently.
     `trinity.json` lists, under `imported`, the linears that stay dense, what was found outside the
     blocks and is kept as plain floats (a head), and the tensors of the file that are in neither the
@@ -63,7 +65,8 @@ def import_checkpoint(
             "versions": environment()["packages"],
             "plugins": plugins.versions(registry.owners(source.name)),
         }
-        checkpoint.write(folder, decoder, blocks, summary, rounded, _decoded(decoder, weights))
+        decoded = _decoded(decoder, weights)
+        checkpoint.write(folder, decoder, blocks, summary, rounded, decoded, cache)
         for place in blocks:
             shutil.rmtree(place)
 
@@ -73,6 +76,7 @@ def import_checkpoint(
         "dtype": str(decoder.dtype),
         "family": asdict(decoder.family),
         "rounded": {name: inputs.to_json() for name, inputs in rounded.items()},
+        "cache": cache.to_json() if cache else None,
         "code": own_code.sha256(import_checkpoint, methods=[source]),
     }
     return store.fill("imported", inputs, write)

@@ -9,6 +9,7 @@ from typing import Any
 from trinity.harness.compress import contracts
 from trinity.harness.recipes.recipe import CompressSpec, Order, Step, TuneMode, TuneSpec
 from trinity.methods import registry
+from trinity.methods.caching import CacheMethod
 from trinity.methods.contract import (
     OF_LOSS,
     BlockMethod,
@@ -34,6 +35,17 @@ StepMethod = (
     | PlanMethod[MethodConfig]
     | SearchMethod[MethodConfig]
 )
+STEPS = (Method, BlockMethod, TransformMethod, PlanMethod, SearchMethod)
+# What cannot be one of several steps, and why.
+ELSEWHERE = {
+    CheckpointSource: "reads finished checkpoints: it can be a recipe's only step, without "
+    "`layers`, and none beside others",
+    ModelMethod: "tunes a whole compressed model and cannot be a compression step; name it under "
+    "`compress.tune`",
+    RotationMethod: "turns the whole model before anything else: it can only be the first of "
+    "`compress.steps`",
+    CacheMethod: "keeps keys and values and compresses no weight; name it under `compress.cache`",
+}
 
 
 @dataclass(frozen=True)
@@ -331,24 +343,10 @@ def _planned(steps: tuple[Step, ...]) -> tuple[PlannedStep, ...]:
     planned: list[PlannedStep] = []
     for step in steps:
         method = registry.get(step.method)
-        if isinstance(method, CheckpointSource):
-            msg = (
-                f"method '{step.method}' reads finished checkpoints: it can be a recipe's only "
-                f"step, without `layers`, and none beside others."
-            )
-            raise ConfigError(msg)
-        if isinstance(method, ModelMethod):
-            msg = (
-                f"method '{step.method}' tunes a whole compressed model and cannot be a "
-                f"compression step; name it under `compress.tune`."
-            )
-            raise ConfigError(msg)
-        if isinstance(method, RotationMethod):
-            msg = (
-                f"method '{step.method}' turns the whole model before anything else: it can only "
-                f"be the first of `compress.steps`."
-            )
-            raise ConfigError(msg)
+        for kind, reason in ELSEWHERE.items():
+            if isinstance(method, kind):
+                raise ConfigError(f"method '{step.method}' {reason}.")
+        assert isinstance(method, STEPS)
         if isinstance(method, TransformMethod) and any(not p.transforms for p in planned):
             msg = (
                 f"method '{step.method}' changes the layers of a block together, as they were "

@@ -65,7 +65,7 @@ class Shown:
     def is_dense(self) -> bool:
         """Whether nothing was done to the model."""
         compress = self.record.recipe.get("compress") or {}
-        done = compress.get("steps"), compress.get("tune"), compress.get("inputs")
+        done = [compress.get(key) for key in ("steps", "tune", "inputs", "cache")]
         return not any([*done, compress.get("layers"), self.record.checkpoint.imported])
 
     def find(self, key: Key) -> Measurement | None:

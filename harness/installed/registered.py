@@ -47,8 +47,13 @@ def entry_of(method: "Registered") -> Entry:
     """A method at a glance, found by trying it."""
     # Imported here: they load torch, which the list of the built-in methods does without.
     from trinity.methods import sample_layers
+    from trinity.methods.caching import CacheMethod
     from trinity.methods.contract import CheckpointSource
 
+    if isinstance(method, CacheMethod):
+        config = sample_layers.example_config(method.config, None)
+        kept = method.cache_format(config).label if config else "-"
+        return Entry(method.paper, _needs(method), kept)
     layout = sample_layers.example_format(method)
     label = "as stored" if isinstance(method, CheckpointSource) else "-"
     return Entry(method.paper, _needs(method), layout.label if layout else label)
@@ -57,9 +62,13 @@ def entry_of(method: "Registered") -> Entry:
 def describe_method(name: str) -> dict[str, Any]:
     """A method as plain data: paper, needs, options as a recipe writes them."""
     from trinity.harness.installed import method_options  # as in `entry_of`
+    from trinity.methods.caching import CacheMethod
 
     method = registry.get(name)
     options = method_options.options_of(method.config)
+    step = method_options.as_step(name, options, method.config)
+    if isinstance(method, CacheMethod):
+        step = f"cache: {step.removeprefix('- ')}"
     owner = registry.owners(name)[0]
     return {
         "name": name,
@@ -69,7 +78,7 @@ def describe_method(name: str) -> dict[str, Any]:
         "needs": _needs(method),
         "costs": _costs(method),
         "options": {option.name: asdict(option) for option in options},
-        "step": method_options.as_step(name, options, method.config),
+        "step": step,
         "about": inspect.cleandoc(type(method).__doc__ or ""),
     }
 
@@ -78,13 +87,16 @@ def _needs(method: "Registered") -> str:
     """'x_norm, hessian': the statistics to collect; 'a checkpoint' for a source, 'token sequences'
     for what a whole model is run on.
     """
-    from trinity.methods.contract import CheckpointSource, ModelMethod  # as in `entry_of`
+    from trinity.methods.caching import CacheMethod  # as in `entry_of`
+    from trinity.methods.contract import CheckpointSource, ModelMethod
     from trinity.methods.rotations import RotationMethod
 
     if isinstance(method, CheckpointSource):
         return "a checkpoint"
     if isinstance(method, (ModelMethod, RotationMethod)):
         return "token sequences"
+    if isinstance(method, CacheMethod):
+        return "nothing"
     return ", ".join(str(flag.name).lower() for flag in method.needs) or "nothing"
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import psutil
 
 from trinity.harness.engines.engine import Engine
-from trinity.harness.records.facts import Memory
+from trinity.harness.records.facts import Cache, Memory
 from trinity.harness.records.measurement import Measurement
 
 T = TypeVar("T")
@@ -57,6 +57,28 @@ def stored(sizes: Mapping[str, int], engine: Engine) -> list[Measurement]:
         _bytes("stored" if name == "all" else f"stored-{name}", size, engine)
         for name, size in {"all": total, **sizes}.items()
     ]
+
+
+def cache(
+    engine: Engine, size: int, positions: int, kept: str, allocated: int | None
+) -> Measurement:
+    """Bytes of the keys and values of one sequence, in the format that the checkpoint declares.
+
+    An engine whose path is 'simulated' computes with them as floats, and holds more.
+    positions: that the sequence has   kept: the format, in words
+    allocated: of a module, for as many positions as it was compiled for
+    """
+    held = Cache(cache_positions=positions, cache_format=kept, cache_allocated_bytes=allocated)
+    return Measurement(
+        name="cache",
+        metric="cache_bytes",
+        value=size,
+        unit="bytes",
+        higher_is_better=False,
+        path=engine.path,
+        engine=engine.name,
+        details=held.details(),
+    )
 
 
 def peak(engine: Engine, before: int, at_most: int | None, scope: str) -> Measurement:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trinity.harness.checkpoints.checkpoint import Checkpoint
 from trinity.harness.engines.engine import DecodeSession, Engine, check_tokens
+from trinity.harness.models.caching import Caching
 from trinity.harness.models.decoder import group_attention, skeleton
 from trinity.harness.models.model_config import DTYPES
 from trinity.harness.modules.narrow_head import Outside, outside_of
@@ -27,7 +28,7 @@ from trinity.lowering import lower as lowering
 from trinity.lowering import parameters as module_parameters
 from trinity.lowering.plan import Lowering
 from trinity.lowering.targets import targets
-from trinity.lowering.targets.choose import storage_of
+from trinity.lowering.targets.choose import cache_refusal, storage_of
 from trinity.methods.errors import UnsupportedError
 from trinity.methods.formats import InputFormat, format_of
 
@@ -152,6 +153,7 @@ def plan_of(checkpoint: Checkpoint, spec: LowerSpec, outside: Outside, batch: in
         batch,
         heads,
         tables,
+        checkpoint.cache.format if checkpoint.cache else None,
     )
 
 
@@ -165,6 +167,24 @@ def check_inputs(inputs: Mapping[str, InputFormat], where: str) -> None:
                 f"compress with `inputs: {{kind: int8}}`."
             )
             raise UnsupportedError(msg)
+
+
+def check_cache(cache: Caching | None, spec: LowerSpec, where: str, batch: int = 1) -> None:
+    """UnsupportedError where a target's modules cannot keep keys and values as declared.
+
+    batch: sequences at once, the most
+    """
+    if cache is None:
+        return
+    refused = cache_refusal(cache.format, targets.get(spec.target, spec.cpu))
+    if refused is None and batch > 1:
+        refused = f"kernels read caches of one sequence, not of {batch}"
+    if refused:
+        msg = (
+            f"{where}: {cache.label}: {refused}. Leave `lower:` out and evaluate it with the torch "
+            f"engine, or compile it for llvm-cpu, one sequence, with rtn-cache of 4 or 8 bits."
+        )
+        raise UnsupportedError(msg)
 
 
 def compile_module(plan: Lowering, store: StageStore, reporter: Reporter) -> Path:
@@ -226,6 +246,7 @@ def compile_checkpoint(
     batch: sequences at once
     """
     check_inputs(subject.checkpoint.inputs, f"checkpoint {subject.checkpoint.folder}")
+    check_cache(subject.checkpoint.cache, spec, f"checkpoint {subject.checkpoint.folder}", batch)
     outside = outside_of(subject.checkpoint, targets.get(spec.target, spec.cpu))
     plan = plan_of(subject.checkpoint, spec, outside, batch)
     module = compile_module(plan, store, reporter)
@@ -267,16 +288,19 @@ def lower(
 def _compared(checkpoint: Checkpoint, compiled: Compiled) -> dict[str, dict[str, float] | float]:
     """How far the module's logits are from torch's, and how far they may be."""
     # Imported here: a run whose comparison is in the store needs no runtime.
-    from trinity.lowering.module.check import allowed, verify
+    from trinity.lowering.module.check import Rounding, allowed, verify
 
     plan = compiled.plan
     module = _loaded(compiled.module, compiled.parameters / PARAMETERS, plan.target)
     model = checkpoint.model_outside()
     weights = checkpoint.reading(compiled.outside.heads)
-    ids, inputs = check_ids(plan), checkpoint.inputs
+    ids, rounding = check_ids(plan), Rounding(checkpoint.inputs)
+    if checkpoint.cache:
+        rounding = replace(rounding, floats=checkpoint.model_outside())
+        checkpoint.cache.install(model)
     return {
-        "errors": verify(module, model, weights, ids, inputs),
-        "tolerance": allowed(model, weights, ids, inputs),
+        "errors": verify(module, model, weights, ids, rounding),
+        "tolerance": allowed(model, weights, ids, rounding),
     }
 
 

@@ -22,6 +22,7 @@ from trinity.harness.recipes.recipe import (
     LowerSpec,
     Order,
     Recipe,
+    Step,
     parse,
 )
 from trinity.harness.recipes.sections import Section
@@ -50,7 +51,8 @@ class Row(Section):
     $parameters.
 
     name: of its recipe; rows of one name are one run, also in tables of other papers
-    order, skip, inputs, tune: of the recipe's `compress`; the profile says on which text to tune
+    order, skip, inputs, tune, cache: of the recipe's `compress`; the profile says on which text to
+        tune
     patterns: of the table's, if not all of them   training: of a 'trained:' model
     """
 
@@ -62,6 +64,7 @@ class Row(Section):
     skip: tuple[str, ...] = CompressSpec().skip
     inputs: InputSpec | None = None
     tune: dict[str, Any] | None = None
+    cache: Step | None = None
     patterns: tuple[str, ...] | None = None
     training: dict[str, Any] | None = None
     published: PublishedKey | None = None
@@ -227,6 +230,7 @@ def recipe(
                 "skip": row.skip,
                 "inputs": row.inputs,
                 "tune": tune,
+                "cache": row.cache,
             },
             "calibration": data.calibration.model_dump(),
             "evaluate": data.evaluate.model_dump(),

@@ -200,6 +200,7 @@ class CompressSpec(Section):
         (GPTQ's option) calibrates linears with one input on the compressed linears before them
     inputs: what their inputs are rounded to; the weights are fitted to unrounded ones
     tune: one method for the compressed model, after all of them
+    cache: the method that keeps keys and values when the model runs; None keeps floats
     """
 
     steps: tuple[Step, ...] = ()
@@ -208,6 +209,8 @@ class CompressSpec(Section):
     order: Order = "block"
     inputs: InputSpec | None = None
     tune: TuneSpec | None = None
+    # Left out where it says nothing, as `mode` is.
+    cache: Step | None = Field(None, exclude_if=lambda cache: cache is None)
 
 
 class LowerSpec(Section):
@@ -279,7 +282,8 @@ class BenchSpec(Section):
 
     batch: of `prefill` and `decode`: sequences at once, all of them equally long; one number or
         several, each timed for itself
-    baseline: 'dense' times the model before compression in turn with it, and says faster or slower
+    baseline: 'dense' times the model before compression in turn with it, and says faster or slower;
+        'float-cache' the same weights with keys and values as floats
     rows, shapes: of the suite `layers`: tokens at once, and whose layers, the model's own or a
         larger one's in the same formats
     """
@@ -293,7 +297,7 @@ class BenchSpec(Section):
     new: PositiveInt = 32
     repeats: PositiveInt = 5
     batch: tuple[PositiveInt, ...] = (1,)
-    baseline: Literal["dense"] | None = None
+    baseline: Literal["dense", "float-cache"] | None = None
     rows: tuple[PositiveInt, ...] = (1,)
     shapes: Literal["model", "llama-2-7b", "llama-2-13b", "llama-2-70b", "opt-6.7b"] = "model"
 

@@ -203,6 +203,18 @@ class Memory(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cache(Facts):
+    """Keys and values: of how many positions of a sequence, in which format, in a label's words.
+
+    cache_allocated_bytes: of a module, which has room for more positions
+    """
+
+    cache_positions: int | None = None
+    cache_format: str | None = None
+    cache_allocated_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Product(Facts):
     """A single product x W^T.  shape: of W, [out, in]   rows: of x   read_bytes: of W, as stored"""
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trinity.harness.records.facts import Questions
 from trinity.harness.records.measurement import Measurement
@@ -31,6 +31,8 @@ class CheckpointInfo(BaseModel):
     """The compressed checkpoint: sizes counted from its files, results of every layer.
 
     inputs: what the inputs of a layer are rounded to at run time, where they are
+    cache: how keys and values are kept at run time, 'rtn-cache: int8 token and head'; null as
+        floats
     imported: of weights compressed elsewhere, the source's options, the linears it left dense and
         the tensors it could not map; null for weights compressed here
     """
@@ -42,6 +44,7 @@ class CheckpointInfo(BaseModel):
     stored_bytes: dict[str, int]
     layers: dict[str, Any]
     inputs: dict[str, str] = {}
+    cache: str | None = Field(None, exclude_if=lambda cache: cache is None)
     imported: dict[str, Any] | None = None
 
 

@@ -5,12 +5,14 @@ only when a stage that needs one is missing.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from trinity.harness.accuracy import measured, suites
 from trinity.harness.accuracy.suite import ComparedSuite, MeasuredSuite
 from trinity.harness.bench.bench import Bench, check_batch, check_positions
+from trinity.harness.models.caching import Caching
 from trinity.harness.modules.engines import Engines
 from trinity.harness.modules.module_stages import Subject
 from trinity.harness.recipes.recipe import BenchSpec, EvaluateSpec, LowerSpec, SuiteSpec
@@ -121,7 +123,7 @@ class Measuring(Engines):
         checkpoint = self.subject.checkpoint
         check_positions(spec, self.lower_spec, checkpoint.config)
         check_batch(spec, self.lower_spec, checkpoint.config, checkpoint.dtype)
-        baseline = self.make_dense() if spec.baseline else None
+        baseline = self._baseline(spec.baseline)
         fingerprint = baseline.subject.fingerprint if baseline else None
         inputs = {
             "bench": spec.model_dump(mode="json"),
@@ -138,13 +140,37 @@ class Measuring(Engines):
         against = AgainstDense(dense_model=baseline.origin)
         return [against.added_to(m) if m.metric == SPEEDUP else m for m in found]
 
+    def _baseline(self, named: str | None) -> "Measuring | None":
+        """What is timed in turn with the checkpoint."""
+        if named == "float-cache":
+            return self._with_floats()
+        return self.make_dense() if named else None
+
+    def _with_floats(self) -> "Measuring":
+        """The same weights with keys and values as floats."""
+        own = self.subject
+        if own.checkpoint.cache is None:
+            msg = (
+                f"{own.name}: keeps keys and values as floats, and bench.baseline float-cache "
+                f"compares a cache with those. Name one under `compress.cache`, or leave it out."
+            )
+            raise ConfigError(msg)
+        subject = Subject(
+            replace(own.checkpoint, cache=None),
+            f"{own.fingerprint}-float-cache",
+            f"{own.name}, its cache as floats",
+        )
+        return Measuring(subject, self.lower_spec, self.store, self.reporter, self._make_dense)
+
     def _measuring(self, *engines: str) -> dict[str, Any]:
         """What a measurement depends on besides its suite."""
         lowered = self.lower() if "iree" in engines else None
         packages = environment()["packages"]
+        cache = self.subject.checkpoint.cache
         read_by = ("transformers", "tokenizers", "datasets", "lm-eval")
         return {
             "checkpoint": self.subject.fingerprint,
+            "cache": own_code.sha256(Caching, methods=[cache.method]) if cache else None,
             "engines_of": sorted(engines),
             "lowered": lowered.fingerprint if lowered else None,
             "numerics": numerics(self.device),

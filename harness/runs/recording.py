@@ -52,6 +52,7 @@ def write(
             stored_bytes=checkpoint.stored_bytes(),
             layers=checkpoint.summary["layers"],
             inputs={name: found.label for name, found in checkpoint.inputs.items()},
+            cache=checkpoint.cache.label if checkpoint.cache else None,
             imported=checkpoint.summary.get("imported"),
         ),
         lowering=lowering,

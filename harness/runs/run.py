@@ -25,9 +25,10 @@ from trinity.harness.compress.preparing import prepare
 from trinity.harness.compress.walk import Walk
 from trinity.harness.engines.engine import check_tokens
 from trinity.harness.models import families
+from trinity.harness.models.caching import caching_of
 from trinity.harness.models.decoder import Decoder
 from trinity.harness.models.model_config import DTYPES, context_length
-from trinity.harness.modules.module_stages import Subject, check_inputs
+from trinity.harness.modules.module_stages import Subject, check_cache, check_inputs
 from trinity.harness.recipes.recipe import (
     CalibrationSpec,
     EvaluateSpec,
@@ -87,6 +88,7 @@ class Run:
             check_positions(recipe.bench, recipe.lower, config)
             check_batch(recipe.bench, recipe.lower, config, recipe.model.dtype)
         self.plan = plan.make(recipe.compress, self.decoder.layer_shapes())
+        self.cache = caching_of(recipe.compress, config)
         rotation.check(self.plan.rotation, self.decoder)
         self.plan = rotation.with_turned_inputs(self.plan, self.decoder)
         if self.plan.source is None:
@@ -94,6 +96,8 @@ class Run:
         if recipe.lower is not None:
             check_lowerable(config)
             check_inputs(self.plan.inputs, "the recipe's compress.inputs")
+            most = max(recipe.bench.batch) if recipe.bench else 1
+            check_cache(self.cache, recipe.lower, "the recipe's compress.cache", most)
         run_checks.check_texts(recipe, self.plan, context_length(config))
         run_checks.check_dense_is_known(recipe, self.plan)
         run_checks.check_tokenizer(recipe, self.source.path)
@@ -227,6 +231,7 @@ class Run:
                 blocks=blocks,
                 summary=summary,
                 inputs=self.plan.inputs,
+                cache=self.cache,
             ),
         )
 
@@ -272,6 +277,7 @@ class Run:
             self.source.sha256,
             self.store,
             self.plan.inputs,
+            self.cache,
         )
         lost = Checkpoint.open(folder).summary["imported"]["unmapped"]
         if lost:
@@ -307,9 +313,9 @@ class Run:
 
     @property
     def _is_dense(self) -> bool:
-        """Whether nothing is done to the model: no step, source, rounded input or tuning."""
+        """Whether nothing is done to the model: no step, source, rounded input, cache or tuning."""
         plan = self.plan
-        changed = plan.source or plan.inputs or plan.tune or plan.changes_weights
+        changed = plan.source or plan.inputs or plan.tune or plan.changes_weights or self.cache
         return not changed
 
     @once
@@ -349,7 +355,8 @@ class Run:
 
     def _makers(self) -> list[Owner]:
         """Who registers what made the checkpoint: its methods, and the row of its family."""
-        methods = [owner for name in self.plan.names for owner in registry.owners(name)]
+        names = [*self.plan.names, *([self.cache.name] if self.cache else [])]
+        methods = [owner for name in names for owner in registry.owners(name)]
         return [*methods, families.owner(self.decoder.model.config.model_type)]
 
     def _plugins(self) -> dict[str, str]:

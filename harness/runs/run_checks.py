@@ -49,7 +49,7 @@ def check_tokenizer(recipe: Recipe, folder: Path) -> None:
 
 def compares(recipe: Recipe) -> bool:
     """Whether something is measured against the model before compression."""
-    timed = recipe.bench is not None and recipe.bench.baseline is not None
+    timed = recipe.bench is not None and recipe.bench.baseline == "dense"
     asked = recipe.evaluate.suites if recipe.evaluate else ()
     return timed or any(suites.resolve(spec).needs_dense for spec in asked)
 

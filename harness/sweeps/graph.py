@@ -114,7 +114,7 @@ class _Adding:
         if run.bench is None:
             return []
         timed = [run]
-        if run.bench.baseline and _has_another_dense(run):
+        if run.bench.baseline == "dense" and _has_another_dense(run):
             timed.append(without_compression(run))
         needs = {self.compress(each) for each in timed}
         if run.lower:

@@ -196,8 +196,8 @@ def export_functions(
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     ids = torch.zeros(shape.batch, shape.tokens, dtype=torch.int64, device=device)
     positions = torch.arange(shape.tokens, device=device)
-    cache = (shape.batch, geometry.kv_heads, shape.cache_length, geometry.head_dim)
-    caches = [torch.zeros(cache, dtype=dtype, device=device) for _ in range(2 * geometry.layers)]
+    count = 2 * geometry.layers
+    caches = [torch.zeros(plan.caches, dtype=dtype, device=device) for _ in range(count)]
     step = (ids, positions, *caches)
     with ExitStack() as stack:
         for operator in operators:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from trinity.lowering.mlir.builder import MLIR_TYPES
 from trinity.lowering.weight_storage import WeightStorage
-from trinity.methods.formats import WeightFormat
+from trinity.methods.formats import CacheFormat, WeightFormat
+from trinity.methods.formats.caches import SHARED_BYTES
 
 BLOCK, ATTENTION = "packed_block", "packed_attention"  # operators
 QKVO = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -26,6 +27,7 @@ class Heads:
     """Sizes of an attention.
 
     window: positions that a token sees, its own included; None for all   scaling: of scores
+    kept: how keys and values are; None as floats
     """
 
     heads: int
@@ -34,11 +36,22 @@ class Heads:
     cache_length: int
     window: int | None
     scaling: float
+    kept: CacheFormat | None = None
 
     @property
     def cache(self) -> tuple[int, int, int, int]:
-        """Shape of the keys, and of the values."""
-        return (1, self.kv_heads, self.cache_length, self.width)
+        """Shape of the keys, and of the values, in float32 or words as large."""
+        return (1, self.kv_heads, self.cache_length, cache_row(self.width, self.kept))
+
+
+def cache_row(width: int, kept: CacheFormat | None) -> int:
+    """Words of 32 bits that one position takes of a head.
+
+    Codes, scales and minima are counted by position, and need not lie so: what is where in these
+    bytes is a kernel's own affair.  They are words that pass for float32, because IREE takes no
+    argument of signed bytes that a step writes.
+    """
+    return width if kept is None else (width * kept.bits // 8 + SHARED_BYTES) // 4
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.weight_storage import WeightStorage
-from trinity.methods.formats import WeightFormat
+from trinity.methods.formats import CacheFormat, WeightFormat
 
 F = TypeVar("F")
 
@@ -63,6 +63,10 @@ class TargetKernels(ABC):
 
         dtype: of the model, which says what numbers x holds
         """
+
+    def cache_refusal(self, cache: CacheFormat) -> str | None:
+        """Why no kernel reads keys and values that are kept so, or None."""
+        return "kernels for this target read keys and values as floats only"
 
     @property
     def fused(self) -> Mapping[str, FusedKernel[Any]]:  # of as many types as there are operators

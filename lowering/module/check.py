@@ -1,7 +1,7 @@
 """Compiled against torch: whole models by their logits, single linears against float64."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -28,20 +28,33 @@ MODEL_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-
 LAYER_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
 
 
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """What a model rounds while it runs, beside its weights.
+
+    inputs: what products round their inputs to, by layer
+    floats: the same model with keys and values as floats, where its own attention rounds them
+    """
+
+    inputs: Mapping[str, InputFormat] = field(default_factory=dict)
+    floats: nn.Module | None = None
+
+
 def verify(
     compiled: CompiledModel,
     model: nn.Module,
     weights: Mapping[str, CompressedWeight],
     ids: Tensor,
-    inputs: Mapping[str, InputFormat] | None = None,
+    rounding: Rounding | None = None,
 ) -> dict[str, float]:
     """Compare prefill and token-by-token decoding with torch on the same packed weights.
 
-    ids: int64 [batch, seq], seq >= 2; the second half is decoded.  inputs: what the model declares
-    that products round their inputs to, by layer  -> relative errors of 'prefill' and 'decode'
+    ids: int64 [batch, seq], seq >= 2; the second half is decoded.
+    -> relative errors of 'prefill' and 'decode'
     LoweringError names the first wrong layer.
     """
-    inputs = inputs or {}
+    rounding = rounding or Rounding()
+    inputs = rounding.inputs
     count = ids.shape[1]
     if count < 2:
         msg = f"verify: {count} tokens are too few; at least one to prefill and one to decode."
@@ -60,7 +73,7 @@ def verify(
         "prefill": model_error(compiled.logits(ids), reference),
         "decode": model_error(torch.stack(decoded, dim=1), reference[:, half - 1 :]),
     }
-    tolerance = allowed(model, weights, ids, inputs)
+    tolerance = allowed(model, weights, ids, rounding)
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     rows = [compiled.batch * length for length in compiled.meta["lengths"]]
     if wrong:
@@ -86,19 +99,20 @@ def allowed(
     model: nn.Module,
     weights: Mapping[str, CompressedWeight],
     ids: Tensor,
-    inputs: Mapping[str, InputFormat],
+    rounding: Rounding,
 ) -> float:
     """How far logits may be from torch's.
 
-    Where inputs are rounded, the last bit of a float decides which of two codes it gets, and two
-    programs that are both right differ by about what rounding does: by that much they may.
+    Where inputs or caches are rounded, the last bit of a float decides which of two codes it gets,
+    and two programs that are both right differ by about what rounding does: by that much they may.
     """
     tolerance = MODEL_TOLERANCE[getattr(torch, dtype_of(model))]
-    if not any(of.kind for of in inputs.values()):
+    if not any(of.kind for of in rounding.inputs.values()) and rounding.floats is None:
         return tolerance
-    exact = {name: of.unrounded for name, of in inputs.items()}
+    exact = {name: of.unrounded for name, of in rounding.inputs.items()}
     without = {name: of for name, of in exact.items() if of is not None}
-    rounded, floats = (torch_logits(model, weights, ids, found) for found in (inputs, without))
+    rounded = torch_logits(model, weights, ids, rounding.inputs)
+    floats = torch_logits(rounding.floats or model, weights, ids, without)
     return max(tolerance, model_error(floats, rounded))
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 import iree.runtime as rt
@@ -124,6 +125,9 @@ class CompiledModel:
         self.batch: int = self.meta["cache"][0]
         self.cache_length: int = self.meta["cache"][2]
         self.chunk: int = max(self.meta["lengths"])
+        self.dtype: torch.dtype = getattr(torch, self.meta["dtype"])
+        numbers: int = prod(self.meta["cache"]) * self.meta["caches"]
+        self.cache_bytes = numbers * self.dtype.itemsize
 
     def logits(self, ids: Tensor) -> Tensor:
         """Next-token logits after every position.
@@ -143,7 +147,7 @@ class CompiledSession:
     def __init__(self, model: CompiledModel) -> None:
         """Start empty."""
         self.model = model
-        empty = torch.zeros(model.meta["cache"], dtype=getattr(torch, model.meta["dtype"]))
+        empty = torch.zeros(model.meta["cache"], dtype=model.dtype)
         self.caches = [model.loaded.put(empty) for _ in range(model.meta["caches"])]
         self.length = 0
 

@@ -5,7 +5,7 @@ from trinity.lowering.rows.row_storage import layout_of
 from trinity.lowering.targets.targets import Target
 from trinity.lowering.weight_storage import WeightStorage
 from trinity.methods.errors import UnsupportedError
-from trinity.methods.formats import Tiles, Unstructured, WeightFormat
+from trinity.methods.formats import CacheFormat, Tiles, Unstructured, WeightFormat
 
 
 def storage_of(weight_format: WeightFormat, target: Target) -> WeightStorage:
@@ -36,6 +36,13 @@ def storage_of(weight_format: WeightFormat, target: Target) -> WeightStorage:
         )
         raise UnsupportedError(msg)
     return layout
+
+
+def cache_refusal(cache: CacheFormat, target: Target) -> str | None:
+    """Why modules for a target cannot keep keys and values so, or None."""
+    if target.kernels is None:
+        return f"there are no kernels of ours on {target.name}, and no others read such a cache"
+    return target.kernels().cache_refusal(cache)
 
 
 def linear_code(

@@ -7,6 +7,7 @@ from trinity.methods.formats.adapter import (
     FactorFormat,
     Transposed,
 )
+from trinity.methods.formats.caches import CacheCodes, CacheFormat, cache_codes
 from trinity.methods.formats.codebook import Codebook, Coded
 from trinity.methods.formats.dense import Dense, Floats
 from trinity.methods.formats.inputs import InputFormat
@@ -26,6 +27,8 @@ __all__ = [
     "NM",
     "Adapted",
     "AdapterFormat",
+    "CacheCodes",
+    "CacheFormat",
     "Codebook",
     "Coded",
     "CompressedWeight",
@@ -55,6 +58,7 @@ __all__ = [
     "WeightFormat",
     "WithOutliers",
     "bits_per_weight",
+    "cache_codes",
     "format_of",
     "pack",
     "parse_pattern",

@@ -20,5 +20,6 @@ def heads_of(plan: Lowering, tokens: int) -> dict[str, Heads]:
             shape.cache_length,
             geometry.window if sliding else None,
             geometry.head_dim**-0.5,
+            plan.cache,
         )
     return found

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trinity.lowering.kernels.cpu.caches import BITS, Cache, lanes_before
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.decoder_parts import Heads
 
@@ -11,10 +12,10 @@ NEVER = -1e30  # a score that gets no weight
 
 @dataclass(frozen=True)
 class AttentionBuffers:
-    """What the attention reads and writes, all float32.
+    """What the attention reads and writes, float32 but for the caches.
 
     q [1, heads width], k and v [1, kv_heads width]: of the new token, not rotated yet
-    cos, sin: [1, width]   keys, values: [1, kv_heads, cache_length, width], written at the position
+    cos, sin: [1, width]   keys, values: written at the position
     scores: [heads, cache_length rounded up to vectors and one more]   out: [1, heads width]
     """
 
@@ -23,8 +24,8 @@ class AttentionBuffers:
     v: Buffer
     cos: Buffer
     sin: Buffer
-    keys: Buffer
-    values: Buffer
+    keys: Cache
+    values: Cache
     scores: Buffer
     out: Buffer
 
@@ -78,20 +79,17 @@ class _Head:
         kernel, buffers = self.kernel, self.buffers
         scaling = kernel.constant(self.sizes.scaling, FLOATS)
         query = [self.times(part, scaling) for part in self.rotated(buffers.q, self.head)]
-        key = self.rotated(buffers.k, self.kv_head)
-        value = self.parts(buffers.v, [self.zero], self.start(self.kv_head))
+        key = buffers.keys.row(self.rotated(buffers.k, self.kv_head))
+        value = buffers.values.row(self.parts(buffers.v, [self.zero], self.start(self.kv_head)))
         first = kernel.value(f"arith.cmpi eq, {self.within}, {self.zero} : index")
-        here = [self.zero, self.kv_head, self.position]
         with kernel.when(first):
-            for i, (k, v) in enumerate(zip(key, value, strict=True)):
-                at = [*here, kernel.constant(LANES * i)]
-                buffers.keys.store(k, at, FLOATS)
-                buffers.values.store(v, at, FLOATS)
+            buffers.keys.store(key, self.kv_head, self.position)
+            buffers.values.store(value, self.kv_head, self.position)
         low = self.lowest()
         cached = kernel.value(f"arith.subi {self.position}, {low} : index")
-        self.scores(query, key, low, cached)
+        self.scores(query, key.read, low, cached)
         total = self.softmax(cached)
-        self.mixed(value, low, cached, total)
+        self.mixed(value.read, low, cached, total)
 
     def lowest(self) -> str:
         """The first position that the token sees."""
@@ -109,10 +107,54 @@ class _Head:
         last = kernel.times(whole, LANES)
         scores.store(kernel.constant(NEVER, FLOATS), [self.head, last], FLOATS)
         with kernel.loop(self.position, start=low) as loop:
-            keys = self.parts(self.buffers.keys, [self.zero, self.kv_head, loop.index])
+            keys = self.buffers.keys.load(self.kv_head, loop.index)
             at = kernel.value(f"arith.subi {loop.index}, {low} : index")
             scores.store_scalar(self.dot(query, keys), [self.head, at])
+        self.scaled_scores(query, low, cached)
         scores.store_scalar(self.dot(query, key), [self.head, cached])
+
+    def scaled_scores(self, query: Sequence[str], low: str, cached: str) -> None:
+        """Sums over codes become scores, 16 positions at once; of floats they are scores."""
+        kernel, scores = self.kernel, self.buffers.scores
+        if not self.buffers.keys.has_codes:
+            return
+        total = query[0]
+        for part in query[1:]:
+            total = kernel.value(f"arith.addf {total}, {part} : {FLOATS}")
+        total = kernel.splat(kernel.sum_of(total), FLOATS)
+        with kernel.loop(cached, LANES) as loop:
+            raw = scores.load([self.head, loop.index], FLOATS)
+            scale, minimum = self.buffers.keys.shared(self.kv_head, kernel.add(low, loop.index))
+            start = self.times(minimum, total)
+            score = kernel.value(f"vector.fma {raw}, {scale}, {start} : {FLOATS}")
+            self.store_before(cached, loop.index, score, raw)
+
+    def scaled_weights(self, low: str, cached: str) -> str:
+        """Weights are multiplied with the scales of values that are codes.
+
+        -> what all minima add to a number of the sum, a vector of it; zeros of floats
+        """
+        kernel, scores = self.kernel, self.buffers.scores
+        none = kernel.constant("0.0", FLOATS)
+        if not self.buffers.values.has_codes:
+            return none
+        with kernel.loop(cached, LANES, [(none, FLOATS)]) as loop:
+            raw = scores.load([self.head, loop.index], FLOATS)
+            scale, minimum = self.buffers.values.shared(self.kv_head, kernel.add(low, loop.index))
+            self.store_before(cached, loop.index, self.times(raw, scale), raw)
+            more = kernel.value(f"vector.fma {raw}, {minimum}, {loop.carried[0]} : {FLOATS}")
+            loop.yielded = [self.chosen(cached, loop.index, more, loop.carried[0])]
+        return kernel.splat(kernel.sum_of(loop.results[0]), FLOATS)
+
+    def store_before(self, stop: str, index: str, new: str, old: str) -> None:
+        """Write the new scores of the places before `stop`."""
+        found = self.chosen(stop, index, new, old)
+        self.buffers.scores.store(found, [self.head, index], FLOATS)
+
+    def chosen(self, stop: str, index: str, new: str, old: str) -> str:
+        """The new numbers of the places before `stop`, the old ones of others."""
+        inside = lanes_before(self.kernel, index, stop)
+        return self.kernel.value(f"arith.select {inside}, {new}, {old} : {BITS}, {FLOATS}")
 
     def softmax(self, cached: str) -> str:
         """Scores become weights that add up to what comes back, one f32."""
@@ -138,11 +180,15 @@ class _Head:
         """Write the values' weighted mean."""
         kernel, scores = self.kernel, self.buffers.scores
         own = kernel.splat(scores.load_scalar([self.head, cached]), FLOATS)
-        starts = [(self.times(part, own), FLOATS) for part in value]
+        minima = self.scaled_weights(low, cached)
+        starts = [
+            (kernel.value(f"vector.fma {part}, {own}, {minima} : {FLOATS}"), FLOATS)
+            for part in value
+        ]
         with kernel.loop(self.position, 1, starts, low) as loop:
             at = kernel.value(f"arith.subi {loop.index}, {low} : index")
             weight = kernel.splat(scores.load_scalar([self.head, at]), FLOATS)
-            parts = self.parts(self.buffers.values, [self.zero, self.kv_head, loop.index])
+            parts = self.buffers.values.load(self.kv_head, loop.index)
             loop.yielded = [
                 kernel.value(f"vector.fma {part}, {weight}, {sum_} : {FLOATS}")
                 for part, sum_ in zip(parts, loop.carried, strict=True)

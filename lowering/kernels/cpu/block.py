@@ -13,6 +13,7 @@ from math import prod
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.cpu import digits
 from trinity.lowering.kernels.cpu.attention import AttentionBuffers, score_room, write_head
+from trinity.lowering.kernels.cpu.caches import Cache, cache_of
 from trinity.lowering.kernels.cpu.code_terms import prepared
 from trinity.lowering.kernels.cpu.instructions import Instructions, for_rows
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, Buffer, Kernel
@@ -182,15 +183,16 @@ class _Writer:
         hidden = self.bind("hidden", (1, block.hidden))
         found = {
             name: self.bind(name, (1, block.heads.width) if name in ("cos", "sin") else None)
-            for name in ("cos", "sin", "position", "keys", "values")
+            for name in ("cos", "sin", "position")
         }
+        caches = [self.cache(name) for name in ("keys", "values")]
         norms = [self.bind(name, (1, block.hidden)) for name in NORMS]
         out = kernel.output((1, block.hidden), "f32")
         self._scratch = kernel.output_argument()
         position = found["position"].load_scalar([kernel.constant(0)])
         position = kernel.value(f"arith.index_cast {position} : i64 to index")
         phases = [
-            *self.attention(hidden, norms[0], found, position),
+            *self.attention(hidden, norms[0], found, caches, position),
             *self.mlp(norms[1], out),
         ]
         self.operands.append("counters")
@@ -205,7 +207,12 @@ class _Writer:
         return KernelCode(block.function, function, ((kernel.name, kernel.text()),))
 
     def attention(
-        self, hidden: Buffer, norm: Buffer, found: Mapping[str, Buffer], position: str
+        self,
+        hidden: Buffer,
+        norm: Buffer,
+        found: Mapping[str, Buffer],
+        caches: Sequence[Cache],
+        position: str,
     ) -> Iterator[Sequence[Part]]:
         """x1, which is left in `self.middle`."""
         block, kernel = self.block, self.kernel
@@ -215,15 +222,15 @@ class _Writer:
         self.middle = self.scratch((1, block.hidden)).buffer((1, block.hidden))
         last = self.linear(QKVO[-1], mixed, hidden, self.middle)
         scores = (block.heads.heads, score_room(block.heads.cache_length))
-        q, k, v = (product.y for product in products)
+        (q, k, v), (keys, values) = (product.y for product in products), caches
         buffers = AttentionBuffers(
             q,
             k,
             v,
             found["cos"],
             found["sin"],
-            found["keys"],
-            found["values"],
+            keys,
+            values,
             self.scratch(scores).buffer(scores),
             mixed.floats,
         )
@@ -342,6 +349,11 @@ class _Writer:
         self.operands.append(name)
         own, element = self._shapes[name]
         return self.kernel.binding(shape or own, element)
+
+    def cache(self, name: str) -> Cache:
+        """The next operand, keys or values."""
+        self.operands.append(name)
+        return cache_of(self.kernel, self.kernel.argument(), self.block.heads)
 
     def scratch(self, shape: Sequence[int]) -> _Region:
         """New memory for an array of 32-bit elements."""

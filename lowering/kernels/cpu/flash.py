@@ -6,11 +6,12 @@ earlier blocks added is scaled down when a larger one comes (Dao et al., 2022, A
 behind the tile's last query are never looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.cpu.attention import NEVER, rotated
+from trinity.lowering.kernels.cpu.caches import Cache, FloatCache, cache_of
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, WORDS, Buffer, Kernel
 from trinity.lowering.kernels.cpu.panels import aligned
@@ -60,7 +61,7 @@ class _Writer:
         )
         position = self.kernel.binding(shapes["position"][0], "i64")
         self.keys, self.values = (
-            self.kernel.binding(shapes[name][0], "f32") for name in ("keys", "values")
+            cache_of(self.kernel, self.kernel.argument(), self.sizes) for _ in ("keys", "values")
         )
         self.out = self.kernel.output(shapes["q"][0][1:], "f32")
         self._scratch, self._end = self.kernel.output_argument(), 0
@@ -69,6 +70,10 @@ class _Writer:
         self.turned = self.scratch((count, self.sizes.width, self.tile))
         self.scores = self.scratch((count, KEYS, self.tile))
         self.lanes = self.scratch((count, self.tile))
+        # A block's keys or values, where a cache holds codes.
+        self.opened = None
+        if self.keys.has_codes:
+            self.opened = self.scratch((count, KEYS, self.sizes.width))
         self.start = self.kernel.value(
             f"arith.index_cast {position.load_scalar([self.kernel.constant(0)])} : i64 to index"
         )
@@ -108,12 +113,11 @@ class _Writer:
         with kernel.loop(LANES) as loop:
             row = kernel.add(first, loop.index)
             key = self.rotated(self.k, row, column)
-            place = [kernel.constant(0), head, kernel.add(self.start, row)]
-            for i, part_of_key in enumerate(key):
-                at = [*place, kernel.constant(LANES * i)]
-                self.keys.store(part_of_key, at, FLOATS)
-                value = self.v.load([row, kernel.add(column, LANES * i)], FLOATS)
-                self.values.store(value, at, FLOATS)
+            place = kernel.add(self.start, row)
+            columns = [kernel.add(column, c) for c in range(0, width, LANES)]
+            value = [self.v.load([row, c], FLOATS) for c in columns]
+            self.keys.store(self.keys.row(key), head, place)
+            self.values.store(self.values.row(value), head, place)
 
     def turn(self, part: str) -> None:
         """Rotate and scale 16 queries of a head, and turn them so that each is a lane."""
@@ -184,8 +188,8 @@ class _Writer:
 
     def score(self, tile: str, block: tuple[str, str], positions: Sequence[str]) -> list[str]:
         """Scores of a block of keys.  block: head and first key   -> the largest, lane by lane"""
-        kernel, (kv_head, first) = self.kernel, block
-        vectors, zero = len(positions), kernel.constant(0)
+        kernel, (_, first), vectors = self.kernel, block, len(positions)
+        buffer, place = self.floats_of(self.keys, tile, block)
         none, never = kernel.constant("0.0", FLOATS), kernel.constant(NEVER, FLOATS)
         with kernel.loop(KEYS, self.together, [(never, FLOATS)] * vectors) as some:
             own = [kernel.add(some.index, i) for i in range(self.together)]
@@ -196,8 +200,8 @@ class _Writer:
                     self.turned.load([tile, loop.index, kernel.constant(LANES * v)], FLOATS)
                     for v in range(vectors)
                 ]
-                for i, key in enumerate(keys):
-                    number = self.keys.load_scalar([zero, kv_head, key, loop.index])
+                for i, at in enumerate(own):
+                    number = buffer.load_scalar([*place(at), loop.index])
                     number = kernel.splat(number, FLOATS)
                     for v, query in enumerate(queries):
                         before = loop.carried[i * vectors + v]
@@ -256,8 +260,8 @@ class _Writer:
 
     def mix(self, tile: str, block: tuple[str, str], first: str, column: str) -> None:
         """Scale the outputs down, and add a block's weighted values."""
-        kernel, (kv_head, key) = self.kernel, block
-        parts, zero = self.sizes.width // LANES, kernel.constant(0)
+        kernel, parts = self.kernel, self.sizes.width // LANES
+        buffer, place = self.floats_of(self.values, tile, block)
         with kernel.loop(self.tile, self.rows) as some:
             own = [kernel.add(some.index, i) for i in range(self.rows)]
             places, starts = [], []
@@ -270,10 +274,9 @@ class _Writer:
                     before = kernel.value(f"arith.mulf {before}, {down} : {FLOATS}")
                     starts.append((before, FLOATS))
             with kernel.loop(KEYS, 1, starts) as loop:
-                place = kernel.value(f"arith.addi {key}, {loop.index} : index")
+                at = place(loop.index)
                 values = [
-                    self.values.load([zero, kv_head, place, kernel.constant(LANES * i)], FLOATS)
-                    for i in range(parts)
+                    buffer.load([*at, kernel.constant(LANES * i)], FLOATS) for i in range(parts)
                 ]
                 for r, row in enumerate(own):
                     weight = self.scores.load_scalar([tile, loop.index, row])
@@ -285,6 +288,28 @@ class _Writer:
                         )
             for at, value in zip(places, loop.results, strict=True):
                 self.out.store(value, at, FLOATS)
+
+    def floats_of(
+        self, cache: Cache, tile: str, block: tuple[str, str]
+    ) -> tuple[Buffer, Callable[[str], list[str]]]:
+        """A block's keys or values as floats: where they are, and the place of each in it.
+
+        block: head and first key.  Codes become floats in memory of the tile's own.
+        """
+        kernel, (head, first) = self.kernel, block
+        if isinstance(cache, FloatCache):
+            return cache.buffer, lambda index: [
+                kernel.constant(0),
+                head,
+                kernel.value(f"arith.addi {first}, {index} : index"),
+            ]
+        opened = self.opened
+        assert opened is not None
+        with kernel.loop(KEYS) as loop:
+            position = kernel.value(f"arith.addi {first}, {loop.index} : index")
+            for i, part in enumerate(cache.numbers(head, position)):
+                opened.store(part, [tile, loop.index, kernel.constant(LANES * i)], FLOATS)
+        return opened, lambda index: [tile, index]
 
     def outputs(self, row: str, column: str) -> list[list[str]]:
         """Places of a head's vectors in a row of the output."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.cpu.block import block_kernels, block_refusal
+from trinity.lowering.kernels.cpu.caches import CACHED_BITS
 from trinity.lowering.kernels.cpu.cpus import Cpu
 from trinity.lowering.kernels.cpu.flash import attention_kernels, attention_refusal
 from trinity.lowering.kernels.cpu.flavour import instructions_of, missing_here
@@ -15,7 +16,7 @@ from trinity.lowering.kernels.cpu.panels import Panels
 from trinity.lowering.kernels.cpu.vectors import VectorStorage, vector_kernels
 from trinity.lowering.kernels.decoder_parts import ATTENTION, BLOCK
 from trinity.lowering.kernels.target_kernels import FusedKernel, TargetKernels
-from trinity.methods.formats import WeightFormat
+from trinity.methods.formats import CacheFormat, WeightFormat
 
 
 class CpuKernels(TargetKernels):
@@ -65,6 +66,13 @@ class CpuKernels(TargetKernels):
         if isinstance(stored, VectorStorage):
             return vector_kernels(name, stored, rows, made)
         return linear_kernels(name, stored, rows, made)
+
+    def cache_refusal(self, cache: CacheFormat) -> str | None:
+        """See `TargetKernels`."""
+        if cache.together > 1 or cache.bits not in CACHED_BITS:
+            bits = " and ".join(map(str, CACHED_BITS))
+            return f"kernels read caches of {bits} bits a number, each position rounded by itself"
+        return None
 
     @property
     def fused(self) -> Mapping[str, FusedKernel[Any]]:  # as in `TargetKernels`

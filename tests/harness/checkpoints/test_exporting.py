@@ -10,8 +10,10 @@ from tests.harness import families
 from tests.oracles import gptq_format
 from trinity.harness.checkpoints import checkpoint
 from trinity.harness.checkpoints.checkpoint import Checkpoint
+from trinity.harness.checkpoints.exporting import export
 from trinity.harness.compress import plan
 from trinity.harness.compress.walk import Walk
+from trinity.harness.models.caching import Caching
 from trinity.harness.models.decoder import Decoder
 from trinity.harness.recipes.recipe import CompressSpec
 from trinity.harness.runs import requests
@@ -44,6 +46,17 @@ def _compressed(
     folder.mkdir()
     checkpoint.write(folder, decoder, blocks, {"recipe": {}}, made.inputs)
     return folder
+
+
+def test_a_cache_is_no_part_of_an_exported_layout(tmp_path: Path) -> None:
+    folder = _compressed(tmp_path, [{"method": "rtn", "group_size": 16}])
+    path = folder / "config.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["quantization_config"]["cache"] = Caching.of("rtn-cache", {}).to_json()
+    path.write_text(json.dumps(data), encoding="utf-8")
+    found = checkpoint.Checkpoint.open(folder)
+    with pytest.raises(UnsupportedError, match="keeps keys and values as rtn-cache: int4"):
+        export(found, "gptq", tmp_path / "exported")
 
 
 def _settings(tmp_path: Path) -> dict[str, Any]:

@@ -34,14 +34,15 @@ def _run(
     dtype: str = "float32",
     inputs: dict[str, Any] | None = None,
     tune: dict[str, Any] | None = None,
+    cache: dict[str, Any] | None = None,
     **bench: Any,
 ) -> Run:
     data: dict[str, Any] = {
         "name": "test",
         "model": {"id": "random:tiny-llama", "dtype": dtype},
-        "compress": {"steps": steps, "inputs": inputs, "tune": tune},
+        "compress": {"steps": steps, "inputs": inputs, "tune": tune, "cache": cache},
         "calibration": {"dataset": "pydoc", "samples": 2, "seqlen": 64, "rule": "concatenated"},
-        "lower": {"target": "llvm-cpu", "length": 16, "context": 96},
+        "lower": {"target": "llvm-cpu", "length": 16, "context": 128 if cache else 96},
         "evaluate": {
             "suites": [{"suite": "perplexity-pydoc", "seqlen": 40, "windows": 2}],
             "engine": engine,
@@ -73,6 +74,32 @@ def test_the_compiled_suite_gives_torchs_numbers(
     assert compiled is not None
     assert (torchs.path, compiled.path) == ("simulated", "kernel")
     assert compiled.samples == pytest.approx(torchs.samples, rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_module_keeps_its_cache_as_torch_rounds_it(store: StageStore, bits: int) -> None:
+    cache = {"method": "rtn-cache", "bits": bits}
+    runs = {name: _run(store, SLIM, name, cache=cache) for name in ("torch", "iree")}
+    found = {name: run.finish().record for name, run in runs.items()}
+    torchs, compiled, floats = (
+        record.find("perplexity-pydoc", "perplexity")
+        for record in (*found.values(), _run(store, SLIM).finish().record)
+    )
+    assert torchs is not None
+    assert compiled is not None
+    assert floats is not None
+    assert found["iree"].checkpoint.cache == f"rtn-cache: int{bits} token and head"
+    assert compiled.path == "kernel"
+    off = max(abs(a / b - 1) for a, b in zip(compiled.samples, torchs.samples, strict=True))
+    rounding = min(abs(a / b - 1) for a, b in zip(torchs.samples, floats.samples, strict=True))
+    assert off < 1e-5  # the same sums in another order, and a code in a thousand that differs
+    assert rounding > 3 * off  # or a cache that nobody rounds would pass
+    model = runs["iree"].make_measuring().load("iree")
+    assert isinstance(model, IreeEngine)
+    config = Checkpoint.open(runs["iree"].compress()).config
+    row = config.head_dim * bits // 8 + 4
+    rows = 2 * config.num_hidden_layers * config.num_key_value_heads * 128
+    assert model.compiled.cache_bytes == rows * row
 
 
 def test_a_module_reads_the_norms_that_a_transform_changed(store: StageStore) -> None:

@@ -1,6 +1,6 @@
 """Blocks and attentions beside the library's own in float64, whichever kernels compute them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.lowering.kernels import arm
+from tests.oracles import caches as oracle
 from trinity.lowering.kernels.calls import KernelCode, with_kernels
 from trinity.lowering.kernels.decoder_parts import (
     LINEARS,
@@ -20,6 +21,7 @@ from trinity.lowering.kernels.kernel_storage import KernelStorage
 from trinity.lowering.module.check import relative_error
 from trinity.lowering.module.invoke import Loaded
 from trinity.methods.formats import (
+    CacheFormat,
     CompressedWeight,
     InputFormat,
     Nested,
@@ -80,8 +82,11 @@ class Case:
         load: Load,
         window: int | None = None,
         inputs: InputFormat | None = None,
+        kept: CacheFormat | None = None,
     ) -> None:
-        """kernels: of the block   storage: of its linears   load: a module's text"""
+        """kernels: of the block   storage: of its linears   load: a module's text
+        kept: how keys and values are
+        """
         llama = pytest.importorskip("transformers.models.llama.modeling_llama")
         config = llama.LlamaConfig(
             hidden_size=HIDDEN,
@@ -92,7 +97,7 @@ class Case:
         )
         config._attn_implementation = "eager"
         formats = {name: replace(format_of(w), inputs=inputs) for name, w in weights.items()}
-        heads = Heads(HEADS, KV_HEADS, WIDTH, LONGEST, window, WIDTH**-0.5)
+        heads = Heads(HEADS, KV_HEADS, WIDTH, LONGEST, window, WIDTH**-0.5, kept)
         self.block = BlockFormat(HIDDEN, heads, config.rms_norm_eps, formats)
         self.module = load(public(kernels(self.block)))
         self.layer, self.window = llama.LlamaDecoderLayer(config, 0).eval().double(), window
@@ -113,37 +118,60 @@ class Case:
             stored |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
         names = self.block.parameters(storage)
         self.stored = [stored[name] for name in names]
-        self.caches = torch.randn(2, *self.block.heads.cache)
+        self.caches, self.bits = torch.randn(2, 1, KV_HEADS, LONGEST, WIDTH), kept and kept.bits
 
     def error(self, position: int) -> float:
         """Of the block's result and of what it writes into the caches, at one position."""
         hidden = torch.randn(1, 1, HIDDEN)
         cos, sin = self.rotary(hidden.double(), torch.tensor([[position]]))
         low = 0 if self.window is None else max(0, position - self.window + 1)
-        past = Past(*self.caches[..., :position, :].double(), low)
+        past = Past(*_read(self.caches, self.bits)[..., :position, :], low, self.bits)
         with torch.no_grad():
             expected = self.layer(
                 hidden.double(), past_key_values=past, position_embeddings=(cos, sin)
             )
         given = [hidden, cos.float(), sin.float(), torch.tensor([position])]
-        arguments = [*given, *(cache.clone() for cache in self.caches), *self.stored]
+        arguments = [*given, *(_stored(cache, self.bits) for cache in self.caches), *self.stored]
         found, *caches = arm.with_caches(self.module, self.block.function, arguments, 4)
         errors = [relative_error(found, expected.float())]
         for written, cache, new in zip(caches, self.caches, (past.key, past.value), strict=True):
-            wanted = cache.clone()
-            wanted[:, :, position] = new[:, :, 0].float()
-            errors.append(relative_error(written, wanted))
+            wanted = _read(cache, self.bits)
+            wanted[:, :, position] = new[:, :, 0]
+            errors.append(relative_error(_numbers(written, cache.shape, self.bits), wanted))
         return max(errors)
+
+
+def _read(cache: Tensor, bits: int | None) -> Tensor:
+    """What attention reads of a cache, in float64."""
+    return oracle.rounded(cache, bits) if bits else cache.double()
+
+
+def _stored(cache: Tensor, bits: int | None) -> Tensor:
+    """A cache [1, heads, positions, width] as a module takes it."""
+    if not bits:
+        return cache.clone()
+    _, heads, positions, width = cache.shape
+    words = oracle.planes(cache[0], bits).view(torch.float32)
+    return words.view(1, heads, positions, width * bits // 32 + 1)
+
+
+def _numbers(stored: Tensor, shape: Sequence[int], bits: int | None) -> Tensor:
+    """The inverse."""
+    if not bits:
+        return stored.double()
+    _, heads, positions, width = shape
+    stored = stored.contiguous().view(torch.uint8)
+    return oracle.from_planes(stored, (heads, positions, width), bits)[None]
 
 
 class Past:
     """The cache of the library's layer: earlier positions from `low` on, and the new one."""
 
-    def __init__(self, keys: Tensor, values: Tensor, low: int) -> None:
-        self.keys, self.values, self.low = keys, values, low
+    def __init__(self, keys: Tensor, values: Tensor, low: int, bits: int | None) -> None:
+        self.keys, self.values, self.low, self.bits = keys, values, low, bits
 
     def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        self.key, self.value = key, value
+        key, value = self.key, self.value = _read(key, self.bits), _read(value, self.bits)
         return (
             torch.cat([self.keys, key], 2)[:, :, self.low :],
             torch.cat([self.values, value], 2)[:, :, self.low :],
@@ -173,13 +201,22 @@ def check_attention(
         f(torch.cat([angles, angles], 1))[None].contiguous() for f in (torch.cos, torch.sin)
     )
     keys, values = torch.randn(2, 1, kv_heads, longest, width)
-    arguments = [q, k, v, cos, sin, positions, keys.clone(), values.clone()]
+    bits = sizes.kept and sizes.kept.bits
+    stored = [_stored(cache, bits) for cache in (keys, values)]
+    arguments = [q, k, v, cos, sin, positions, *stored]
     found, *caches = arm.with_caches(load(public(kernels)), attention.function, arguments, 6)
 
     keys[:, :, start : start + tokens] = turned(k, kv_heads, cos, sin).float()
     values[:, :, start : start + tokens] = v.view(1, tokens, kv_heads, width).transpose(1, 2)
-    assert relative_error(caches[0], keys) < 1e-6
-    assert torch.equal(caches[1], values)
+    keys, values = _read(keys, bits), _read(values, bits)
+    # The last bit of a rotated key decides which of two codes a number near their middle gets.
+    off = (_numbers(caches[0], keys.shape, bits) - keys).abs() / keys.abs().max()
+    assert bool((off < 1e-6).double().mean() > (0.999 if bits else 1 - 1e-9))
+    assert float(off.max()) < (2 / 2**bits if bits else 1e-6)
+    keys = _numbers(caches[0], keys.shape, bits) if bits else keys
+    assert relative_error(_numbers(caches[1], values.shape, bits), values) < (
+        1e-7 if bits else 1e-9
+    )
     distance = positions[:, None] - torch.arange(longest)
     seen = (distance >= 0) & (distance < (sizes.window or longest))
     shared = heads // kv_heads

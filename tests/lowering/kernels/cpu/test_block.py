@@ -30,6 +30,7 @@ from trinity.lowering.module.invoke import Loaded
 from trinity.lowering.targets import targets
 from trinity.lowering.targets.targets import Target
 from trinity.methods.formats import (
+    CacheFormat,
     CompressedWeight,
     InputFormat,
     format_of,
@@ -74,6 +75,7 @@ def case_of(
     window: int | None = None,
     inputs: InputFormat | None = None,
     load: Callable[[str, Flavour], Loaded | arm.Emulated] = here,
+    kept: CacheFormat | None = None,
 ) -> Case:
     """A block whose kernel is of a flavour."""
     made = INSTRUCTIONS[flavour]
@@ -82,7 +84,7 @@ def case_of(
         assert block_refusal(block, made) is None
         return block_kernels(block, made)
 
-    return Case(weights, kernels, made.panels, partial(load, flavour=flavour), window, inputs)
+    return Case(weights, kernels, made.panels, partial(load, flavour=flavour), window, inputs, kept)
 
 
 @pytest.mark.parametrize(("flavour", "kind", "pattern", "rank"), FORMATS)
@@ -99,6 +101,19 @@ def test_a_block_is_the_librarys_in_float64(
 def test_a_window_hides_what_is_before_it(make_weight: Make, flavour: Flavour, window: int) -> None:
     case = case_of(weights_of(make_weight, "int8 channel"), flavour, window)
     assert max(case.error(position) for position in (0, 6, 7, 30)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("flavour", "bits", "window"),
+    [("avx512-vnni", 8, None), ("avx2", 4, None), ("plain", 8, 7), ("avx512-vnni", 4, 7)],
+)
+def test_a_block_reads_and_writes_codes(
+    make_weight: Make, flavour: Flavour, bits: int, window: int | None
+) -> None:
+    weights = weights_of(make_weight, "int8 channel")
+    case = case_of(weights, flavour, window, kept=CacheFormat(bits))
+    # Nothing cached; vectors of scales that are not full, full, and one more; the last place.
+    assert max(case.error(position) for position in (0, 1, 15, 16, 17, LONGEST - 1)) < 1e-5
 
 
 def test_formats_may_differ_within_a_block(make_weight: Make, flavour: Flavour) -> None:

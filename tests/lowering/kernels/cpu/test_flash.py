@@ -13,6 +13,7 @@ from trinity.lowering.kernels.decoder_parts import AttentionFormat, Heads
 from trinity.lowering.module.compile import compile_text
 from trinity.lowering.module.invoke import Loaded
 from trinity.lowering.targets import targets
+from trinity.methods.formats import CacheFormat
 
 CPU = targets.get("llvm-cpu")
 
@@ -51,6 +52,25 @@ def test_attention_is_softmax_in_float64(
     window: int | None,
 ) -> None:
     sizes = Heads(heads, kv_heads, width, longest, window, width**-0.5)
+    check(AttentionFormat(sizes, tokens), start, host_instructions())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "width", "longest", "start", "window"),
+    [(32, 4, 2, 128, 128, 70, 7), (48, 2, 2, 64, 192, 0, None), (16, 2, 1, 32, 64, 3, None)],
+)
+def test_attention_reads_codes_as_the_numbers_that_they_are(
+    bits: int,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    longest: int,
+    start: int,
+    window: int | None,
+) -> None:
+    sizes = Heads(heads, kv_heads, width, longest, window, width**-0.5, CacheFormat(bits))
     check(AttentionFormat(sizes, tokens), start, host_instructions())
 
 
