@@ -33,7 +33,8 @@ from trinity.lowering.mlir.builder import (
     widen,
 )
 from trinity.lowering.mlir.calls import PackedCall
-from trinity.lowering.rows.linalg import add_adapter, add_outliers, changed_input, linear_function
+from trinity.lowering.rows.changed_inputs import changed_input
+from trinity.lowering.rows.linalg import add_adapter, add_outliers, linear_function
 from trinity.lowering.rows.row_storage import Layout, layout_of
 from trinity.lowering.targets.choose import storage_of
 from trinity.lowering.targets.targets import Target

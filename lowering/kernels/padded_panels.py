@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trinity.lowering.kernels.kernel_storage import KernelStorage
 from trinity.lowering.mlir.builder import MLIR_TYPES, Builder, Operand
-from trinity.lowering.rows.linalg import scaled_input
+from trinity.lowering.rows.changed_inputs import scaled_input
 from trinity.methods.formats import NM
 
 PANEL = 32  # outputs

@@ -6,7 +6,7 @@ from trinity.lowering.kernels.calls import linear_arguments
 from trinity.lowering.kernels.padded_panels import padded_input
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.mlir.builder import Builder, tensor_type
-from trinity.lowering.rows.linalg import rounded_input
+from trinity.lowering.rows.changed_inputs import rounded_input
 
 
 def activations(

@@ -18,7 +18,7 @@ from trinity.lowering.kernels.cpu.tiling import Tiling, prepare_tiles
 from trinity.lowering.kernels.cpu.weight_in_kernel import Stored
 from trinity.lowering.kernels.kernel_storage import FactorName
 from trinity.lowering.mlir.builder import MLIR_TYPES, Builder, Operand, tensor_type
-from trinity.lowering.rows.linalg import rounded_input, scaled_input, turned_input
+from trinity.lowering.rows.changed_inputs import rounded_input, scaled_input, turned_input
 
 # Up to so many rows an adapter's B is added inside the kernel of its base, as floats: one dispatch
 # less is worth more than the faster digits.

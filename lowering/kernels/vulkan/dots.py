@@ -3,7 +3,7 @@
 from trinity.lowering.kernels.padded_panels import BLOCK
 from trinity.lowering.kernels.strips import Strips
 from trinity.lowering.mlir.builder import Builder, Operand, tensor_type
-from trinity.lowering.rows.linalg import largest_inputs
+from trinity.lowering.rows.changed_inputs import largest_inputs
 from trinity.methods.formats.inputs import INT8_LARGEST
 
 WORDS = BLOCK // 4  # of 32 bits, of a block's codes
