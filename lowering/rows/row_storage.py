@@ -388,9 +388,7 @@ def _read_coded(
     if found := layout.format.nested:
         return found.made(codes, tensors)
     grid = layout.format.coded
-    if grid is None:
-        msg = f"format {layout.format.label} has no codes"
-        raise AssertionError(msg)
+    assert grid is not None, f"format {layout.format.label} has no codes"
     if isinstance(grid, Codebook):
         scale = tensors["scale"].view(getattr(torch, grid.scale_dtype))
         coded = Coded(codes, scale, grid.table, tensors.get("outer_scale"))
