@@ -344,7 +344,7 @@ class RefusesOneToken(Good):
     ("method", "violation"),
     [
         (ForgetsItsPattern(), "pattern 2:4 was asked for, the result is float32"),
-        (NaNOnOneToken(), "one calibration token, after float32 and 15 more cases: raised"),
+        (NaNOnOneToken(), "one calibration token, after float32 and 17 more cases: raised"),
         (FailsOnHalf(), "bfloat16 weights, after bfloat16"),
         (FailsOnHalf(), ", float16 weights, after float16"),
     ],
