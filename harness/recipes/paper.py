@@ -51,7 +51,8 @@ class Row(Section):
     $parameters.
 
     name: of its recipe; rows of one name are one run, also in tables of other papers
-    order, skip, inputs, tune, cache: of the recipe's `compress`; the profile says on which text to tune
+    order, skip, inputs, tune, cache: of the recipe's `compress`; the profile says on which text to
+        tune
     patterns: of the table's, if not all of them   training: of a 'trained:' model
     """
 
