@@ -140,6 +140,15 @@ def test_outliers_and_rounded_inputs_are_refused(make_weight: Make) -> None:
     assert "its outliers are multiplied as floats" in str(found)
 
 
+def test_turned_inputs_are_refused(make_weight: Make) -> None:
+    turned = InputFormat("int8", 32, turned=32)
+    weights = weights_of(make_weight, "int4 group 32")
+    formats = {n: replace(format_of(w), inputs=turned) for n, w in weights.items()}
+    heads = Heads(HEADS, KV_HEADS, WIDTH, LONGEST, None, WIDTH**-0.5)
+    found = block_refusal(BlockFormat(HIDDEN, heads, 1e-6, formats), INSTRUCTIONS["avx2"])
+    assert "its inputs are turned" in str(found)
+
+
 def test_scaled_inputs_are_scaled_for_their_linear_only(
     make_weight: Make, flavour: Flavour
 ) -> None:

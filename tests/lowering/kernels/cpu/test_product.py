@@ -136,6 +136,15 @@ def test_kernels_of_few_rows_are_the_same_text_with_and_without_matrix_units(
         assert texts[0] == texts[1]
 
 
+def test_scales_that_are_codes_stay_on_vectors_beside_matrix_units(make_weight: Make) -> None:
+    """So it runs on any processor, written out where that has no dot products."""
+    weight = make_weight((40, 96), "nested 3 group 16", None, 0, torch.float16, 2)
+    panels, x = Panels(format_of(weight)), torch.randn(35, 96)
+    kernels = linear_kernels("f", panels, 35, INSTRUCTIONS["amx"])
+    assert all("tdp" not in text for _, text in kernels.executables)
+    assert worst_error(load(panels, "amx", CPU, (35,)), panels, weight, x) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("shape", "kind", "pattern", "rank", "outliers"),
     [
