@@ -7,9 +7,9 @@ weights (`gptq`, `rtn`) and inputs (`compress.inputs`) of few bits.
 
 Inputs of output and down projections are no linear function of the stream.  With `online:
 projections` they are multiplied by a Hadamard matrix as the model runs, and their weights by its
-inverse: a property of the model that its checkpoint declares.  The paper turns
-inputs of output projections within heads by folding and across heads as the model runs; here
-the whole product is made as the model runs, which needs no matrix of as many rows as heads.
+inverse: a property of the model that its checkpoint declares.  The paper turns inputs of output
+projections within heads by folding and across heads as the model runs; here the whole product is
+made as the model runs, which needs no matrix of as many rows as heads.
 
 Not here: queries and keys turned for a quantized cache, because no cache is quantized.  `kind:
 orthogonal` is the paper's random orthogonal matrix, for comparison.
