@@ -105,6 +105,8 @@ def allowed(
 
     Where inputs or caches are rounded, the last bit of a float decides which of two codes it gets,
     and two programs that are both right differ by about what rounding does: by that much they may.
+    Every block rounds its keys and values again, so that the two end with roundings that have
+    nothing in common, and those differ by a root of 2 more.
     """
     tolerance = MODEL_TOLERANCE[getattr(torch, dtype_of(model))]
     if not any(of.kind for of in rounding.inputs.values()) and rounding.floats is None:
@@ -113,7 +115,8 @@ def allowed(
     without = {name: of for name, of in exact.items() if of is not None}
     rounded = torch_logits(model, weights, ids, rounding.inputs)
     floats = torch_logits(rounding.floats or model, weights, ids, without)
-    return max(tolerance, model_error(floats, rounded))
+    independent = 1.0 if rounding.floats is None else 2**0.5
+    return max(tolerance, independent * model_error(floats, rounded))
 
 
 def dtype_of(model: nn.Module) -> str:
