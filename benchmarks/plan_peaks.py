@@ -3,7 +3,8 @@
     python benchmarks/plan_peaks.py docs/examples/sweep/gptq-int4.yaml ...
 
 Each part runs in a process of its own, on an empty store that the parts before it have filled.  So
-its peak is its own, and nothing of it is there already.  Prints a table.
+its peak is its own, and nothing of it is there already.  Lowering includes the dense model that is
+timed in turn, as in a plan.  Prints a table, with a row for all parts.
 """
 
 import argparse
@@ -49,13 +50,15 @@ def main() -> None:
     print("| recipe | part | planned | peak | planned | took |")
     print("|---|---|---:|---:|---:|---:|")
     for path in asked.recipes:
+        planned_s = seconds = 0.0
         with tempfile.TemporaryDirectory(prefix="plan-peaks-") as folder:
             for part in of_recipe(path, Path(folder)):
                 peak = "not known" if part.peak is None else f"{part.peak / 1e9:.3f} GB"
                 times = f"{part.planned_s:.1f} s | {part.seconds:.1f} s"
                 row = f"{path.stem} | {part.name} | {part.planned / 1e9:.3f} GB | {peak} | {times}"
-                print(f"| {row} |")
-                sys.stdout.flush()
+                print(f"| {row} |", flush=True)
+                planned_s, seconds = planned_s + part.planned_s, seconds + part.seconds
+            print(f"| {path.stem} | all | | | {planned_s:.1f} s | {seconds:.1f} s |", flush=True)
 
 
 def of_recipe(path: Path, store: Path) -> list[Part]:
@@ -96,7 +99,7 @@ def measured(path: Path, store: Path, name: str) -> Part:
         available.give_back()
     plans = {peak.part: peak for peak in memory_plan.peaks(run, memory.resident_bytes())}
     size = estimate.size_of(run.source.path)
-    seconds = estimate.of_row(asked, size, ceilings.kept(stages)).seconds[name]
+    seconds = estimate.of_rows([asked], size, ceilings.kept(stages)).seconds[name]
     available.give_back()
     started = time.perf_counter()
     _, peak = memory.peak_during(lambda: _do(run, name))
@@ -107,7 +110,10 @@ def _do(run: Run, name: str) -> None:
     if name == COMPRESS:
         run.compress()
     elif name == LOWER:
-        run.make_measuring().lower()
+        measuring = run.make_measuring()
+        measuring.lower()
+        if run.recipe.bench and run.recipe.bench.baseline:
+            measuring.make_dense().lower()
     elif name == EVALUATE:
         assert run.recipe.evaluate is not None
         run.make_measuring().evaluate(run.recipe.evaluate)

@@ -41,6 +41,8 @@ COLUMN_S, SUMMED_S = 8e-5, 1.9e-8
 EXPORT_S, EXPORT_BLOCK_S = 2.0, 0.4  # once a model
 COMPILE_S, COMPILE_BLOCK_S = 4.0, 0.3
 LOADED_S = 0.5  # an engine, in the process that weighs it
+# First calls: of what compresses, and of what times; of a suite and a model that it reads.
+START_S, READ_S = 0.35, 0.2
 LIBRARIES_BYTES = 1_500_000_000  # resident, of torch, transformers and the compiler
 FLOAT_BYTES = 4
 WARM_UP = 3  # calls before those that are timed
@@ -132,8 +134,9 @@ def of_rows(recipes: Sequence[Recipe], size: Size, limits: Ceilings) -> Estimate
     rows = [of_row(recipe, size, limits) for recipe in recipes]
     parts = {part: sum(row.seconds[part] for row in rows) for part in rows[0].seconds}
     first = recipes[0]  # the dense model reads what rows are compared on once for all of them
-    compared = operations.read_by(_asked(first, only_compared=True))
-    parts[EVALUATE] += _forwards_s(size, compared, limits.products(first.model.dtype))
+    asked = _asked(first, only_compared=True)
+    forwards = _forwards_s(size, operations.read_by(asked), limits.products(first.model.dtype))
+    parts[EVALUATE] += forwards + READ_S * len(asked)
     if any(recipe.lower for recipe in recipes):
         parts[LOWER] += EXPORT_S + EXPORT_BLOCK_S * size.blocks
     dense = 0
@@ -152,13 +155,15 @@ def of_row(recipe: Recipe, size: Size, limits: Ceilings) -> Estimate:
     rate = limits.products(recipe.model.dtype)
     lowering = (COMPILE_S + COMPILE_BLOCK_S * size.blocks) if recipe.lower else 0.0
     seconds = {
-        COMPRESS: _compress_s(recipe, size, rate, limits.products("float32"))
+        COMPRESS: START_S
+        + _compress_s(recipe, size, rate, limits.products("float32"))
         + _adapters_s(recipe, size, limits.alone)
         + _search_s(recipe, size, rate, limits.products("float32"))
         + _tune_s(recipe, size, rate, limits.read),
         LOWER: lowering,
         EVALUATE: _forwards_s(size, operations.read_by(_asked(recipe)), rate)
-        + _distributions_s(_asked(recipe), size.vocabulary),
+        + _distributions_s(_asked(recipe), size.vocabulary)
+        + READ_S * len(_asked(recipe)),
         BENCH: _bench_s(recipe.bench, size, rate, limits.read) if recipe.bench else 0.0,
     }
     return Estimate(seconds, _disk(recipe, size), _memory(recipe, size))
@@ -298,7 +303,7 @@ def _bench_s(spec: BenchSpec, size: Size, rate: float, bandwidth: float) -> floa
     decoding = prompt + spec.new * token
     seconds = {"prefill": calls * prompt, "decode": calls * decoding}
     weighed = 2 * (LOADED_S + decoding) if "memory" in spec.suites else 0.0
-    return weighed + sum(seconds.get(suite, 0.0) for suite in spec.suites)
+    return START_S + weighed + sum(seconds.get(suite, 0.0) for suite in spec.suites)
 
 
 def _disk(recipe: Recipe, size: Size) -> int:
