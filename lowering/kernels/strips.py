@@ -33,6 +33,8 @@ def refusal(weight_format: WeightFormat) -> str | None:
         if name == "B" and strips.groups > 1 and strips.group != strips.padded_group:
             # Its inputs are the other factor's outputs, which stand without gaps.
             return f"adapter B: scale groups of {strips.group} inputs, not of whole {HALF}"
+        if len(strips.parts) > 1:
+            return f"adapter {name}: larger than a Vulkan buffer surely holds"
     strips = Strips(weight_format)
     if strips.streamed and strips.size(strips.panels) > LARGEST:
         return "more masked entries than a Vulkan buffer surely holds"

@@ -118,6 +118,16 @@ def test_an_adapter_whose_groups_are_no_whole_blocks_is_refused(make_packed_adap
     assert refusal(format_of(weight)) == said
 
 
+def test_an_adapter_larger_than_a_tensor_is_refused(
+    make_weight: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launches read factors from one tensor."""
+    weight = format_of(make_weight((70, 32), "int4 channel", None, 32))
+    assert refusal(weight) is None
+    monkeypatch.setattr(strip_geometry, "LARGEST", Strips(weight.factor("B")).size(2))
+    assert refusal(weight) == "adapter B: larger than a Vulkan buffer surely holds"
+
+
 def test_a_weight_of_another_format_is_refused(make_weight: Make) -> None:
     strips = Strips(format_of(make_weight((8, 24), "int4 channel")))
     with pytest.raises(ConfigError, match=r"int4 channel cannot hold a weight of int4 tensor"):
