@@ -6,7 +6,7 @@ from pathlib import Path
 
 SKIPPED_IN_A_FILE = "tests.methods.test_wanda"
 SKIPPED_FILE = "tests.methods.test_sparsegpt"
-SKIPPED_IN_A_FOLDER = "tests.harness.store.test_store"  # that folder runs whole
+SKIPPED_IN_A_FOLDER = "tests.harness.texts.test_corpora"  # that folder runs whole
 REPORT = f"""<testsuites><testsuite>
 <testcase classname="{SKIPPED_IN_A_FILE}" name="test_of_data[a b]"><skipped message="no data"/>
 </testcase>
@@ -14,7 +14,7 @@ REPORT = f"""<testsuites><testsuite>
 <testcase classname="{SKIPPED_IN_A_FOLDER}" name="test_of_a_hub"><skipped message="no hub"/>
 </testcase>
 <testcase classname="" name="{SKIPPED_FILE}"><skipped message="no package"/></testcase>
-<testcase classname="" name="tests.harness.sweeps.test_ray_pool"><skipped message="no ray"/>
+<testcase classname="" name="tests.harness.accuracy.test_tasks"><skipped message="no ray"/>
 </testcase>
 </testsuite></testsuites>"""
 
@@ -32,5 +32,5 @@ def test_the_second_run_names_paths_that_exist_and_what_was_skipped(
     missing = [line for line in lines if "::" not in line and not Path(line).exists()]
     assert missing == []
     assert lines.count(f"{project_root}/tests/methods/test_sparsegpt.py") == 1
-    assert not any("test_ray_pool" in line for line in lines)  # in a folder that runs whole
+    assert not any("test_tasks" in line for line in lines)  # in a folder that runs whole
     assert tests == [f"{project_root}/tests/methods/test_wanda.py::test_of_data[a b]"]
