@@ -70,6 +70,11 @@ class Row(Section):
     published: PublishedKey | None = None
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it compresses nothing."""
+        return not (self.steps or self.cache)
+
+    @property
     def by_pattern(self) -> bool:
         """Whether the row is run once for each sparsity pattern."""
         options = (*self.steps, self.tune or {}, self.training or {})

@@ -71,7 +71,7 @@ def _accuracy(judged: Judged, index: int, m: Measurement | None) -> str:
     if m is None:
         return NOTHING
     lines = [_value(m)]
-    if not judged.cells[index].row.steps:
+    if judged.cells[index].row.is_dense:
         lines.append("baseline")
     else:
         lines.append(verdicts.outcome_text(judged.against_dense(index, m)))

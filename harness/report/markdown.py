@@ -38,7 +38,7 @@ def details(judged: Judged, index: int) -> Iterator[tuple[str, ...]]:
         if m is None:
             continue
         against = verdicts.outcome_text(judged.against_dense(index, m))
-        if not cell.row.steps:
+        if cell.row.is_dense:
             against = "baseline"
         yield row_name(cell), heading(m), _value(m), against, _paper(judged, index, m)
     for engine in (compact.TORCH, compact.IREE):

@@ -179,4 +179,4 @@ def _number(outcome: Outcome) -> str:
 
 def dense_row(rows: Sequence[Row]) -> int | None:
     """Index of the row that compresses nothing."""
-    return next((index for index, row in enumerate(rows) if not row.steps), None)
+    return next((index for index, row in enumerate(rows) if row.is_dense), None)

@@ -253,3 +253,8 @@ def test_every_published_key_of_a_row_is_in_the_file() -> None:
 def test_an_unknown_paper_comes_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"paper 'slm'.*Did you mean slim"):
         paper.load("slm")
+
+
+def test_a_row_that_keeps_its_cache_as_codes_is_not_the_dense_one() -> None:
+    rows = paper.load("caches").tables["decode"].rows
+    assert [row.is_dense for row in rows] == [True, False, False]
