@@ -17,7 +17,7 @@ _ROOT = Path("/sys/fs/cgroup")
 _V2, _V1 = ("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")
 # glibc's (malloc.h, and DEFAULT_MMAP_THRESHOLD_MAX on 64 bits).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_THRESHOLD = -1, -3, 1 << 25
-MAPPED = 1 << 23  # bytes: of less, holes are small beside what libraries take
+MAPPED = 1 << 20  # bytes: of less, holes are small beside what libraries take
 
 
 def total_bytes() -> int:
@@ -41,7 +41,7 @@ def give_back() -> None:
 
 @contextmanager
 def large_mapped() -> Iterator[None]:
-    """Within, glibc maps every block of 8 MiB or more by itself, and it is gone when it is freed.
+    """Within, glibc maps every block of 1 MiB or more by itself, and it is gone when it is freed.
 
     By its own rule it does so from 128 KiB on until one is freed, and then from the size of that
     one on, 32 MiB at most: matrices of such sizes leave holes, which differ from run to run.
