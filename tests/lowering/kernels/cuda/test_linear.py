@@ -14,7 +14,7 @@ from trinity.lowering.kernels.cuda import linear
 from trinity.lowering.kernels.cuda.device import CUDA_CODE, OBJECTS
 from trinity.lowering.kernels.cuda.launch import launches
 from trinity.lowering.kernels.cuda.tiles import Tiles
-from trinity.lowering.kernels.lanes.decoder import DECODER
+from trinity.lowering.kernels.lanes.decoder import DECODER, DIGITS_DECODER
 from trinity.lowering.module import check
 from trinity.lowering.module.compile import compile_text
 from trinity.lowering.module.invoke import Loaded
@@ -150,7 +150,8 @@ def test_a_decoder_of_two_blocks_compiles_with_the_kernels_it_uses_and_no_other(
     assert plan.kernels
     lowered = lower.lower(model, plan)
     number = dtype.removeprefix("float")
-    between = {entry.name for entry in DECODER} if dtype == "float32" else set()
+    own = (*DECODER, *DIGITS_DECODER) if dtype == "float32" else ()
+    between = {entry.name for entry in own}
     assert entries(lowered.vmfb) == {f"product_f{number}_1", f"product_f{number}_2"} | between
     assert lowered.meta["path"] == "kernel"
     stored = Tiles(formats["model.layers.1.mlp.down_proj"]).shapes()
