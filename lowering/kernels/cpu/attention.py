@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trinity.lowering.kernels.cpu.caches import BITS, Cache, lanes_before
+from trinity.lowering.kernels.cpu.caches import BITS, Cache, CodeCache, lanes_before
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, Buffer, Kernel
 from trinity.lowering.kernels.decoder_parts import Heads
 
@@ -115,8 +115,8 @@ class _Head:
 
     def scaled_scores(self, query: Sequence[str], low: str, cached: str) -> None:
         """Sums over codes become scores, 16 positions at once; of floats they are scores."""
-        kernel, scores = self.kernel, self.buffers.scores
-        if not self.buffers.keys.has_codes:
+        kernel, scores, keys = self.kernel, self.buffers.scores, self.buffers.keys
+        if not isinstance(keys, CodeCache):
             return
         total = query[0]
         for part in query[1:]:
@@ -124,7 +124,7 @@ class _Head:
         total = kernel.splat(kernel.sum_of(total), FLOATS)
         with kernel.loop(cached, LANES) as loop:
             raw = scores.load([self.head, loop.index], FLOATS)
-            scale, minimum = self.buffers.keys.shared(self.kv_head, kernel.add(low, loop.index))
+            scale, minimum = keys.shared(self.kv_head, kernel.add(low, loop.index))
             start = self.times(minimum, total)
             score = kernel.value(f"vector.fma {raw}, {scale}, {start} : {FLOATS}")
             self.store_before(cached, loop.index, score, raw)
@@ -134,13 +134,13 @@ class _Head:
 
         -> what all minima add to a number of the sum, a vector of it; zeros of floats
         """
-        kernel, scores = self.kernel, self.buffers.scores
+        kernel, scores, values = self.kernel, self.buffers.scores, self.buffers.values
         none = kernel.constant("0.0", FLOATS)
-        if not self.buffers.values.has_codes:
+        if not isinstance(values, CodeCache):
             return none
         with kernel.loop(cached, LANES, [(none, FLOATS)]) as loop:
             raw = scores.load([self.head, loop.index], FLOATS)
-            scale, minimum = self.buffers.values.shared(self.kv_head, kernel.add(low, loop.index))
+            scale, minimum = values.shared(self.kv_head, kernel.add(low, loop.index))
             self.store_before(cached, loop.index, self.times(raw, scale), raw)
             more = kernel.value(f"vector.fma {raw}, {minimum}, {loop.carried[0]} : {FLOATS}")
             loop.yielded = [self.chosen(cached, loop.index, more, loop.carried[0])]

@@ -39,9 +39,7 @@ class Row:
 
 
 class Cache(Protocol):
-    """The keys, or the values, of a block.  has_codes: whether `load` gives codes"""
-
-    has_codes: bool
+    """The keys, or the values, of a block."""
 
     def row(self, parts: Sequence[str]) -> Row:
         """What a position's numbers become."""
@@ -52,11 +50,7 @@ class Cache(Protocol):
         ...
 
     def load(self, head: str, position: str) -> list[str]:
-        """Its numbers, or codes as floats that `shared` makes numbers of."""
-        ...
-
-    def shared(self, head: str, position: str) -> tuple[str, str]:
-        """Of codes, scales and minima of 16 positions from one on; past the last they are none."""
+        """Its numbers; of `CodeCache` codes as floats, which `shared` makes numbers of."""
         ...
 
     def numbers(self, head: str, position: str) -> list[str]:
@@ -73,8 +67,6 @@ def cache_of(kernel: Kernel, argument: str, sizes: Heads) -> Cache:
 
 class FloatCache:
     """Floats, as they are."""
-
-    has_codes = False
 
     def __init__(self, kernel: Kernel, buffer: Buffer, width: int) -> None:
         """buffer: float32 [1, kv_heads, cache_length, width]"""
@@ -94,10 +86,6 @@ class FloatCache:
         """See `Cache`."""
         return [self.buffer.load([self.zero, head, position, c], FLOATS) for c in self.columns]
 
-    def shared(self, head: str, position: str) -> tuple[str, str]:
-        """See `Cache`."""
-        raise NotImplementedError
-
     def numbers(self, head: str, position: str) -> list[str]:
         """See `Cache`."""
         return self.load(head, position)
@@ -105,8 +93,6 @@ class FloatCache:
 
 class CodeCache:
     """Codes of 4 or 8 bits."""
-
-    has_codes = True
 
     def __init__(self, kernel: Kernel, argument: str, sizes: Heads) -> None:
         """argument: as many bytes as `sizes.cache` has, in the planes above"""
@@ -167,7 +153,7 @@ class CodeCache:
         return [self._float(word) for word in found]
 
     def shared(self, head: str, position: str) -> tuple[str, str]:
-        """See `Cache`."""
+        """Scales and minima of 16 positions from one on; past the last they are none."""
         scale, minimum = (
             self.kernel.value(
                 f"arith.extf {plane.load([head, position], HALF_FLOATS)} "

@@ -11,7 +11,7 @@ from math import prod
 
 from trinity.lowering.kernels.calls import KernelCode
 from trinity.lowering.kernels.cpu.attention import NEVER, rotated
-from trinity.lowering.kernels.cpu.caches import Cache, FloatCache, cache_of
+from trinity.lowering.kernels.cpu.caches import Cache, CodeCache, FloatCache, cache_of
 from trinity.lowering.kernels.cpu.instructions import Instructions
 from trinity.lowering.kernels.cpu.kernel_text import FLOATS, LANES, WORDS, Buffer, Kernel
 from trinity.lowering.kernels.cpu.panels import aligned
@@ -72,7 +72,7 @@ class _Writer:
         self.lanes = self.scratch((count, self.tile))
         # A block's keys or values, where a cache holds codes.
         self.opened = None
-        if self.keys.has_codes:
+        if isinstance(self.keys, CodeCache):
             self.opened = self.scratch((count, KEYS, self.sizes.width))
         self.start = self.kernel.value(
             f"arith.index_cast {position.load_scalar([self.kernel.constant(0)])} : i64 to index"
